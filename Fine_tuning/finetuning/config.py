@@ -1,0 +1,286 @@
+"""One experiment = one YAML file, read by all three scripts into one tree of dataclasses."""
+
+import argparse
+import difflib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from finetuning.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[2]  # paths in a config are relative to this folder
+
+
+class SplitBy(Enum):
+    """Who is kept together: all clips of a speaker, nothing (the published protocol), or as the release says."""
+
+    speaker = 1
+    clip = 2
+    release = 3
+
+
+@dataclass
+class Split:
+    """Shares of train, validation and test, and how they are drawn."""
+
+    by: SplitBy = SplitBy.speaker
+    train: float = 0.70
+    validation: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+
+@dataclass
+class Dataset:
+    """Step 1: from a release to manifests."""
+
+    source: str = "???"
+    output: str = "???"
+    min_duration_s: float = 0.1
+    max_duration_s: float = 16.7
+    max_missing_share: float = 0.1  # a clip shorter than clip_durations.tsv says by more than this share is truncated
+    encoder_frames_per_second: float = 50.0  # QuartzNet: 10 ms window stride, stride 2
+    trim_silence_db: Optional[float] = None  # cut leading and trailing sound this far below the peak
+    workers: int = 0  # processes; 0: one for each core
+    split: Split = field(default_factory=Split)
+
+
+@dataclass
+class Rule:
+    """One substitution and sentences that show it: `pattern` by `replace`, or each letter by its own replacement."""
+
+    name: str = "???"
+    pattern: Optional[str] = None  # a regular expression; null: any one of `letters`
+    replace: str = ""  # may hold groups of the pattern as \\1; an empty group is nothing
+    letters: dict[str, str] = field(default_factory=dict)  # what each matched text becomes, instead of `replace`
+    cases: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Text:
+    """How a sentence of the release becomes the text of an utterance."""
+
+    alphabet: str = "???"  # every character a text may hold, the space included
+    rules: list[Rule] = field(default_factory=list)  # applied in this order after NFC and lower case
+    rejected_cases: list[str] = field(default_factory=list)  # sentences that must be rejected, for the tests
+
+
+@dataclass
+class Model:
+    """Where training starts."""
+
+    base: Optional[str] = None  # a name in the registry, a path to a .nemo, or null: train from scratch
+    architecture: Optional[str] = None  # without a base: a NeMo model configuration
+    registry: dict[str, str] = field(default_factory=dict)  # name: address of the .nemo
+    folder: str = "models"  # where downloaded models are kept
+
+
+@dataclass
+class Optimizer:
+    """As NeMo's `optim` section."""
+
+    name: str = "novograd"
+    lr: float = 5e-4
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.5])
+    weight_decay: float = 1e-3
+
+
+@dataclass
+class Schedule:
+    """As NeMo's `optim.sched` section."""
+
+    name: str = "CosineAnnealing"
+    warmup_ratio: float = 0.05  # share of all steps
+    min_lr: float = 1e-5
+
+
+@dataclass
+class Training:
+    """Step 2: two phases, the encoder frozen, then everything."""
+
+    output: str = "???"
+    name: str = "???"  # of the exported model, without .nemo
+    max_epochs: int = 50
+    frozen_epochs: int = 10
+    batch_size: int = 32
+    workers: int = 0  # processes that read audio; 0: the training process itself
+    seed: int = 0
+    accelerator: str = "auto"  # auto: a GPU when there is one
+    devices: int = 1
+    precision: str = "auto"  # auto: 16-mixed on a GPU, 32-true on a CPU
+    gradient_clip: Optional[float] = None  # largest norm of all gradients together
+    keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
+    speed_perturbation: float = 0.0  # each training clip is played up to this share faster or slower
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+@dataclass
+class Published:
+    """A row of somebody's published table, shown beside ours and marked as published."""
+
+    model: str = "???"
+    loss: float = 0.0
+    cer: float = 0.0  # fraction
+    wer: float = 0.0  # fraction
+
+
+@dataclass
+class Evaluation:
+    """Step 3: which models, on the test manifest."""
+
+    models: list[str] = field(default_factory=list)  # names in the registry or paths to .nemo files
+    predictions: str = "???"  # folder for predictions.jsonl, one folder a model
+    results: str = "???"  # folder for the results, one small JSON a model
+    batch_size: int = 16
+    published: list[Published] = field(default_factory=list)
+    published_on: str = ""  # the data of the published rows, in words
+    note: str = ""  # printed below the table
+
+
+@dataclass
+class Config:
+    """An experiment."""
+
+    dataset: Dataset = field(default_factory=Dataset)
+    text: Text = field(default_factory=Text)
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    name: str = "???"
+    file: str = "???"  # the YAML it was read from; set by load()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The tree as plain dicts, lists and scalars, ready for JSON."""
+        return asdict(self, dict_factory=lambda items: {k: v.name if isinstance(v, Enum) else v for k, v in items})
+
+
+def resolve(path: str) -> Path:
+    """An absolute path; a relative one starts at the project's folder, wherever the script is called from."""
+    return ROOT / Path(path).expanduser()
+
+
+def from_command_line(description: str) -> Config:
+    """The experiment that `--config FILE section.key=value …` names; `--help` needs none of the heavy imports."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Every key of the configuration can be given as section.key=value, for example training.max_epochs=20. "
+        "configs/italian.yaml explains each one. Paths are relative to the project's folder.",
+    )
+    parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the file")
+    arguments = parser.parse_args()
+    return load(arguments.config, arguments.overrides)
+
+
+def load(file: str, overrides: list[str]) -> Config:
+    """Read `file` (and the file it extends), apply the overrides and check the result.
+
+    UserError names an unknown key with the nearest existing one, a value of the wrong type, or a value out of range.
+    """
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.structured(Config)
+    for name, layer in _layers(file, ()):
+        tree = _merge(tree, layer, name)
+    tree = _merge(tree, _command_line_layer(overrides), "the command line")
+    tree.file = file
+    missing = sorted(OmegaConf.missing_keys(tree))
+    if missing:
+        raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
+    config = OmegaConf.to_object(tree)
+    _check(config)
+    return config
+
+
+def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, "DictConfig"]]:
+    """The files from the first ancestor to `file` itself."""
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(file) if Path(file).is_file() else resolve(file)
+    try:
+        layer = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")))
+        raise UserError(f"there is no configuration {file}; there are: {known}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(layer, DictConfig):
+        raise UserError(f"{file} does not hold an experiment (sections dataset, text, model, training, evaluation)")
+    parent = layer.pop("extends", None)
+    if parent in (file, *children):
+        raise UserError(f"{file} extends itself by way of {parent}; name another configuration in `extends`")
+    if parent:
+        yield from _layers(parent, (file, *children))
+    yield file, layer
+
+
+def _command_line_layer(overrides: list[str]) -> "DictConfig":
+    import yaml
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override!r} is not of the form section.key=value")
+    try:
+        return OmegaConf.from_dotlist(overrides)
+    except yaml.YAMLError as error:
+        raise UserError(f"cannot read {' '.join(overrides)!r} as section.key=value ({error.__class__.__name__})") from error
+
+
+def _merge(tree: "DictConfig", layer: "DictConfig", where: str) -> "DictConfig":
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    try:
+        return OmegaConf.merge(tree, layer)
+    except ConfigKeyError as error:
+        key = error.full_key or str(error.key)
+        near = difflib.get_close_matches(key, _keys(Config()), n=1, cutoff=0.0)
+        raise UserError(f"{where}: there is no key {key}; did you mean {near[0]}?") from error
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = getattr(error, "full_key", None) or "a section"
+        raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}") from error
+
+
+def _keys(part: Any, prefix: str = "") -> list[str]:
+    """All dotted keys below a dataclass instance."""
+    keys = []
+    for name, value in vars(part).items():
+        keys.append(prefix + name)
+        if is_dataclass(value):
+            keys += _keys(value, f"{prefix}{name}.")
+    return keys
+
+
+def _check(config: Config) -> None:
+    """Values that have the right type and still make no sense."""
+    split, dataset, training = config.dataset.split, config.dataset, config.training
+    alphabet = config.text.alphabet
+    wrong = {
+        "dataset.split: train, validation and test must be above 0 and add up to 1":
+            min(split.train, split.validation, split.test) <= 0
+            or abs(split.train + split.validation + split.test - 1) > 1e-6,
+        "dataset.min_duration_s must be at least 0 and below dataset.max_duration_s":
+            not 0 <= dataset.min_duration_s < dataset.max_duration_s,
+        "dataset.workers must be 0 (one for each core) or more": dataset.workers < 0,
+        "dataset.encoder_frames_per_second must be above 0": dataset.encoder_frames_per_second <= 0,
+        "text.alphabet must hold the space and no character twice":
+            " " not in alphabet or len(set(alphabet)) != len(alphabet),
+        "training.max_epochs and training.batch_size must be at least 1":
+            min(training.max_epochs, training.batch_size) < 1,
+        "training.frozen_epochs must be between 0 and training.max_epochs":
+            not 0 <= training.frozen_epochs <= training.max_epochs,
+        "training.speed_perturbation must be at least 0 and below 0.5": not 0 <= training.speed_perturbation < 0.5,
+        "evaluation.batch_size must be at least 1": config.evaluation.batch_size < 1,
+    }
+    for sentence, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(f"{config.file}: {sentence}")

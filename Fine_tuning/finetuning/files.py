@@ -1,0 +1,73 @@
+"""Files written whole or not at all, and their checksums."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from finetuning.errors import UserError
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` with its parents; UserError where that is not allowed or a file is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {folder} ({error.strerror}); name another one") from error
+    return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}); nothing was replaced") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """Open a UTF-8 text file that appears under the name `path` only when the block ends well."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as text:
+        yield text
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, keys in the order given; the same content gives the same bytes."""
+    with written_whole(path) as text:
+        json.dump(content, text, ensure_ascii=False, indent=2)
+        text.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, or None where there is no such file; UserError when it cannot be understood."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); delete it and run the same command again") from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(content: Any) -> str:
+    """SHA-256 of `content` written as JSON with sorted keys, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
