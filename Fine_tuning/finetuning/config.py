@@ -169,7 +169,8 @@ def from_command_line(description: str) -> Config:
     """The experiment that `--config FILE section.key=value …` names; `--help` needs none of the heavy imports."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="Every key of the configuration can be given as section.key=value, for example training.max_epochs=20. "
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Every key of the configuration can be given as section.key=value, for example training.max_epochs=20.\n"
         "configs/italian.yaml explains each one. Paths are relative to the project's folder.",
     )
     parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
@@ -243,11 +244,18 @@ def _merge(tree: "DictConfig", layer: "DictConfig", where: str) -> "DictConfig":
         return OmegaConf.merge(tree, layer)
     except ConfigKeyError as error:
         key = error.full_key or str(error.key)
-        near = difflib.get_close_matches(key, _keys(Config()), n=1, cutoff=0.0)
-        raise UserError(f"{where}: there is no key {key}; did you mean {near[0]}?") from error
+        raise UserError(f"{where}: there is no key {key}; did you mean {_nearest(key)}?") from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        key = getattr(error, "full_key", None) or "a section"
+        key = getattr(error, "full_key", None) or ", ".join(str(key) for key in layer)
         raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}") from error
+
+
+def _nearest(key: str) -> str:
+    """The existing key most like `key`; a key given without its section is looked for in all of them."""
+    keys = [known for known in _keys(Config()) if known != "file"]
+    by_last_part = {known.rpartition(".")[2]: known for known in keys}
+    last_part = difflib.get_close_matches(key, by_last_part, n=1, cutoff=0.7) if "." not in key else []
+    return by_last_part[last_part[0]] if last_part else difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
 
 
 def _keys(part: Any, prefix: str = "") -> list[str]:

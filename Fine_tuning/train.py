@@ -1,0 +1,92 @@
+"""Step 2: manifests and a base model -> a fine-tuned model and its loss curve.
+
+    python Fine_tuning/train.py [--config FILE] [section.key=value ...]
+
+Swaps the base model's letters for the configuration's alphabet, trains with the encoder frozen and then unfrozen, and
+writes into training.output: the model, image.png, metrics.csv, run.json, checkpoints/ and tensorboard/. Started again
+after an interruption it goes on from the last checkpoint.
+"""
+
+from pathlib import Path
+
+from finetuning import config as experiment
+from finetuning.errors import UserError, run
+from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest
+
+
+def main() -> None:
+    """Train one model."""
+    config = experiment.from_command_line(__doc__)
+    output = experiment.resolve(config.training.output)
+    exported = output / f"{config.training.name}.nemo"
+    data = {split: checked_utterances(config, split) for split in SPLITS[:2]}
+    for split, utterances in data.items():
+        print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
+
+    print("Loading NeMo, which takes a moment")
+    from finetuning import model as models
+    from finetuning import run_record, training
+    from finetuning.figures import loss_curve
+    from finetuning.files import make_folder, sha256
+
+    base = models.find(config.model.base, config.model) if config.model.base else None
+    record = run_record.start(make_folder(output), config, base)
+    if "model" in record and exported.is_file():
+        print(f"Already finished: {exported}; type training.output=… to train another one")
+        return
+
+    model = starting_point(config, base)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(models.labels(model))} letters")
+    models.channels_last(model)
+    training.fit(model, config, output)
+
+    models.save(model, exported)
+    same_transcripts(model, exported, data["validation"][:16], config)
+    rows = training.read_metrics(output / "metrics.csv")
+    loss_curve(rows, f"{config.training.name}: loss per epoch", output / "image.png")
+    run_record.finish(output, record, model=sha256(exported), epochs=len(rows), validation=rows[-1])
+    print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
+
+
+def checked_utterances(config: experiment.Config, split: str) -> list[Utterance]:
+    """The utterances of a manifest whose letters are all in the alphabet: NeMo drops the others without a word."""
+    path = manifest_path(experiment.resolve(config.dataset.output), split)
+    utterances = read_manifest(path)
+    for utterance in utterances:
+        foreign = sorted(set(utterance.text) - set(config.text.alphabet))
+        if foreign:
+            raise UserError(
+                f"{path}: the text of {utterance.audio_filepath} holds {''.join(foreign)!r}, which text.alphabet does "
+                "not; run step 1 again with this configuration"
+            )
+    return utterances
+
+
+def starting_point(config: experiment.Config, base: Path | None):  # noqa: ANN201 - a NeMo model; NeMo loads late
+    """The base model with the configuration's alphabet, or a new model when there is no base."""
+    from finetuning import model as models
+
+    if base is None and config.model.architecture is None:
+        raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
+    if base is None:
+        return models.build(experiment.resolve(config.model.architecture), config.text.alphabet, config.training.seed)
+    model = models.restore(base)
+    models.set_alphabet(model, config.text.alphabet)
+    return model
+
+
+def same_transcripts(model, exported: Path, utterances: list[Utterance], config: experiment.Config) -> None:  # noqa: ANN001
+    """Restore the exported model once and check that it writes what the trained one writes."""
+    from finetuning import model as models
+    from finetuning.inference import transcribe
+
+    folder = experiment.resolve(config.dataset.output)
+    trained, restored = (transcribe(m, utterances, folder) for m in (model, models.restore(exported)))
+    if trained != restored:
+        exported.unlink()
+        raise UserError(f"{exported} does not transcribe as the trained model does; the checkpoints are kept, report this")
+    print(f"Restored {exported.name}: the same transcripts on {len(utterances)} validation utterances")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,44 @@
+# demo: the three scripts on the shipped sample    test: all tests    lint: ruff
+# Each makes .venv from requirements.lock when it is missing or older than the lock.
+
+PYTHON ?= python3.11
+RUN := .venv/bin/python
+
+.PHONY: demo demo-base test lint lock report
+.DELETE_ON_ERROR:
+
+demo: .venv/.complete
+	$(RUN) Fine_tuning/dataset_creation.py --config configs/demo.yaml
+	$(RUN) Fine_tuning/train.py --config configs/demo.yaml
+	$(RUN) Fine_tuning/evaluate.py --config configs/demo.yaml
+
+# the demo's English model, trained from scratch on the English sample and shipped as models/demo/
+demo-base: .venv/.complete
+	$(RUN) Fine_tuning/dataset_creation.py --config configs/demo_english.yaml
+	$(RUN) Fine_tuning/train.py --config configs/demo_english.yaml
+	cp runs/demo_english/quartznet_small_en.nemo models/demo/
+	cp runs/demo_english/run.json models/demo/quartznet_small_en.run.json
+
+test: .venv/.complete
+	$(RUN) -m pytest
+
+lint: .venv/.complete
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+# README's results table and image.png from results/demo/
+report: .venv/.complete
+	$(RUN) Fine_tuning/report.py
+
+# every version, from the pins of requirements.txt; without "+cpu", so that the same pin finds the build of each machine
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install -r requirements.txt
+	{ echo "# Generated from requirements.txt by: make lock"; .venv-lock/bin/pip freeze | sed 's/+cpu$$//'; } > requirements.lock
+	rm -rf .venv-lock
+
+.venv/.complete: requirements.lock
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/pip install --quiet --progress-bar on -r requirements.lock
+	touch $@
