@@ -1,0 +1,168 @@
+"""A NeMo character CTC model: restored, built, given another alphabet, made fast on a CPU, saved."""
+
+import copy
+import logging
+import pickle
+import tarfile
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from hydra.errors import HydraException
+
+logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry talks while it is imported
+
+from nemo.collections.asr.models import EncDecCTCModel  # noqa: E402
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCDecodingConfig  # noqa: E402
+from nemo.collections.asr.parts.submodules.jasper import GroupShuffle, MaskedConv1d  # noqa: E402
+from nemo.utils import logging as nemo_logging  # noqa: E402
+from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from finetuning.errors import UserError  # noqa: E402
+from finetuning.files import replacing  # noqa: E402
+from finetuning.registry import find  # noqa: E402
+
+__all__ = ["build", "channels_last", "find", "labels", "quiet", "restore", "save", "set_alphabet"]
+
+DATA_SECTIONS = ("train_ds", "validation_ds", "test_ds")
+
+
+def quiet() -> None:
+    """Keep NeMo's and Lightning's running commentary off the screen; errors are raised, not printed."""
+    nemo_logging.set_verbosity(nemo_logging.CRITICAL)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "hydra"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore")
+
+
+def restore(path: Path) -> EncDecCTCModel:
+    """The model of a `.nemo` file of NeMo 1.0.0rc1 to 3.0.0, on the CPU, in eval mode.
+
+    The decoding section is merged over this NeMo's defaults first: the oldest files have none, and 3.0.0 refuses those
+    of 2.5 and 2.6 for a missing key. UserError for a file that is not a character CTC model.
+    """
+    quiet()
+    with _refusing(path, "a .nemo file of a character CTC model"):
+        config = EncDecCTCModel.restore_from(str(path), map_location="cpu", return_config=True)
+        if not config.get("decoder", {}).get("vocabulary") or "tokenizer" in config or "joint" in config:
+            raise ValueError("it does not write characters by CTC")
+        defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(CTCDecodingConfig)))
+        with open_dict(config):
+            config.decoding = OmegaConf.merge(defaults, config.get("decoding") or {})
+        model = EncDecCTCModel.restore_from(str(path), override_config_path=config, map_location="cpu")
+    return model.eval()
+
+
+def build(architecture: Path, alphabet: str, seed: int = 0) -> EncDecCTCModel:
+    """A new model of a NeMo configuration (preprocessor, encoder, decoder), its weights drawn from `seed`."""
+    quiet()
+    with _refusing(architecture, "a NeMo model configuration"):
+        config = OmegaConf.load(architecture)
+        config.labels = list(alphabet)
+        config.decoder.vocabulary = list(alphabet)
+        config.decoder.num_classes = len(alphabet)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return EncDecCTCModel(cfg=config).eval()
+
+
+@contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    """Turn what NeMo, torch, tar and YAML raise over a file that is not `what` into one sentence."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        missing = Path(error.filename or str(error)).name
+        raise UserError(f"{path} is not {what}: there is no {missing}; fetch or make it again") from error
+    except (
+        OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError,
+        tarfile.TarError, pickle.UnpicklingError, yaml.YAMLError, OmegaConfBaseException, HydraException,
+    ) as error:  # fmt: skip
+        reason = "its weights cannot be read" if isinstance(error, pickle.UnpicklingError) else str(error)
+        reason = textwrap.shorten(reason or type(error).__name__, 200, placeholder=" …")
+        raise UserError(f"{path} is not {what} ({reason}); fetch or make it again, or name another") from error
+
+
+def labels(model: EncDecCTCModel) -> list[str]:
+    """The characters the model writes, in the order of its outputs; the CTC blank comes after them."""
+    return list(model.decoder.vocabulary)
+
+
+def set_alphabet(model: EncDecCTCModel, alphabet: str) -> None:
+    """Let the model write `alphabet`, in that order; where it differs from its own, the decoder starts anew.
+
+    The blank is NeMo's to add. Data sections go: they hold the labels and the paths of the base model's training.
+    """
+    if labels(model) != list(alphabet):
+        model.change_vocabulary(list(alphabet))
+    with open_dict(model.cfg):
+        model.cfg.labels = list(alphabet)
+        for section in DATA_SECTIONS:
+            model.cfg.pop(section, None)
+
+
+def save(model: EncDecCTCModel, path: Path) -> None:
+    """Write a `.nemo` file that stock NeMo restores, whole or not at all, without the sections with local paths."""
+    own = model._cfg
+    model._cfg = _portable(own)
+    try:
+        with replacing(path) as temporary:
+            model.save_to(str(temporary))
+    finally:
+        model._cfg = own
+
+
+def _portable(config: DictConfig) -> DictConfig:
+    config = copy.deepcopy(config)
+    with open_dict(config):
+        for section in (*DATA_SECTIONS, "optim"):
+            config.pop(section, None)
+    return config
+
+
+def channels_last(model: EncDecCTCModel) -> None:
+    """Compute the encoder's convolutions with channels last, which suits a CPU; the same results to 1e-5.
+
+    Only the way of computing changes: parameters, checkpoints and `.nemo` files stay stock, and on a GPU so does the
+    computation. Encoders that reshape channels in groups are left as they are: they need channels first.
+    """
+    modules = list(model.encoder.modules())
+    if any(isinstance(m, GroupShuffle) or getattr(m, "heads", -1) != -1 for m in modules):
+        return
+    for module in modules:
+        if isinstance(module, MaskedConv1d) and type(module.conv) is nn.Conv1d:
+            conv = module.conv
+            if conv.groups == conv.in_channels == conv.out_channels:
+                conv.__class__ = DepthwiseConv1d
+            elif conv.groups == 1 and conv.kernel_size == conv.stride == (1,) and conv.padding == (0,):
+                conv.__class__ = PointwiseConv1d
+
+
+class DepthwiseConv1d(nn.Conv1d):
+    """One filter a channel: a Conv2d of height 1, for which the CPU has a channels-last kernel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, T) -> (B, C, T')
+        """As nn.Conv1d."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        image = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
+        weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        stride, padding, dilation = (1, *self.stride), (0, *self.padding), (1, *self.dilation)
+        return F.conv2d(image, weight, self.bias, stride, padding, dilation, self.groups).squeeze(2)
+
+
+class PointwiseConv1d(nn.Conv1d):
+    """A matrix applied at every frame; the frames are rows already when channels come last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, T) -> (B, C', T)
+        """As nn.Conv1d."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return F.linear(x.transpose(1, 2), self.weight[:, :, 0], self.bias).transpose(1, 2)
