@@ -1,0 +1,59 @@
+"""A .tar.gz read as a stream: nothing is ever unpacked by the name it gives itself."""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from finetuning.errors import UserError
+
+
+@contextmanager
+def members_of(source: Path, what: str = "") -> Iterator[Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]]:
+    """All members of a .tar.gz in the order they stand, in constant memory, with a progress bar if it is named.
+
+    UserError when the archive is damaged anywhere, or holds a link, a device or a member outside of it.
+    """
+    from tqdm import tqdm
+
+    def members() -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # tarfile would keep them all
+            bar.update(file.tell() - bar.n)
+            _check(member, source)
+            yield tar, member
+        while rest := tar.fileobj.read(1 << 16):  # to the end: this is what checks the length and the checksum
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("there is something behind the last member")
+
+    try:
+        with (
+            source.open("rb") as file,
+            gzip.open(file) as unpacked,
+            tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 16) as tar,
+            tqdm(
+                total=source.stat().st_size, desc=what, unit="B", unit_scale=True, leave=False, disable=not what
+            ) as bar,
+        ):
+            yield members()
+    except gzip.BadGzipFile as error:
+        raise UserError(
+            f"{source} is not a .tar.gz archive ({error}); give the release as Mozilla packed it, or its folder"
+        ) from error
+    except EOFError as error:
+        raise UserError(f"{source} is truncated; download it again") from error
+    except (tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{source} is damaged or not a .tar.gz archive ({error}); download it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {source} ({error.strerror or error})") from error
+
+
+def _check(member: tarfile.TarInfo, source: Path) -> None:
+    """UserError unless the member is a plain file or a folder inside the archive."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise UserError(f"{source}: the member {member.name!r} points outside the archive; do not use this file")
+    if not (member.isreg() or member.isdir()):
+        raise UserError(f"{source}: the member {member.name!r} is a link or a device; do not use this file")

@@ -1,0 +1,214 @@
+"""A Common Voice release, packed or unpacked, as rows of validated.tsv and the bytes of their clips. Never changed."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from finetuning.archive import members_of
+from finetuning.errors import UserError
+from finetuning.files import make_folder, read_json, replacing, write_json
+from finetuning.manifest import SPLITS
+
+TABLES = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv", "clip_durations.tsv")
+RELEASE_SPLITS = dict(zip(SPLITS, ("train.tsv", "dev.tsv", "test.tsv"), strict=True))
+LAYOUT = "a release holds validated.tsv and clips/ together in one folder, packed as .tar.gz or not"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Clip:
+    """One row of validated.tsv."""
+
+    path: str  # file name in clips/
+    sentence: str  # as it stands in the release
+    speaker: str = ""  # client_id
+    gender: str = ""
+    age: str = ""
+    accents: str = ""
+
+    @property
+    def wav(self) -> str:
+        """File name of the converted clip."""
+        return PurePosixPath(self.path).stem + ".wav"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rejected:
+    """A row that did not become an utterance."""
+
+    path: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where the tables and the clips are."""
+
+    name: str  # of its folder, with the language's: cv-corpus-24.0-2025-12-05/it
+    source: Path  # the archive, or the folder that holds clips/
+    tables: Path  # folder with copies of TABLES, as far as the release has them
+    identity: dict[str, Any]  # differs when the source is another one
+    stamps: dict[str, str] = field(repr=False)  # file name in clips/: size and time, differ when the clip is another
+
+    @property
+    def packed(self) -> bool:
+        """Whether the source is an archive."""
+        return self.source.is_file()
+
+
+def open_release(source: Path, cache: Path) -> Release:
+    """Find the tables and clips of `source`; an archive is checked whole and its tables are copied to `cache`.
+
+    UserError: nothing there, not a release, a damaged archive, or an archive with a member that is no plain file
+    inside it; in these cases nothing is written.
+    """
+    if source.is_dir():
+        return _open_folder(source)
+    if not source.is_file():
+        raise UserError(f"there is no release {source}; give dataset.source=… ({LAYOUT})")
+    identity = {"name": source.name, "size": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns}
+    known = read_json(cache / "release.json")
+    if known is None or known["identity"] != identity:
+        known = _unpack_tables(source, cache, identity)
+    return Release(known["name"], source, cache, identity, known["stamps"])
+
+
+def _open_folder(source: Path) -> Release:
+    found = [source / "validated.tsv"]
+    if not found[0].is_file():
+        found = sorted([*source.glob("*/validated.tsv"), *source.glob("*/*/validated.tsv")])
+    folder = Path(_the_one([str(path) for path in found], source))
+    clips = folder / "clips"
+    if not clips.is_dir():
+        raise UserError(f"there is no folder {clips}; {LAYOUT}")
+    with os.scandir(clips) as entries:
+        files = {entry.name: entry.stat() for entry in entries if entry.is_file()}
+    stamps = {name: f"{stat.st_size} {stat.st_mtime_ns}" for name, stat in files.items()}
+    release, language = folder.resolve().parts[-2:]
+    name = f"{release}/{language}" if release.startswith("cv-corpus") else language
+    return Release(name, folder, folder, {"name": name}, stamps)
+
+
+def _the_one(found: list[str], source: Path) -> str:
+    """The folder of the one validated.tsv."""
+    if not found:
+        raise UserError(f"{source} holds no validated.tsv; {LAYOUT}")
+    if len(found) > 1:
+        raise UserError(
+            f"{source} holds several releases ({', '.join(found)}); give dataset.source= the folder of the one you mean"
+        )
+    return found[0].rpartition("/")[0]
+
+
+def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Stream the archive once: check every member, then copy the tables and the clips' stamps to `cache`."""
+    tables: dict[str, bytes] = {}  # by full name
+    stamps: dict[str, dict[str, str]] = {}  # by folder, then by file name
+    with members_of(source, "checking the archive") as members:
+        for tar, member in members:
+            name = PurePosixPath(member.name)
+            if member.isreg() and name.name in TABLES:
+                tables[str(name)] = tar.extractfile(member).read()
+            elif member.isreg() and name.parent.name == "clips":
+                stamps.setdefault(str(name.parent), {}).setdefault(name.name, f"{member.size} {member.mtime}")
+    folder = _the_one(["/" + name for name in tables if PurePosixPath(name).name == "validated.tsv"], source)[1:]
+    prefix = PurePosixPath(folder)
+    make_folder(cache)
+    (cache / "release.json").unlink(missing_ok=True)  # it vouches for the tables, so it goes first and comes last
+    for table in TABLES:
+        (cache / table).unlink(missing_ok=True)
+        if str(prefix / table) in tables:
+            with replacing(cache / table) as temporary:
+                temporary.write_bytes(tables[str(prefix / table)])
+    known = {
+        "identity": identity,
+        "name": folder or source.name.removesuffix(".tar.gz"),
+        "clips": str(prefix / "clips"),
+        "stamps": stamps.get(str(prefix / "clips"), {}),
+    }
+    write_json(cache / "release.json", known)
+    return known
+
+
+def clip_files(release: Release, wanted: set[str]) -> Iterator[tuple[str, bytes | Path]]:
+    """The wanted clips, each once, as bytes (archive, streamed) or as a path (folder), in the order they lie there."""
+    if not release.packed:
+        yield from ((name, release.source / "clips" / name) for name in release.stamps if name in wanted)
+        return
+    clips, left = read_json(release.tables / "release.json")["clips"], set(wanted)
+    with members_of(release.source) as members:
+        for tar, member in members:
+            name = PurePosixPath(member.name)
+            if name.name in left and str(name.parent) == clips:
+                left.remove(name.name)
+                yield name.name, tar.extractfile(member).read()
+                if not left:
+                    return
+
+
+def read_rows(release: Release) -> tuple[list[Clip], list[Rejected], bool]:
+    """Rows of validated.tsv in the order of their fields, rows that are none, and whether the speakers are named.
+
+    The order does not depend on the order of the lines, nor does anything made of it. UserError: not UTF-8, or no
+    column `path` or `sentence`.
+    """
+    table = release.tables / "validated.tsv"
+    columns, lines = _read_table(table, "path", "sentence")
+    where = [columns.get(name) for name in ("path", "sentence", "client_id", "gender", "age")]
+    where.append(columns.get("accents", columns.get("accent")))  # the column's name before release 8
+    clips, rejected, same = [], [], {}
+    for number, fields in lines:
+        if len(fields) != len(columns):
+            detail = f"line {number} of validated.tsv has {len(fields)} fields instead of {len(columns)}"
+            path = fields[where[0]] if where[0] < len(fields) else ""
+            rejected.append(Rejected(path, "malformed_row", detail))
+            continue
+        values = ["" if i is None else fields[i] for i in where]
+        values[2:] = [same.setdefault(value, value) for value in values[2:]]  # one copy of what repeats: memory
+        clips.append(Clip(*values))
+    return sorted(clips), rejected, "client_id" in columns
+
+
+def read_durations(release: Release) -> dict[str, float] | None:
+    """Seconds by clip as clip_durations.tsv states them; None where the release has no such table."""
+    table = release.tables / "clip_durations.tsv"
+    if not table.is_file():
+        return None
+    columns, lines = _read_table(table, "clip", "duration[ms]")
+    clip, duration = columns["clip"], columns["duration[ms]"]
+    rows = [fields for _, fields in lines if len(fields) == len(columns)]
+    return {fields[clip]: int(fields[duration]) / 1000 for fields in rows if fields[duration].isdecimal()}
+
+
+def read_release_splits(release: Release) -> dict[str, list[str]]:
+    """Clip: the splits whose table names it (train.tsv, dev.tsv, test.tsv); UserError where one is missing."""
+    splits: dict[str, list[str]] = {}
+    for split, name in RELEASE_SPLITS.items():
+        if not (release.tables / name).is_file():
+            raise UserError(f"the release has no {name}; give dataset.split.by=speaker or dataset.split.by=clip")
+        columns, lines = _read_table(release.tables / name, "path")
+        paths = {fields[columns["path"]] for _, fields in lines if len(fields) == len(columns)}
+        for path in paths:
+            splits.setdefault(path, []).append(split)
+    return splits
+
+
+def _read_table(path: Path, *needed: str) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
+    """Columns by name, and (line number, fields) of every line that is not blank.
+
+    The tables are written unquoted: a quote or a backslash is a letter like any other, only tab and line feed separate.
+    """
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        lines = data.decode("utf-8").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line} is not UTF-8; convert the table or get it again") from error
+    header = lines[0].split("\t")
+    columns = {name: i for i, name in enumerate(header)}
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise UserError(f"{path} has no column {' and no column '.join(missing)}; it has: {', '.join(header)}")
+    return columns, [(i, line.split("\t")) for i, line in enumerate(lines[1:], start=2) if line]

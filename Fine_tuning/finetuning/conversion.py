@@ -1,0 +1,162 @@
+"""Many clips -> wavs in a pool of processes, with a log of what is done, so that a rerun goes on where it was."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetuning import audio
+from finetuning.common_voice import Clip, Release, clip_files
+from finetuning.errors import UserError
+from finetuning.files import make_folder, written_whole
+from finetuning.manifest import SPLITS, manifest_path
+
+IN_FLIGHT = 8  # clips a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What became of a clip: a wav of `duration_s`, or a reason why there is none."""
+
+    path: str
+    stamp: str  # of the clip it was made from
+    duration_s: float = 0.0  # of the wav
+    decoded_s: float = 0.0  # before silence was trimmed
+    reason: str = ""
+    detail: str = ""
+
+
+class Log:
+    """`conversion.jsonl`: a first line that says what all wavs depend on, then one line a clip as results arrive."""
+
+    def __init__(self, output: Path, key: dict[str, Any]) -> None:
+        """Read the log in `output`; what was made under another `key` counts as not made."""
+        self.path, self.key, self.wavs = output / "conversion.jsonl", key, output / "wavs"
+        lines = _readable(self.path)
+        self.old_key = lines[0] if lines else None
+        entries = [Converted(**line) for line in lines[1:]] if self.old_key == key else []
+        self.done = {entry.path: entry for entry in entries}
+
+    def missing(self, clips: Iterable[Clip], stamps: dict[str, str]) -> list[Clip]:
+        """Clips without a result, with a wav that is gone or of another size, or changed since."""
+        sizes = {}
+        if self.wavs.is_dir():
+            with os.scandir(self.wavs) as entries:
+                sizes = {entry.name: entry.stat().st_size for entry in entries}
+
+        def is_done(clip: Clip) -> bool:
+            entry = self.done.get(clip.path)
+            if entry is None or entry.stamp != stamps[clip.path]:
+                return False
+            return bool(entry.reason) or sizes.get(clip.wav) == audio.wav_size(entry.duration_s)
+
+        return [clip for clip in clips if not is_done(clip)]
+
+    def start(self) -> None:
+        """Write the log anew without a line cut off by a crash, and clear away what no longer holds."""
+        make_folder(self.wavs)
+        for left_over in self.wavs.glob(".*"):  # half-written wavs of a run that was killed
+            left_over.unlink(missing_ok=True)
+        if self.old_key != self.key:  # manifests that speak of other wavs must not outlive them
+            for split in SPLITS:
+                manifest_path(self.path.parent, split).unlink(missing_ok=True)
+        with written_whole(self.path) as lines:
+            lines.write(json.dumps(self.key, ensure_ascii=False) + "\n")
+            lines.writelines(_line(entry) for entry in self.done.values())
+
+    def record(self, results: Iterable[Converted]) -> None:
+        """Append results one by one; OSError when the disk is full."""
+        with self.path.open("a", encoding="utf-8", buffering=1) as lines:
+            for result in results:
+                lines.write(_line(result))
+                self.done[result.path] = result
+
+
+def _readable(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; the last one may be cut off."""
+    lines = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _line(entry: Converted) -> str:
+    return json.dumps({k: v for k, v in asdict(entry).items() if v != ""}, ensure_ascii=False) + "\n"
+
+
+def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: float | None, workers: int) -> None:
+    """Convert `clips` and log each result; UserError when the disk is full or a process was killed."""
+    try:
+        log.start()
+        log.record(_results(release, clips, log.wavs, trim_silence_db, workers or len(os.sched_getaffinity(0))))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory; what is converted is kept, the same command "
+            "goes on from there (dataset.workers=1 needs least memory)"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {log.wavs} ({error.strerror or error}); what is converted is kept, make room and run "
+            "the same command again"
+        ) from error
+
+
+def _results(release: Release, clips: list[Clip], wavs: Path, trim: float | None, workers: int) -> Iterator[Converted]:
+    """Results in the order they arrive; at most IN_FLIGHT clips a worker are held in memory."""
+    import multiprocessing
+
+    from tqdm import tqdm
+
+    wanted = {clip.path: clip for clip in clips}
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
+    flying: set[Future[Converted]] = set()
+    with tqdm(total=len(clips), desc="converting", unit=" clips", mininterval=0.5) as bar:
+        try:
+            for path, clip in clip_files(release, set(wanted)):
+                wav = wavs / wanted[path].wav
+                flying.add(pool.submit(_convert_one, path, release.stamps[path], clip, wav, trim))
+                while len(flying) >= IN_FLIGHT * workers:
+                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    bar.update(len(done))
+                    yield from (future.result() for future in done)
+            while flying:
+                done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                bar.update(len(done))
+                yield from (future.result() for future in done)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: float | None) -> Converted:
+    """In a worker. An error of one clip is that clip's; only OSError (the disk) concerns them all."""
+    try:
+        duration_s, decoded_s = audio.convert(clip, wav, trim)
+    except audio.BadClip as bad:
+        return Converted(path, stamp, reason=bad.reason, detail=bad.detail)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a decoder makes of a broken file, it must not stop a run of hours
+        return Converted(path, stamp, reason="clip_undecodable", detail=f"{error.__class__.__name__}: {error}")
+    return Converted(path, stamp, duration_s, decoded_s)
+
+
+def _prepare_worker() -> None:
+    """Quiet and mortal: no chatter of libmpg123 on the screen, Ctrl-C is the parent's, no life without it."""
+    import multiprocessing
+    import signal
+    import threading
+
+    def follow_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    threading.Thread(target=follow_parent, daemon=True).start()

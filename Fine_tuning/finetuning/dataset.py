@@ -1,0 +1,92 @@
+"""What step 1 leaves: manifests, rejected.jsonl and dataset.json. Files that are right already are left alone."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finetuning import splits
+from finetuning.common_voice import Rejected
+from finetuning.config import Config
+from finetuning.errors import UserError
+from finetuning.files import read_json, sha256_of, write_json, written_whole
+from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
+
+NOT_CONTENT = ("source", "output", "workers")  # keys of the section that change nothing in what is made
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The part of the config that the manifests depend on, by dotted key."""
+    tree = config.as_dict()
+    rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"]["rules"]]
+    dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in NOT_CONTENT}
+    return {**dataset, "text.alphabet": tree["text"]["alphabet"], "text.rules": rules}
+
+
+def describe(
+    config: Config, release: str, rows: int, chosen: dict[str, list[Utterance]], rejected: list[Rejected]
+) -> dict[str, Any]:
+    """The content of dataset.json: the same dataset gives the same bytes, wherever it lies."""
+    return {
+        "name": config.name,
+        "release": release,
+        "rows": rows,
+        "utterances": sum(len(utterances) for utterances in chosen.values()),
+        "rejected": len(rejected),
+        "rejected_by_reason": dict(sorted(Counter(r.reason for r in rejected).items())),
+        "splits": splits.describe(chosen),
+        "overlap": splits.overlap(chosen),
+        "alphabet": config.text.alphabet,
+        "config": settings(config),
+        "config_sha256": sha256_of(settings(config)),
+    }
+
+
+def changes(output: Path, config: Config, release: str) -> list[str]:
+    """Keys whose value is another than in the run that wrote the dataset.json in `output`; none in a first run."""
+    before = read_json(output / "dataset.json")
+    if before is None:
+        return []
+    now = settings(config)
+    changed = [key for key in now if now[key] != before["config"].get(key)]
+    return changed if before["release"] == release else ["dataset.source", *changed]
+
+
+def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejected], about: dict[str, Any]) -> bool:
+    """Write what differs from what is there, dataset.json last; False when nothing did."""
+    stale = [split for split in SPLITS if _read(manifest_path(output, split)) != chosen[split]]
+    for split in stale:
+        write_manifest(manifest_path(output, split), chosen[split])
+    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+    path = output / "rejected.jsonl"
+    rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
+    if rejected_stale:
+        with written_whole(path) as text:
+            text.write(lines)
+    about_stale = read_json(output / "dataset.json") != about
+    if about_stale:
+        write_json(output / "dataset.json", about)
+    return bool(stale) or rejected_stale or about_stale
+
+
+def _read(manifest: Path) -> list[Utterance] | None:
+    try:
+        return read_manifest(manifest, check_audio=False)
+    except UserError:  # missing or damaged: to be written anew
+        return None
+
+
+def table(about: dict[str, Any]) -> str:
+    """Splits, overlap and rejections of a dataset.json, for the screen."""
+    lines = [f"{'':12}{'hours':>10}{'clips':>10}{'speakers':>10}{'sentences':>11}{'share':>9}"]
+    hours = sum(split["hours"] for split in about["splits"].values()) or 1.0
+    for name, split in about["splits"].items():
+        figures = f"{split['hours']:10.3f}{split['clips']:10,}{split['speakers']:10,}{split['sentences']:11,}"
+        lines.append(f"{name:12}{figures}{split['hours'] / hours:9.1%}")
+    lines.append("in common")
+    for pair, both in about["overlap"].items():
+        lines.append(f"  {pair:20}{both['clips']:10,}{both['speakers']:10,}{both['sentences']:11,}")
+    lines.append(f"rejected: {about['rejected']:,} of {about['rows']:,} rows")
+    lines += [f"  {reason:30}{count:10,}" for reason, count in about["rejected_by_reason"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,100 @@
+"""Which rows of a release become utterances, and why the others do not."""
+
+from itertools import pairwise
+from math import floor
+from pathlib import PurePosixPath
+
+from finetuning.common_voice import Clip, Rejected
+from finetuning.config import Dataset
+from finetuning.conversion import Converted
+from finetuning.manifest import Utterance
+from finetuning.text import Language
+
+
+def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], list[Rejected]]:
+    """The normalised text of each row that has a usable path and sentence; of several rows for a clip, the first."""
+    texts: dict[Clip, str] = {}
+    taken: dict[str, str] = {}  # wav: the clip it is made from
+    rejected = []
+    for clip in rows:
+        text = language.normalise(clip.sentence)
+        if not is_file_name(clip.path):
+            rejected.append(Rejected(clip.path, "path_outside_clips", "not the name of a file in clips/"))
+        elif not text:
+            rejected.append(Rejected(clip.path, "empty_sentence", clip.sentence.strip()))
+        elif foreign := language.foreign(text):
+            rejected.append(Rejected(clip.path, "foreign_character", foreign))
+        elif clip.wav in taken:
+            rejected.append(Rejected(clip.path, "duplicate_clip", f"another row makes a wav of {taken[clip.wav]}"))
+        else:
+            texts[clip] = text
+            taken[clip.wav] = clip.path
+    return texts, rejected
+
+
+def is_file_name(path: str) -> bool:
+    """Whether `path` names a file in a folder and nothing outside of it or below it."""
+    return bool(path.strip(". ")) and path == PurePosixPath(path).name and not set(path) & {"\\", "\0"}
+
+
+def with_clip(clips: list[Clip], present: dict[str, str]) -> tuple[list[Clip], list[Rejected]]:
+    """The rows whose clip is in the release (`present`)."""
+    missing = [Rejected(clip.path, "clip_missing", "not in clips/") for clip in clips if clip.path not in present]
+    return [clip for clip in clips if clip.path in present], missing
+
+
+def in_one_split(clips: list[Clip], splits: dict[str, list[str]]) -> tuple[list[Clip], list[Rejected]]:
+    """The rows that exactly one of the release's own splits names."""
+    kept, rejected = [], []
+    for clip in clips:
+        named = splits.get(clip.path, [])
+        if len(named) == 1:
+            kept.append(clip)
+        else:
+            detail = f"in {' and '.join(named)}" if named else "in none of train.tsv, dev.tsv and test.tsv"
+            rejected.append(Rejected(clip.path, "not_in_release_split", detail))
+    return kept, rejected
+
+
+def with_sound(
+    clips: list[Clip],
+    texts: dict[Clip, str],
+    converted: dict[str, Converted],
+    stated_s: dict[str, float],
+    dataset: Dataset,
+) -> tuple[list[Utterance], list[Rejected]]:
+    """The rows whose clip was converted and passes the filters of `dataset`."""
+    utterances, rejected = [], []
+    for clip in clips:
+        sound, text = converted[clip.path], texts[clip]
+        fault = _fault(sound, text, stated_s.get(clip.path, 0.0), dataset)
+        if fault:
+            rejected.append(Rejected(clip.path, *fault))
+        else:
+            about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
+            utterances.append(Utterance(f"wavs/{clip.wav}", sound.duration_s, text, *about))
+    return utterances, rejected
+
+
+def _fault(sound: Converted, text: str, stated_s: float, dataset: Dataset) -> tuple[str, str] | None:
+    """The first reason why a clip and its text make no utterance, and the figures behind it."""
+    frames = floor(sound.duration_s * dataset.encoder_frames_per_second + 1e-6)
+    if sound.reason:
+        return sound.reason, sound.detail
+    if sound.decoded_s < stated_s * (1 - dataset.max_missing_share):
+        return "clip_truncated", f"{sound.decoded_s:.2f} s of the {stated_s:.2f} s that clip_durations.tsv states"
+    if sound.duration_s < dataset.min_duration_s:
+        return "too_short", f"{sound.duration_s:.2f} s"
+    if sound.duration_s > dataset.max_duration_s:
+        return "too_long", f"{sound.duration_s:.2f} s"
+    if frames_needed(text) > frames:
+        return "too_many_characters", f"needs {frames_needed(text)} encoder frames and has {frames}"
+    return None
+
+
+def frames_needed(text: str) -> int:
+    """Frames below which CTC gives `text` no probability: one a letter, and a blank between equal neighbours.
+
+    Graves et al. 2006, section 3: "anno" needs a-n-blank-n-o, five frames.
+    """
+    return len(text) + sum(a == b for a, b in pairwise(text))

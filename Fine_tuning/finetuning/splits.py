@@ -1,0 +1,128 @@
+"""Who goes to train, validation and test, and what the three have in common."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import combinations
+from math import floor, log2
+
+from finetuning.config import Split, SplitBy
+from finetuning.errors import UserError
+from finetuning.manifest import SPLITS, Utterance
+
+Assignment = dict[str, str]  # audio_filepath: split
+
+
+def refuse_impossible(split: Split, speakers: set[str], speakers_named: bool) -> None:
+    """UserError where `by: speaker` cannot work, before any clip is converted."""
+    if split.by is not SplitBy.speaker:
+        return
+    if not speakers_named:
+        raise UserError("validated.tsv has no column client_id: the speakers are unknown; give dataset.split.by=clip")
+    if len(speakers) < len(SPLITS):
+        raise UserError(
+            f"{len(speakers)} speakers cannot be kept apart in {len(SPLITS)} splits; give dataset.split.by=clip"
+        )
+
+
+def assign(split: Split, utterances: list[Utterance]) -> tuple[Assignment, Assignment]:
+    """`by: speaker` or `by: clip`: each utterance's split, and those left out with the split that has their sentence.
+
+    The same for a seed whatever the order of `utterances`.
+    """
+    shares = {"train": split.train, "validation": split.validation, "test": split.test}
+    if split.by is SplitBy.clip:
+        return by_clip(utterances, shares, split.seed), {}
+    return by_speaker(utterances, shares, split.seed)
+
+
+def by_clip(utterances: list[Utterance], shares: dict[str, float], seed: int) -> Assignment:
+    """Shares met in clips; speakers and sentences stand in several splits (the published protocol)."""
+    paths = sorted((u.audio_filepath for u in utterances), key=lambda path: _random(seed, path))
+    ends = {"train": round(len(paths) * shares["train"]), "validation": 0, "test": len(paths)}
+    ends["validation"] = round(len(paths) * (shares["train"] + shares["validation"]))
+    starts = dict(zip(SPLITS, (0, ends["train"], ends["validation"]), strict=True))
+    return {path: split for split in SPLITS for path in paths[starts[split] : ends[split]]}
+
+
+def by_speaker(utterances: list[Utterance], shares: dict[str, float], seed: int) -> tuple[Assignment, Assignment]:
+    """Shares met in hours; no speaker and no sentence stands in two splits.
+
+    A speaker goes to the split that lacks most hours, those with most hours first: they end in train, so that
+    validation and test hold many voices. Then a sentence read in several splits stays in the one furthest below its
+    share, and the other splits lose it.
+    """
+    hours = defaultdict(float)
+    for u in sorted(utterances, key=lambda u: u.audio_filepath):  # one order of adding: one result to the last bit
+        hours[u.speaker] += u.duration
+    lacking = {split: shares[split] * sum(hours[speaker] for speaker in sorted(hours)) for split in SPLITS}
+    home: dict[str, str] = {}
+    order = sorted(hours, key=lambda speaker: (-floor(log2(hours[speaker] or 1e-9)), _random(seed, speaker)))
+    for left, speaker in zip(range(len(order), 0, -1), order, strict=True):
+        empty = [split for split in SPLITS if split not in home.values()] if left <= len(SPLITS) else []
+        home[speaker] = max(empty if left <= len(empty) else SPLITS, key=lambda split: lacking[split])
+        lacking[home[speaker]] -= hours[speaker]
+    return _apart(utterances, home, shares, seed)
+
+
+def _apart(
+    utterances: list[Utterance], home: dict[str, str], shares: dict[str, float], seed: int
+) -> tuple[Assignment, Assignment]:
+    """Every utterance in its speaker's split, except where another split has its sentence."""
+    hours = dict.fromkeys(SPLITS, 0.0)
+    sentences: dict[str, dict[str, list[Utterance]]] = defaultdict(lambda: defaultdict(list))
+    for u in sorted(utterances, key=lambda u: u.audio_filepath):
+        hours[home[u.speaker]] += u.duration
+        sentences[u.text][home[u.speaker]].append(u)
+    kept, lost = {}, {}
+    for text in sorted(sentences, key=lambda text: _random(seed, text)):
+        total = sum(hours.values())
+        keeper = max(sentences[text], key=lambda split: (shares[split] * total - hours[split], split))
+        for split, group in sentences[text].items():
+            (kept if split == keeper else lost).update((u.audio_filepath, keeper) for u in group)
+            hours[split] -= sum(u.duration for u in group) if split != keeper else 0.0
+    return kept, lost
+
+
+def refuse_empty(splits: dict[str, list[Utterance]]) -> None:
+    """UserError names a split without an utterance."""
+    empty = [name for name in SPLITS if not splits[name]]
+    if empty:
+        raise UserError(
+            f"no utterance is left for {' and '.join(empty)}; give a larger release, wider filters, other shares "
+            "(dataset.split.train=…) or another dataset.split.by (see rejected.jsonl for what was left out)"
+        )
+
+
+def describe(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, float]]:
+    """By split: hours, clips, speakers and different sentences."""
+    return {
+        name: {
+            "hours": round(sum(u.duration for u in utterances) / 3600, 4),
+            "clips": len(utterances),
+            "speakers": len(_speakers(utterances)),
+            "sentences": len({u.text for u in utterances}),
+        }
+        for name, utterances in splits.items()
+    }
+
+
+def overlap(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, int]]:
+    """By pair of splits: clips, speakers and sentences that stand in both."""
+    return {
+        f"{a} and {b}": {
+            "clips": len({u.audio_filepath for u in splits[a]} & {u.audio_filepath for u in splits[b]}),
+            "speakers": len(_speakers(splits[a]) & _speakers(splits[b])),
+            "sentences": len({u.text for u in splits[a]} & {u.text for u in splits[b]}),
+        }
+        for a, b in combinations(SPLITS, 2)
+    }
+
+
+def _speakers(utterances: Iterable[Utterance]) -> set[str]:
+    return {u.speaker for u in utterances if u.speaker}
+
+
+def _random(seed: int, key: str) -> bytes:
+    """A place in a random order that depends on nothing but the seed and the key."""
+    return hashlib.sha256(f"{seed} {key}".encode()).digest()
