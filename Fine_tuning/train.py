@@ -8,10 +8,19 @@ after an interruption it goes on from the last checkpoint.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetuning import config as experiment
+from finetuning import run_record
+from finetuning.config import Config
 from finetuning.errors import UserError, run
+from finetuning.figures import loss_curve
+from finetuning.files import make_folder, sha256
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest
+from finetuning.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from nemo.collections.asr.models import EncDecCTCModel
 
 
 def main() -> None:
@@ -23,32 +32,32 @@ def main() -> None:
     for split, utterances in data.items():
         print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
 
-    print("Loading NeMo, which takes a moment")
-    from finetuning import model as models
-    from finetuning import run_record, training
-    from finetuning.figures import loss_curve
-    from finetuning.files import make_folder, sha256
+    from finetuning.registry import find
 
-    base = models.find(config.model.base, config.model) if config.model.base else None
+    base = find(config.model.base, config.model) if config.model.base else None
     record = run_record.start(make_folder(output), config, base)
     if "model" in record and exported.is_file():
         print(f"Already finished: {exported}; type training.output=… to train another one")
         return
 
-    model = starting_point(config, base)
+    print("Loading NeMo, which takes a moment")
+    from finetuning import model as models
+    from finetuning import training
+
+    model = training.starting_point(config, base)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(models.labels(model))} letters")
     models.channels_last(model)
     training.fit(model, config, output)
 
     models.save(model, exported)
-    same_transcripts(model, exported, data["validation"][:16], config)
-    rows = training.read_metrics(output / "metrics.csv")
+    check_transcripts(model, exported, data["validation"][:16], config)
+    rows = read_metrics(output / "metrics.csv")
     loss_curve(rows, f"{config.training.name}: loss per epoch", output / "image.png")
     run_record.finish(output, record, model=sha256(exported), epochs=len(rows), validation=rows[-1])
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
 
 
-def checked_utterances(config: experiment.Config, split: str) -> list[Utterance]:
+def checked_utterances(config: Config, split: str) -> list[Utterance]:
     """The utterances of a manifest whose letters are all in the alphabet: NeMo drops the others without a word."""
     path = manifest_path(experiment.resolve(config.dataset.output), split)
     utterances = read_manifest(path)
@@ -62,29 +71,18 @@ def checked_utterances(config: experiment.Config, split: str) -> list[Utterance]
     return utterances
 
 
-def starting_point(config: experiment.Config, base: Path | None):  # noqa: ANN201 - a NeMo model; NeMo loads late
-    """The base model with the configuration's alphabet, or a new model when there is no base."""
-    from finetuning import model as models
-
-    if base is None and config.model.architecture is None:
-        raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
-    if base is None:
-        return models.build(experiment.resolve(config.model.architecture), config.text.alphabet, config.training.seed)
-    model = models.restore(base)
-    models.set_alphabet(model, config.text.alphabet)
-    return model
-
-
-def same_transcripts(model, exported: Path, utterances: list[Utterance], config: experiment.Config) -> None:  # noqa: ANN001
+def check_transcripts(model: "EncDecCTCModel", exported: Path, utterances: list[Utterance], config: Config) -> None:
     """Restore the exported model once and check that it writes what the trained one writes."""
-    from finetuning import model as models
     from finetuning.inference import transcribe
+    from finetuning.model import restore
 
     folder = experiment.resolve(config.dataset.output)
-    trained, restored = (transcribe(m, utterances, folder) for m in (model, models.restore(exported)))
+    trained, restored = (transcribe(m, utterances, folder) for m in (model, restore(exported)))
     if trained != restored:
         exported.unlink()
-        raise UserError(f"{exported} does not transcribe as the trained model does; the checkpoints are kept, report this")
+        raise UserError(
+            f"{exported} did not transcribe as the trained model does and was removed; checkpoints are kept"
+        )
     print(f"Restored {exported.name}: the same transcripts on {len(utterances)} validation utterances")
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,11 @@ def run_script() -> Script:
     def run(name: str, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: int = 600):
         return subprocess.run(
             [sys.executable, str(ROOT / "Fine_tuning" / name), *arguments],
-            cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     return run
@@ -35,3 +40,52 @@ def assert_refused(process: subprocess.CompletedProcess[str], *words: str) -> No
     assert "Traceback" not in process.stderr, process.stderr[-2000:]
     for word in words:
         assert word in process.stderr, f"{word!r} is not in {process.stderr[-2000:]!r}"
+
+
+@pytest.fixture(scope="session")
+def tiny_release(sample_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of the sample's first 40 rows, as an extracted language folder."""
+    folder = tmp_path_factory.mktemp("release")
+    with tarfile.open(sample_archive) as archive:
+        archive.extractall(folder, filter="data")
+    (language,) = folder.glob("*/it")
+    for table in ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv"):
+        path = language / table
+        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:41]), encoding="utf-8")
+    return language
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's experiment on 40 clips: three epochs, two of them frozen, nothing written outside a temporary folder."""
+    folder = tmp_path_factory.mktemp("experiment")
+    path = folder / "tiny.yaml"
+    path.write_text(
+        f"""
+extends: configs/demo.yaml
+name: tiny
+dataset: {{source: {tiny_release}, output: {folder}/data, workers: 2}}
+training: {{output: {folder}/run, max_epochs: 3, frozen_epochs: 2, keep_best: -1}}
+evaluation:
+  models: [models/demo/quartznet_small_en.nemo, {folder}/run/Model-IT-finetuned.nemo]
+  predictions: {folder}/predictions
+  results: {folder}/results
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_config: Path, run_script: Script) -> Path:
+    """Manifests and wavs, made by step 1."""
+    made = run_script("dataset_creation.py", "--config", str(tiny_config))
+    assert made.returncode == 0, made.stderr[-2000:]
+    return tiny_config.parent / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Path, tiny_dataset: Path, run_script: Script) -> Path:
+    """A finished training run, made by step 2."""
+    trained = run_script("train.py", "--config", str(tiny_config))
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    return tiny_config.parent / "run"

@@ -21,7 +21,12 @@ def test_the_lock_holds_every_pin():
 
 
 def test_pins_find_the_ordinary_build_everywhere():
-    assert not [version for file in ("requirements.txt", "requirements.lock") for version in pins(file).values() if "+" in version]
+    assert not [
+        version
+        for file in ("requirements.txt", "requirements.lock")
+        for version in pins(file).values()
+        if "+" in version
+    ]
 
 
 def test_conda_installs_the_same_requirements():

@@ -45,7 +45,7 @@ class Dataset:
     max_duration_s: float = 16.7
     max_missing_share: float = 0.1  # a clip shorter than clip_durations.tsv says by more than this share is truncated
     encoder_frames_per_second: float = 50.0  # QuartzNet: 10 ms window stride, stride 2
-    trim_silence_db: Optional[float] = None  # cut leading and trailing sound this far below the peak
+    trim_silence_db: float | None = None  # cut leading and trailing sound this far below the peak
     workers: int = 0  # processes; 0: one for each core
     split: Split = field(default_factory=Split)
 
@@ -55,7 +55,7 @@ class Rule:
     """One substitution and sentences that show it: `pattern` by `replace`, or each letter by its own replacement."""
 
     name: str = "???"
-    pattern: Optional[str] = None  # a regular expression; null: any one of `letters`
+    pattern: str | None = None  # a regular expression; null: any one of `letters`
     replace: str = ""  # may hold groups of the pattern as \\1; an empty group is nothing
     letters: dict[str, str] = field(default_factory=dict)  # what each matched text becomes, instead of `replace`
     cases: dict[str, str] = field(default_factory=dict)
@@ -74,8 +74,8 @@ class Text:
 class Model:
     """Where training starts."""
 
-    base: Optional[str] = None  # a name in the registry, a path to a .nemo, or null: train from scratch
-    architecture: Optional[str] = None  # without a base: a NeMo model configuration
+    base: str | None = None  # a name in the registry, a path to a .nemo, or null: train from scratch
+    architecture: str | None = None  # without a base: a NeMo model configuration
     registry: dict[str, str] = field(default_factory=dict)  # name: address of the .nemo
     folder: str = "models"  # where downloaded models are kept
 
@@ -113,7 +113,7 @@ class Training:
     accelerator: str = "auto"  # auto: a GPU when there is one
     devices: int = 1
     precision: str = "auto"  # auto: 16-mixed on a GPU, 32-true on a CPU
-    gradient_clip: Optional[float] = None  # largest norm of all gradients together
+    gradient_clip: float | None = None  # largest norm of all gradients together
     keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
     speed_perturbation: float = 0.0  # each training clip is played up to this share faster or slower
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -233,7 +233,9 @@ def _command_line_layer(overrides: list[str]) -> "DictConfig":
     try:
         return OmegaConf.from_dotlist(overrides)
     except yaml.YAMLError as error:
-        raise UserError(f"cannot read {' '.join(overrides)!r} as section.key=value ({error.__class__.__name__})") from error
+        raise UserError(
+            f"cannot read {' '.join(overrides)!r} as section.key=value ({error.__class__.__name__})"
+        ) from error
 
 
 def _merge(tree: "DictConfig", layer: "DictConfig", where: str) -> "DictConfig":
@@ -273,19 +275,23 @@ def _check(config: Config) -> None:
     split, dataset, training = config.dataset.split, config.dataset, config.training
     alphabet = config.text.alphabet
     wrong = {
-        "dataset.split: train, validation and test must be above 0 and add up to 1":
-            min(split.train, split.validation, split.test) <= 0
-            or abs(split.train + split.validation + split.test - 1) > 1e-6,
-        "dataset.min_duration_s must be at least 0 and below dataset.max_duration_s":
-            not 0 <= dataset.min_duration_s < dataset.max_duration_s,
+        "dataset.split: train, validation and test must be above 0 and add up to 1": min(
+            split.train, split.validation, split.test
+        )
+        <= 0
+        or abs(split.train + split.validation + split.test - 1) > 1e-6,
+        "dataset.min_duration_s must be at least 0 and below dataset.max_duration_s": not 0
+        <= dataset.min_duration_s
+        < dataset.max_duration_s,
         "dataset.workers must be 0 (one for each core) or more": dataset.workers < 0,
         "dataset.encoder_frames_per_second must be above 0": dataset.encoder_frames_per_second <= 0,
-        "text.alphabet must hold the space and no character twice":
-            " " not in alphabet or len(set(alphabet)) != len(alphabet),
-        "training.max_epochs and training.batch_size must be at least 1":
-            min(training.max_epochs, training.batch_size) < 1,
-        "training.frozen_epochs must be between 0 and training.max_epochs":
-            not 0 <= training.frozen_epochs <= training.max_epochs,
+        "text.alphabet must hold the space and no character twice": " " not in alphabet
+        or len(set(alphabet)) != len(alphabet),
+        "training.max_epochs and training.batch_size must be at least 1": min(training.max_epochs, training.batch_size)
+        < 1,
+        "training.frozen_epochs must be between 0 and training.max_epochs": not 0
+        <= training.frozen_epochs
+        <= training.max_epochs,
         "training.speed_perturbation must be at least 0 and below 0.5": not 0 <= training.speed_perturbation < 0.5,
         "evaluation.batch_size must be at least 1": config.evaluation.batch_size < 1,
     }

@@ -19,7 +19,9 @@ def loss_curve(rows: list[dict[str, str]], title: str, path: Path) -> None:
     frozen = sum(row["phase"] == "frozen" for row in rows)
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     axes.plot(epochs, [float(row["val_loss"]) for row in rows], "o-", color="#0072b2", markersize=4, label="validation")
-    axes.plot(epochs, [float(row["train_loss"]) for row in rows], "s--", color="#d55e00", markersize=3.5, label="training")
+    axes.plot(
+        epochs, [float(row["train_loss"]) for row in rows], "s--", color="#d55e00", markersize=3.5, label="training"
+    )
     if frozen:
         axes.axvspan(min(epochs) - 0.5, frozen + 0.5, color="0.9", zorder=0, label="encoder frozen")
     axes.set(title=title, xlabel="epoch", ylabel="CTC loss (nats per utterance)", yscale="log")

@@ -44,9 +44,11 @@ def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:
     the manifest is missing or empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a sentence may hold U+2028 or U+0085
     except FileNotFoundError as error:
-        raise UserError(f"no manifest {path}; make it with: python Fine_tuning/dataset_creation.py --config …") from error
+        raise UserError(
+            f"no manifest {path}; make it with: python Fine_tuning/dataset_creation.py --config …"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the manifest {path} ({error})") from error
     utterances = [_utterance(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -70,5 +72,7 @@ def _utterance(path: Path, number: int, line: str) -> Utterance:
         if not (isinstance(utterance.duration, int | float) and isinstance(utterance.text, str)):
             raise TypeError("duration must be a number, text a string")
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}, line {number} is not an utterance with audio_filepath, duration and text ({error})") from error
+        raise UserError(
+            f"{path}, line {number} is not an utterance with audio_filepath, duration and text ({error})"
+        ) from error
     return utterance

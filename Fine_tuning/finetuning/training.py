@@ -1,8 +1,6 @@
 """Fine-tuning in two phases with Lightning: first the encoder's convolutions are frozen, then everything learns."""
 
-import csv
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,10 @@ from torch import nn
 from finetuning import config as experiment
 from finetuning.decoding import greedy
 from finetuning.errors import UserError
-from finetuning.files import written_whole
 from finetuning.manifest import manifest_path
-from finetuning.model import labels
+from finetuning.metrics import read_metrics, write_metrics
+from finetuning.model import build, labels, restore, set_alphabet
 from finetuning.scoring import character_error_rate
-
-METRICS = ("epoch", "phase", "train_loss", "val_loss", "val_wer", "val_cer", "learning_rate")
 
 
 def set_phase(model: EncDecCTCModel, epoch: int, frozen_epochs: int) -> str:
@@ -124,10 +120,7 @@ class Metrics(pl.Callback):
             "learning_rate": float(f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}"),
         }
         self.rows = [*self.rows[: trainer.current_epoch], row]
-        with written_whole(self.path) as file:
-            table = csv.DictWriter(file, METRICS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(self.rows)
+        write_metrics(self.path, self.rows)
         trainer.progress_bar_callback.print(
             "epoch {epoch:>3} {phase:<8} train loss {train_loss:>8.2f}   val loss {val_loss:>8.2f}   "
             "val WER {val_wer:.3f}   val CER {val_cer:.3f}".format(**row)
@@ -143,12 +136,16 @@ class Bar(TQDMProgressBar):
         return {"loss": f"{float(trainer.callback_metrics['train_loss']):.1f}"} if "train_loss" in metrics else {}
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows of a `metrics.csv`, one an epoch; none where there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCModel:
+    """The base model with the configuration's alphabet, or a new model of its architecture when there is no base."""
+    if base is None and config.model.architecture is None:
+        raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
+    if base is None:
+        return build(experiment.resolve(config.model.architecture), config.text.alphabet, config.training.seed)
+    model = restore(base)
+    pl.seed_everything(config.training.seed, verbose=False)  # the new decoder's weights
+    set_alphabet(model, config.text.alphabet)
+    return model
 
 
 def connect_data(model: EncDecCTCModel, config: experiment.Config) -> None:
@@ -214,15 +211,9 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     model.set_trainer(trainer)
     connect_data(model, config)
     connect_optimizer(model, training)
-    last = next(_last_checkpoint(output), None)
-    trainer.fit(model, ckpt_path=last)
+    last = output / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        print(f"Going on from {last}")
+    trainer.fit(model, ckpt_path=last if last.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-def _last_checkpoint(output: Path) -> Iterator[Path]:
-    """The checkpoint to go on from; Lightning writes checkpoints whole or not at all."""
-    path = output / "checkpoints" / "last.ckpt"
-    if path.is_file():
-        print(f"Going on from {path}")
-        yield path

@@ -1,0 +1,154 @@
+"""Step 2 on a real small model: the phases, the resume, what is exported, what is refused."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Script, assert_refused
+
+pytestmark = pytest.mark.nemo
+
+
+def read_rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(checkpoint: Path) -> dict:
+    import torch
+
+    return torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+
+
+def differing(one: dict, other: dict) -> set[str]:
+    import torch
+
+    assert one.keys() == other.keys()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def checkpoint_of(run: Path, epoch: int) -> Path:
+    (path,) = (run / "checkpoints").glob(f"epoch={epoch:03d}-*.ckpt")
+    return path
+
+
+def test_while_frozen_only_the_batch_normalisation_of_the_encoder_adapts(tiny_run: Path):
+    from finetuning.model import restore, set_alphabet
+    from finetuning.training import set_phase
+
+    first, second, last = (weights(checkpoint_of(tiny_run, epoch)) for epoch in (0, 1, 2))
+    convolutions = {name for name in first if name.startswith("encoder.") and ".conv.weight" in name}
+    normalisation = {name for name in first if name.endswith("running_mean")}
+    assert convolutions
+    assert normalisation
+
+    frozen = differing(first, second)  # epochs 0 and 1 are frozen, 2 is not
+    assert not frozen & convolutions
+    assert normalisation <= frozen
+    assert {name for name in first if name.startswith("decoder.")} <= frozen
+    assert convolutions <= differing(second, last)
+
+    base = restore(ROOT / "models/demo/quartznet_small_en.nemo")
+    start = base.state_dict()
+    assert not {name for name in convolutions if not start[name].equal(first[name])}
+    set_alphabet(base, " 'abcdefghijklmnopqrstuvwxyzàèéìòù")
+    assert set_phase(base, 1, 2) == "frozen"
+    assert not base.encoder.training
+    assert base.decoder.training
+    assert set_phase(base, 2, 2) == "unfrozen"
+    assert base.encoder.training
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_the_run_leaves_a_model_that_stock_nemo_restores(tiny_run: Path):
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    model = EncDecCTCModel.restore_from(str(tiny_run / "Model-IT-finetuned.nemo"), map_location="cpu")
+    assert list(model.cfg.labels) == list(" abcdefghijklmnopqrstuvwxyz'àèéìòù") == list(model.decoder.vocabulary)
+    assert model.cfg.get("train_ds") is None
+    last = weights(tiny_run / "checkpoints" / "last.ckpt")
+    assert not differing(last, model.state_dict())
+
+
+def test_the_run_leaves_its_metrics_its_picture_and_its_record(tiny_run: Path):
+    rows = read_rows(tiny_run)
+    assert [(row["epoch"], row["phase"]) for row in rows] == [("1", "frozen"), ("2", "frozen"), ("3", "unfrozen")]
+    assert all(float(row[name]) > 0 for row in rows for name in ("train_loss", "val_loss", "val_wer", "val_cer"))
+    assert (tiny_run / "image.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert any((tiny_run / "tensorboard").glob("events.*"))
+    record = json.loads((tiny_run / "run.json").read_text())
+    assert record["epochs"] == 3
+    assert record["versions"]["nemo_toolkit"] == "3.0.0"
+    assert str(Path.home()) not in json.dumps(record["made_from"])
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(
+    tiny_run: Path, tiny_config: Path, run_script: Script
+):
+    before = (tiny_run / "Model-IT-finetuned.nemo").stat().st_mtime_ns
+    again = run_script("train.py", "--config", str(tiny_config))
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "Already finished" in again.stdout
+    other = run_script("train.py", "--config", str(tiny_config), "training.optimizer.lr=0.5")
+    assert_refused(other, "training.optimizer.lr", "training.output=")
+    assert (tiny_run / "Model-IT-finetuned.nemo").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("epochs_before_the_kill", [1, 2])
+def test_killed_and_started_again_it_ends_with_the_same_weights(
+    tiny_run: Path, tiny_config: Path, tmp_path: Path, run_script: Script, epochs_before_the_kill: int
+):
+    command = [
+        sys.executable, str(ROOT / "Fine_tuning" / "train.py"), "--config", str(tiny_config),
+        f"training.output={tmp_path / 'run'}",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not (last.is_file() and len(read_rows(last.parents[1])) >= epochs_before_the_kill):
+        assert process.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    resumed = run_script("train.py", *command[2:])
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "Going on from" in resumed.stdout
+    assert not differing(weights(last), weights(tiny_run / "checkpoints" / "last.ckpt"))
+    assert read_rows(tmp_path / "run") == read_rows(tiny_run)
+
+
+def test_a_wav_that_is_missing_is_named(tiny_dataset: Path, tiny_config: Path, tmp_path: Path, run_script: Script):
+    manifest = tmp_path / "data"
+    manifest.mkdir()
+    for split in ("train", "validation"):
+        lines = (tiny_dataset / f"{split}_manifest.json").read_text().replace("wavs/", f"{tiny_dataset}/wavs/")
+        (manifest / f"{split}_manifest.json").write_text(lines.replace("wavs/common", "wavs/gone", 1))
+    refused = run_script("train.py", "--config", str(tiny_config), f"dataset.output={manifest}")
+    assert_refused(refused, "wavs/gone", "train_manifest.json", "run step 1 again")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dataset.output=datasets/none-such", ["train_manifest.json", "dataset_creation.py"]),
+        ("text.alphabet=abcdefghijklmnopqrstuvwxyz ", ["text.alphabet"]),
+        ("training.output=README.md/run", ["README.md/run"]),
+        ("model.base=README.md", ["README.md", ".nemo"]),
+        ("model.base=null", ["model.base"]),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    tiny_config: Path, tmp_path: Path, run_script: Script, override: str, words: list[str]
+):
+    overrides = dict(part.split("=", 1) for part in (f"training.output={tmp_path / 'run'}", override))
+    refused = run_script("train.py", "--config", str(tiny_config), *(f"{k}={v}" for k, v in overrides.items()))
+    assert_refused(refused, *words)
+    assert not (tmp_path / "run" / "Model-IT-finetuned.nemo").exists()
