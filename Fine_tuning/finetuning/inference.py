@@ -1,0 +1,114 @@
+"""From a manifest to log-probabilities: the one way this project runs a model."""
+
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from nemo.collections.asr.models import EncDecCTCModel
+from torch.nn import functional as F
+
+from finetuning.decoding import greedy
+from finetuning.errors import UserError
+from finetuning.manifest import Utterance
+from finetuning.model import channels_last, labels
+from finetuning.predictions import Prediction
+
+
+def ready(model: EncDecCTCModel) -> EncDecCTCModel:
+    """The model as it is run: on a GPU when there is one, in eval mode, without dither, convolutions made fast."""
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.preprocessor.featurizer.dither = 0.0
+    channels_last(model)
+    return model
+
+
+def predict(
+    model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path, batch_size: int, done: Container[int] = ()
+) -> Iterator[list[tuple[int, Prediction]]]:
+    """Batch by batch, the number of each utterance and its prediction by the best path; longest utterances first.
+
+    Wavs are read from `folder`. A batch whose numbers are all `done` is skipped; one that is not is run whole, so that
+    a run that goes on computes what an uninterrupted one does.
+    """
+    letters = labels(ready(model))
+    for numbers in batches(utterances, batch_size):
+        if all(number in done for number in numbers):
+            continue
+        chosen = [utterances[number] for number in numbers]
+        frames = log_probabilities(model, read_wavs([folder / u.audio_filepath for u in chosen], sample_rate(model)))
+        yield [
+            (number, Prediction(u.audio_filepath, u.text, greedy(own, letters), loss(own, u.text, letters), u.duration))
+            for number, u, own in zip(numbers, chosen, frames, strict=True)
+        ]
+
+
+def transcribe(model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path, batch_size: int = 16) -> list[str]:
+    """The text of the best path of each utterance, in the order given."""
+    found = dict(pair for batch in predict(model, utterances, folder, batch_size) for pair in batch)
+    return [found[number].pred_text for number in range(len(utterances))]
+
+
+def batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]:
+    """Numbers of the utterances, the longest first: least padding, and what does not fit in memory fails at once."""
+    order = sorted(range(len(utterances)), key=lambda number: -utterances[number].duration)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def sample_rate(model: EncDecCTCModel) -> int:
+    """What the model expects of a wav, in Hz."""
+    return int(model.cfg.preprocessor.get("sample_rate", 16000))
+
+
+def read_wavs(paths: Sequence[Path], rate: int) -> list[np.ndarray]:
+    """Samples of each wav, between -1 and 1; UserError names the first that is not a mono wav at `rate` Hz."""
+    return [_read_wav(path, rate) for path in paths]
+
+
+def _read_wav(path: Path, rate: int) -> np.ndarray:
+    try:
+        samples, found = soundfile.read(path, dtype="float32")
+    except (OSError, soundfile.SoundFileError) as error:
+        raise UserError(f"cannot read {path} as a wav; delete it and run step 1 again") from error
+    if found != rate or samples.ndim != 1:
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+        raise UserError(f"{path} has {found} Hz and {channels} channel(s), not {rate} Hz and 1; make it with step 1")
+    if len(samples) < rate // 20:
+        raise UserError(f"{path} is shorter than 0.05 s; delete it and run step 1 again")
+    return samples
+
+
+@torch.no_grad()
+def log_probabilities(model: EncDecCTCModel, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Log-probabilities of each wav, (its own frames, labels + blank), as if it were alone.
+
+    Padding is cut off and, by the encoder's masked convolutions, has no influence; an encoder without masks (NeMo's
+    `conv_mask: false`) gets its wavs one by one. `model` must be `ready`.
+    """
+    if len(wavs) > 1 and not model.cfg.encoder.get("conv_mask", True):
+        return [frames for wav in wavs for frames in log_probabilities(model, [wav])]
+    lengths = torch.tensor([len(wav) for wav in wavs], device=model.device)
+    padded = torch.zeros(len(wavs), max(map(len, wavs)), device=model.device)  # (B, samples)
+    for row, wav in zip(padded, wavs, strict=True):
+        row[: len(wav)] = torch.from_numpy(wav)
+    features, lengths = model.preprocessor(input_signal=padded, length=lengths)
+    encoded, lengths = model.encoder(audio_signal=features, length=lengths)
+    if not model.cfg.encoder.get("conv_mask", True):  # then NeMo does not divide the lengths by the stride
+        lengths = -(-lengths // model.encoder.subsampling_factor)
+    frames = model.decoder(encoder_output=encoded).float().cpu().numpy()  # (B, T, V + 1)
+    return [own[:length] for own, length in zip(frames, lengths.tolist(), strict=True)]
+
+
+def loss(log_probabilities: np.ndarray, text: str, letters: Sequence[str]) -> float | None:
+    """CTC negative log-likelihood of `text` in nats (Graves et al. 2006, equation 8), summed over frames.
+
+    Characters that are not among the model's `letters` are left out of the text. None when it is not finite: the text
+    needs more frames than there are.
+    """
+    index = {letter: number for number, letter in enumerate(letters)}
+    target = torch.tensor([[index[letter] for letter in text if letter in index]], dtype=torch.long)
+    frames = torch.from_numpy(log_probabilities).unsqueeze(1)  # (T, 1, V + 1)
+    sizes = torch.tensor([len(frames)]), torch.tensor([target.shape[1]])
+    value = F.ctc_loss(frames, target, *sizes, blank=len(letters), reduction="sum").item()
+    return round(value, 6) if np.isfinite(value) else None
