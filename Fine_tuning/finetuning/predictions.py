@@ -55,7 +55,8 @@ def read_part(folder: Path) -> dict[int, Prediction]:
         for line in _part(folder).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 fields = json.loads(line)
-                done[fields.pop("utterance")] = Prediction(**fields)
+                number = fields.pop("utterance")
+                done[number] = Prediction(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
     return done
