@@ -5,13 +5,14 @@
 Running it again does only what is missing. The release itself is never changed.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from finetuning import common_voice, dataset, selection, splits
 from finetuning.common_voice import Clip, Rejected, Release
 from finetuning.config import Config, SplitBy, from_command_line, resolve
 from finetuning.conversion import Log, convert
-from finetuning.errors import run
+from finetuning.errors import UserError, run
 from finetuning.files import make_folder
 from finetuning.manifest import SPLITS, Utterance
 from finetuning.text import Language
@@ -22,9 +23,7 @@ def main() -> None:
     config = from_command_line("Step 1: a Common Voice release -> 16 kHz wavs and train/validation/test manifests.")
     output = resolve(config.dataset.output)
     language = Language.of(config.text)
-    release = common_voice.open_release(resolve(config.dataset.source), output / "release")
-    make_folder(output)
-
+    release = open_release(resolve(config.dataset.source), make_folder(output))
     rows, rejected, speakers_named = common_voice.read_rows(release)
     row_count = len(rows) + len(rejected)
     print(f"{release.name}: {row_count:,} rows in validated.tsv, {len(release.stamps):,} clips")
@@ -45,11 +44,24 @@ def main() -> None:
     rejected += refused
 
     assert row_count == len(rejected) + sum(len(chosen[name]) for name in SPLITS), "a row was lost"
-    splits.refuse_empty(chosen)
     about = dataset.describe(config, release.name, row_count, chosen, rejected)
+    splits.refuse_empty(chosen, about["rejected_by_reason"])
     written = dataset.write(output, chosen, sorted(rejected), about)
     print(dataset.table(about))
     print(f"{'written to' if written or new else 'nothing to do, all is up to date in'} {output}")
+
+
+def open_release(source: Path, output: Path) -> Release:
+    """The release at `source`; UserError, and no empty folder left, where there is none or `output` lies in it."""
+    try:
+        release = common_voice.open_release(source, output / "release")
+        if output == release.source or output.is_relative_to(release.source / "clips"):
+            raise UserError(f"{output} is the release itself, which is never changed; give another dataset.output=…")
+    except UserError:
+        with suppress(OSError):  # it is not empty
+            output.rmdir()
+        raise
+    return release
 
 
 def choose_rows(

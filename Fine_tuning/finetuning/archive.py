@@ -40,7 +40,7 @@ def members_of(source: Path, what: str = "") -> Iterator[Iterator[tuple[tarfile.
             yield members()
     except gzip.BadGzipFile as error:
         raise UserError(
-            f"{source} is not a .tar.gz archive ({error}); give the release as Mozilla packed it, or its folder"
+            f"{source} is not a .tar.gz archive, or damaged ({error}); give the release as it was packed, or its folder"
         ) from error
     except EOFError as error:
         raise UserError(f"{source} is truncated; download it again") from error

@@ -30,7 +30,7 @@ class Clip:
     @property
     def wav(self) -> str:
         """File name of the converted clip."""
-        return PurePosixPath(self.path).stem + ".wav"
+        return (self.path.rpartition(".")[0] or self.path) + ".wav"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -70,7 +70,7 @@ def open_release(source: Path, cache: Path) -> Release:
         raise UserError(f"there is no release {source}; give dataset.source=… ({LAYOUT})")
     identity = {"name": source.name, "size": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns}
     known = read_json(cache / "release.json")
-    if known is None or known["identity"] != identity:
+    if not (known and known["identity"] == identity and all((cache / table).is_file() for table in known["tables"])):
         known = _unpack_tables(source, cache, identity)
     return Release(known["name"], source, cache, identity, known["stamps"])
 
@@ -111,7 +111,7 @@ def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any]) -> dict[
             name = PurePosixPath(member.name)
             if member.isreg() and name.name in TABLES:
                 tables[str(name)] = tar.extractfile(member).read()
-            elif member.isreg() and name.parent.name == "clips":
+            elif member.isreg() and name.parent.name == "clips" and name.name.isprintable():
                 stamps.setdefault(str(name.parent), {}).setdefault(name.name, f"{member.size} {member.mtime}")
     folder = _the_one(["/" + name for name in tables if PurePosixPath(name).name == "validated.tsv"], source)[1:]
     prefix = PurePosixPath(folder)
@@ -125,6 +125,7 @@ def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any]) -> dict[
     known = {
         "identity": identity,
         "name": folder or source.name.removesuffix(".tar.gz"),
+        "tables": [table for table in TABLES if str(prefix / table) in tables],
         "clips": str(prefix / "clips"),
         "stamps": stamps.get(str(prefix / "clips"), {}),
     }

@@ -1,10 +1,12 @@
 """Many clips -> wavs in a pool of processes, with a log of what is done, so that a rerun goes on where it was."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,6 @@ class Log:
 
     def start(self) -> None:
         """Write the log anew without a line cut off by a crash, and clear away what no longer holds."""
-        make_folder(self.wavs)
         for left_over in self.wavs.glob(".*"):  # half-written wavs of a run that was killed
             left_over.unlink(missing_ok=True)
         if self.old_key != self.key:  # manifests that speak of other wavs must not outlive them
@@ -93,9 +94,11 @@ def _line(entry: Converted) -> str:
 
 def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: float | None, workers: int) -> None:
     """Convert `clips` and log each result; UserError when the disk is full or a process was killed."""
+    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
-        log.start()
-        log.record(_results(release, clips, log.wavs, trim_silence_db, workers or len(os.sched_getaffinity(0))))
+        with _alone(make_folder(log.wavs)):
+            log.start()
+            log.record(_results(release, clips, log.wavs, trim_silence_db, workers))
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; what is converted is kept, the same command "
@@ -106,6 +109,19 @@ def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: floa
             f"cannot write to {log.wavs} ({error.strerror or error}); what is converted is kept, make room and run "
             "the same command again"
         ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; UserError when another run holds it. The lock dies with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another run is writing to {folder}; wait for its end") from error
+    finally:
+        os.close(descriptor)
 
 
 def _results(release: Release, clips: list[Clip], wavs: Path, trim: float | None, workers: int) -> Iterator[Converted]:

@@ -49,8 +49,8 @@ def changes(output: Path, config: Config, release: str) -> list[str]:
     if before is None:
         return []
     now = settings(config)
-    changed = [key for key in now if now[key] != before["config"].get(key)]
-    return changed if before["release"] == release else ["dataset.source", *changed]
+    changed = [key for key in now if now[key] != before.get("config", {}).get(key)]
+    return changed if before.get("release") == release else ["dataset.source", *changed]
 
 
 def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejected], about: dict[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 from math import floor
-from pathlib import PurePosixPath
 
 from finetuning.common_voice import Clip, Rejected
 from finetuning.config import Dataset
@@ -33,8 +32,8 @@ def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], li
 
 
 def is_file_name(path: str) -> bool:
-    """Whether `path` names a file in a folder and nothing outside of it or below it."""
-    return bool(path.strip(". ")) and path == PurePosixPath(path).name and not set(path) & {"\\", "\0"}
+    """Whether `path` names a visible file in a folder, short enough for every file system, and nothing elsewhere."""
+    return bool(path) and not path.startswith(".") and not set(path) & set("/\\\0") and len(path.encode()) <= 200
 
 
 def with_clip(clips: list[Clip], present: dict[str, str]) -> tuple[list[Clip], list[Rejected]]:

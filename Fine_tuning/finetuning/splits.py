@@ -84,13 +84,14 @@ def _apart(
     return kept, lost
 
 
-def refuse_empty(splits: dict[str, list[Utterance]]) -> None:
-    """UserError names a split without an utterance."""
+def refuse_empty(splits: dict[str, list[Utterance]], reasons: dict[str, int]) -> None:
+    """UserError names a split without an utterance, and the `reasons` for which rows were rejected."""
     empty = [name for name in SPLITS if not splits[name]]
     if empty:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
         raise UserError(
-            f"no utterance is left for {' and '.join(empty)}; give a larger release, wider filters, other shares "
-            "(dataset.split.train=…) or another dataset.split.by (see rejected.jsonl for what was left out)"
+            f"no utterance is left for {' and '.join(empty)} (rejected rows: {left_out}); give a larger release, other "
+            "filters (dataset.max_duration_s=…), other shares (dataset.split.train=…) or another dataset.split.by"
         )
 
 

@@ -1,0 +1,331 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+import wave
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Script, assert_refused
+from finetuning.manifest import SPLITS, manifest_path, read_manifest
+from releases import (
+    COLUMNS,
+    SAMPLE,
+    digest,
+    good_rows,
+    lines_of,
+    release_files,
+    sample_files,
+    small_release,
+    table,
+    tone,
+    write_archive,
+    write_folder,
+)
+
+MADE = ("train_manifest.json", "validation_manifest.json", "test_manifest.json", "rejected.jsonl", "dataset.json")
+BY_SPEAKER = ("dataset.split.by=speaker", "dataset.workers=2")
+
+
+@pytest.fixture(scope="module")
+def make(run_script: Script):
+    """Run step 1 on `source` into `output`."""
+
+    def run(source: Path, output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+        return run_script("dataset_creation.py", f"dataset.source={source}", f"dataset.output={output}", *overrides)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sample_dataset(make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample, by speaker."""
+    output = tmp_path_factory.mktemp("sample") / "data"
+    before = SAMPLE.read_bytes()
+    made = make(SAMPLE, output, *BY_SPEAKER)
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert SAMPLE.read_bytes() == before
+    return output
+
+
+def made_files(output: Path) -> dict[str, bytes]:
+    return {name: (output / name).read_bytes() for name in MADE}
+
+
+def reasons(output: Path) -> dict[str, str]:
+    return {line["path"]: line["reason"] for line in lines_of(output / "rejected.jsonl")}
+
+
+def test_every_row_of_the_sample_is_an_utterance_or_has_its_reason(sample_dataset: Path) -> None:
+    utterances = [u for split in SPLITS for u in read_manifest(manifest_path(sample_dataset, split))]
+    assert reasons(sample_dataset) == {
+        "common_voice_it_49000000.mp3": "clip_missing",
+        "common_voice_it_49000001.mp3": "clip_empty",
+        "common_voice_it_49000002.mp3": "clip_truncated",
+        "common_voice_it_49000004.mp3": "foreign_character",
+        "common_voice_it_49000005.mp3": "empty_sentence",
+    }
+    assert len(utterances) + 5 == 446
+    (quoted,) = [u for u in utterances if u.sentence.startswith('"')]
+    assert (quoted.audio_filepath, quoted.text) == (
+        "wavs/common_voice_it_49000003.wav",
+        "il biglietto costerà tre euro",
+    )
+    assert sum(u.duration for u in utterances) / 60 == pytest.approx(24.4, abs=0.3)
+    for u in utterances[::50]:
+        with wave.open(str(sample_dataset / u.audio_filepath)) as wav:
+            assert (wav.getnchannels(), wav.getsampwidth(), wav.getframerate()) == (1, 2, 16000)
+            assert wav.getnframes() / 16000 == u.duration
+
+
+def test_dataset_json_agrees_with_the_manifests_and_names_no_place(sample_dataset: Path) -> None:
+    about = json.loads((sample_dataset / "dataset.json").read_text())
+    speakers = {}
+    for split in SPLITS:
+        utterances = read_manifest(manifest_path(sample_dataset, split))
+        assert [u.audio_filepath for u in utterances] == sorted(u.audio_filepath for u in utterances)
+        speakers[split] = {u.speaker for u in utterances}
+        assert about["splits"][split]["clips"] == len(utterances)
+        assert about["splits"][split]["speakers"] == len(speakers[split])
+        assert about["splits"][split]["hours"] == pytest.approx(sum(u.duration for u in utterances) / 3600, abs=1e-4)
+    assert sum(map(len, speakers.values())) == 40 == len(set.union(*speakers.values()))
+    none = {"clips": 0, "speakers": 0, "sentences": 0}
+    pairs = ("train and validation", "train and test", "validation and test")
+    assert about["overlap"] == dict.fromkeys(pairs, none)
+    assert (about["rows"], about["utterances"], about["rejected"]) == (446, 441, 5)
+    assert about["release"] == "cv-corpus-sample-1.0-2026-11-22/it"
+    assert str(sample_dataset.parent) not in json.dumps(about)
+
+
+def test_a_rerun_does_nothing_and_a_missing_wav_alone_is_made_again(make, sample_dataset: Path) -> None:
+    before, times = digest(sample_dataset), {p: p.stat().st_mtime_ns for p in sample_dataset.rglob("*")}
+    again = make(SAMPLE, sample_dataset, *BY_SPEAKER)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    assert digest(sample_dataset) == before
+    assert {p: p.stat().st_mtime_ns for p in sample_dataset.rglob("*")} == times
+    gone, cut = sorted((sample_dataset / "wavs").iterdir())[:2]
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:1000])
+    (sample_dataset / "train_manifest.json").unlink()
+    again = make(SAMPLE, sample_dataset, *BY_SPEAKER)
+    assert again.returncode == 0 and "441 converted already, 2 to convert" in again.stdout
+    after = digest(sample_dataset)
+    assert {k: v for k, v in after.items() if "conversion" not in k} == {
+        k: v for k, v in before.items() if "conversion" not in k
+    }
+
+
+def test_other_splits_texts_and_filters_convert_nothing_again(make, sample_dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    shutil.copytree(sample_dataset, output)
+    by_clip = make(SAMPLE, output, "dataset.split.by=clip", "dataset.max_duration_s=4.0")
+    assert by_clip.returncode == 0, by_clip.stderr
+    assert "443 converted already, 0 to convert" in by_clip.stdout
+    assert "changed since the last run: dataset.max_duration_s, dataset.split;" in by_clip.stdout
+    utterances = [u for split in SPLITS for u in read_manifest(manifest_path(output, split))]
+    assert max(u.duration for u in utterances) <= 4.0 and "too_long" in reasons(output).values()
+    assert len(utterances) + len(reasons(output)) == 446
+    by_release = make(SAMPLE, output, "dataset.split.by=release", "text.alphabet=' abcdefghijklmnopqrstuvwxyzàèéìòù'")
+    assert by_release.returncode == 0 and "dataset.split, text.alphabet;" in by_release.stdout
+    assert " 0 to convert" in by_release.stdout
+    of_release = {row.split("\t")[1] for row in sample_files()["test.tsv"].decode().splitlines()[1:]}
+    in_test = {u.audio_filepath[5:-4] + ".mp3" for u in read_manifest(manifest_path(output, "test"))}
+    assert in_test == of_release - reasons(output).keys()
+    assert "'" in {line["detail"] for line in lines_of(output / "rejected.jsonl")}
+
+
+def defective() -> tuple[dict[str, bytes], dict[str, str]]:
+    """A release of 12 good clips and one of each defect, and the reason expected for each path."""
+    files, rows = small_release(12), good_rows(12)
+    clips = {row["path"]: sample_files()[row["path"]] for row in rows}
+    good = clips[rows[2]["path"]]
+    added = {  # path: clip, sentence, reason (None: an utterance)
+        "stereo.mp3": (tone(440, 44100, 2, 3.0), "Uno.", None),
+        "fast.mp3": (tone(440, 48000, 1, 3.0), "Due.", None),
+        "decomposed.mp3": (good, unicodedata.normalize("NFD", "Perché è più là."), None),
+        "quote.mp3": (good, '"Ciao', None),
+        "wav in disguise.mp3": (tone(440, 22050, 1, 3.0, "WAV"), "Tre.", None),
+        "missing.mp3": (None, "Quattro.", "clip_missing"),
+        "empty.mp3": (b"", "Cinque.", "clip_empty"),
+        "text.mp3": (b"<html>gone</html>" * 99, "Sei.", "clip_undecodable"),
+        "zeros.mp3": (bytes(4000), "Sette.", "clip_undecodable"),
+        "blip.mp3": (tone(440, 16000, 1, 0.05, "WAV"), "Otto.", "too_short"),
+        "long.mp3": (tone(440, 16000, 1, 17.0, "WAV"), "Nove.", "too_long"),
+        "crowded.mp3": (
+            tone(440, 16000, 1, 0.5, "WAV"),
+            "Una frase più lunga del suo suono.",
+            "too_many_characters",
+        ),
+        "foreign.mp3": (good, "Søren 8.", "foreign_character"),
+        "blank.mp3": (good, "  ", "empty_sentence"),
+        "marks.mp3": (good, "?!", "empty_sentence"),
+        "../outside.mp3": (None, "Dieci.", "path_outside_clips"),
+        "/etc/passwd": (None, "Undici.", "path_outside_clips"),
+    }
+    for path, (clip, sentence, _) in added.items():
+        rows = [*rows, rows[0] | {"path": path, "sentence": sentence, "client_id": f"speaker of {path}"}]
+        if clip is not None:
+            clips[path] = clip
+    cut = "common_voice_it_40000011.mp3"  # a good row's clip, of which clip_durations.tsv tells the length
+    clips[cut] = clips[cut][: len(clips[cut]) // 3]
+    files = release_files([*rows, rows[0]], clips)
+    files["validated.tsv"] += b"a row of one field\n"
+    expected = {path: reason for path, (_, _, reason) in added.items() if reason}
+    return files, expected | {cut: "clip_truncated", rows[0]["path"]: "duplicate_clip", "": "malformed_row"}
+
+
+def test_each_defect_is_rejected_alone_from_folder_and_archive_alike(make, tmp_path: Path) -> None:
+    files, expected = defective()
+    folder = write_folder(tmp_path / "cv-corpus-9.0" / "it", files)
+    archive = write_archive(tmp_path / "release.tar.gz", dict(reversed(files.items())))
+    before = digest(folder) | {"archive": archive.read_bytes()}
+    for source, output in ((folder, tmp_path / "a"), (archive, tmp_path / "b")):
+        made = make(source, output, *BY_SPEAKER)
+        assert made.returncode == 0, made.stderr[-2000:]
+        assert "mpg123" not in made.stderr
+    assert digest(folder) | {"archive": archive.read_bytes()} == before
+    assert reasons(tmp_path / "a") == expected
+    assert made_files(tmp_path / "a") == made_files(tmp_path / "b")
+    assert digest(tmp_path / "a" / "wavs") == digest(tmp_path / "b" / "wavs")
+    utterances = [u for split in SPLITS for u in read_manifest(manifest_path(tmp_path / "a", split))]
+    by_wav = {u.audio_filepath: u for u in utterances}
+    assert len(utterances) == 12 - 1 + 5
+    assert by_wav["wavs/decomposed.wav"].text == "perché è più là"
+    assert by_wav["wavs/quote.wav"].text == "ciao"
+    for name in ("stereo", "fast", "wav in disguise"):
+        assert by_wav[f"wavs/{name}.wav"].duration == pytest.approx(3.0, abs=0.1)
+
+
+def test_new_clips_and_other_trimming_convert_what_depends_on_them(make, tmp_path: Path) -> None:
+    folder, output = write_folder(tmp_path / "it", small_release(12)), tmp_path / "data"
+    late = folder / "clips" / good_rows(12)[0]["path"]
+    clip = late.read_bytes()
+    late.unlink()
+    (folder / "clip_durations.tsv").unlink()
+    made = make(folder, output, *BY_SPEAKER)
+    assert made.returncode == 0 and "no clip_durations.tsv" in made.stdout, made.stderr
+    assert reasons(output)[late.name] == "clip_missing"
+    late.write_bytes(clip)
+    made = make(folder, output, *BY_SPEAKER)
+    assert "11 converted already, 1 to convert" in made.stdout and late.name not in reasons(output)
+    late.write_bytes(sample_files()[good_rows(12)[1]["path"]])
+    assert "11 converted already, 1 to convert" in make(folder, output, *BY_SPEAKER).stdout
+    full = {u.audio_filepath: u.duration for s in SPLITS for u in read_manifest(manifest_path(output, s))}
+    trimmed = make(folder, output, *BY_SPEAKER, "dataset.workers=1", "dataset.trim_silence_db=30")
+    assert trimmed.returncode == 0, trimmed.stderr
+    assert "every clip is converted again" in trimmed.stdout and "12 to convert" in trimmed.stdout
+    short = {u.audio_filepath: u.duration for s in SPLITS for u in read_manifest(manifest_path(output, s))}
+    assert all(short[wav] <= full[wav] for wav in short) and sum(short.values()) < sum(full.values())
+
+
+def test_killed_at_work_it_goes_on_and_ends_the_same(make, sample_dataset: Path, tmp_path: Path) -> None:
+    """First a worker is killed, then the script itself with kill -9; the third run ends in the same bytes."""
+    output = tmp_path / "data"
+    command = [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), f"dataset.source={SAMPLE}"]
+    command += [f"dataset.output={output}", "dataset.split.by=speaker", "dataset.workers=1"]
+
+    def start_and_wait(lines: int) -> tuple[subprocess.Popen[str], list[int]]:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and (not log.is_file() or log.read_bytes().count(b"\n") < lines):
+            time.sleep(0.02)
+        assert process.poll() is None, process.stderr.read()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(c) for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
+        return process, workers
+
+    log = output / "conversion.jsonl"
+    process, workers = start_and_wait(20)
+    os.kill(workers[0], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2 and "a worker process was killed" in stderr and "Traceback" not in stderr
+    process, workers = start_and_wait(60)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived the script"
+        time.sleep(0.05)
+    for wav in output.glob("wavs/[!.]*"):
+        assert wav.read_bytes() == (sample_dataset / "wavs" / wav.name).read_bytes()
+    with log.open("ab") as lines:
+        lines.write(b'{"path": "common_voice_it_400')  # as a power cut would leave it
+    (output / "wavs" / ".1-half.wav").write_bytes(b"RIFF")
+    done = make(SAMPLE, output, *BY_SPEAKER)
+    assert done.returncode == 0 and " 0 converted already" not in done.stdout, done.stderr
+    assert made_files(output) == made_files(sample_dataset)
+    assert digest(output / "wavs") == digest(sample_dataset / "wavs")
+    assert len(lines_of(log)) == 1 + 443
+
+
+def without(column: str) -> dict[str, bytes]:
+    return small_release(12) | {"validated.tsv": table(good_rows(12), [c for c in COLUMNS if c != column])}
+
+
+def two_speakers() -> dict[str, bytes]:
+    rows = [row | {"client_id": str(i % 2)} for i, row in enumerate(good_rows(12))]
+    return small_release(12) | {"validated.tsv": table(rows)}
+
+
+def not_utf8() -> dict[str, bytes]:
+    files = small_release(12)
+    return files | {"validated.tsv": files["validated.tsv"].replace("è".encode(), b"\xe8")}
+
+
+@pytest.mark.parametrize(
+    ("files", "overrides", "words"),
+    [
+        (lambda: without("path"), (), ("no column path", "client_id")),
+        (lambda: without("sentence"), (), ("no column sentence",)),
+        (lambda: without("client_id"), ("dataset.split.by=speaker",), ("no column client_id", "dataset.split.by=clip")),
+        (not_utf8, (), ("validated.tsv, line", "not UTF-8")),
+        (two_speakers, ("dataset.split.by=speaker",), ("2 speakers",)),
+        (lambda: small_release(12), ("dataset.split.by=release",), ("no train.tsv",)),
+        (lambda: small_release(2), ("dataset.split.by=clip",), ("no utterance is left for",)),
+        (lambda: small_release(12), ("text.alphabet=' x'",), ("no utterance is left for", "12 foreign_character")),
+    ],
+)
+def test_releases_that_cannot_work_are_refused_in_a_sentence(make, tmp_path: Path, files, overrides, words) -> None:
+    source = write_folder(tmp_path / "it", files())
+    assert_refused(make(source, tmp_path / "data", *overrides), *words)
+    assert not list((tmp_path / "data").glob("*_manifest.json"))
+
+
+def test_a_dangerous_or_broken_archive_is_refused_in_a_sentence(make, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "a.tar.gz", {"clips/../../../x.mp3": b"x"})
+    assert_refused(make(archive, tmp_path / "data"), "clips/../../../x.mp3", "points outside")
+    archive.write_bytes(SAMPLE.read_bytes()[:1_000_000])
+    assert_refused(make(archive, tmp_path / "data"), "truncated")
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_in_a_sentence(make, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "it", small_release(12))
+    (tmp_path / "file").write_text("")
+    assert_refused(make(source, tmp_path / "file" / "data"), "cannot write to the folder", "file/data")
+    assert_refused(make(SAMPLE, tmp_path / "file"), "cannot write to the folder")
+    before = digest(source)
+    assert_refused(make(source, source), "is the release itself", "dataset.output=")
+    assert_refused(make(source, source / "clips" / "wavs"), "is the release itself")
+    assert digest(source) == before
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(make, tmp_path: Path) -> None:
+    """A limit of 64 KiB a file stands for the full disk: the third longest wav does not fit."""
+    source, output = write_folder(tmp_path / "it", small_release(12)), tmp_path / "data"
+    script = [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), "dataset.workers=1"]
+    script += [f"dataset.source={source}", f"dataset.output={output}"]
+    limited = subprocess.run(["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *script], capture_output=True, text=True)
+    assert_refused(limited, "cannot write to", "run the same command again")
+    assert not list(output.glob("wavs/.*")) and not list(output.glob("*_manifest.json"))
+    assert make(source, output, "dataset.workers=1").returncode == 0
+
+
+def test_help_is_quick_and_needs_no_heavy_import(run_script: Script) -> None:
+    started = time.monotonic()
+    shown = run_script("dataset_creation.py", "--help")
+    assert shown.returncode == 0 and "--config" in shown.stdout
+    assert time.monotonic() - started < 1
