@@ -154,6 +154,22 @@ def cut_inside(tmp_path: Path) -> Path:
     return tmp_path / "a.tar.gz"
 
 
+def garbled_header(tmp_path: Path) -> Path:
+    """A whole gzip file around a tar whose last clip has no header any more: tarfile alone takes that for the end."""
+    data = bytearray(gzip.decompress(write_archive(tmp_path / "a.tar.gz", small_release(3)).read_bytes()))
+    header = data.index(b"cv-corpus-9.0/it/clips/common_voice_it_40000002.mp3")
+    data[header : header + 512] = b"\xff" * 512
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data))
+    return tmp_path / "a.tar.gz"
+
+
+def without_trailer(tmp_path: Path) -> Path:
+    """The last bytes of the download are missing, after the last member."""
+    archive = write_archive(tmp_path / "a.tar.gz", small_release(12))
+    archive.write_bytes(archive.read_bytes()[:-8])
+    return archive
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -165,6 +181,8 @@ def cut_inside(tmp_path: Path) -> Path:
         (lambda folder: truncated(folder, 0), "damaged|truncated|not a .tar.gz"),
         (flipped, "damaged"),
         (cut_inside, "damaged|truncated"),
+        (garbled_header, "behind the last member"),
+        (without_trailer, "truncated"),
         (lambda folder: folder, "holds no validated.tsv"),
         (lambda folder: write_archive(folder / "a.tar.gz", {"x.tsv": b""}), "holds no validated.tsv"),
         (several, "several releases .*en/validated.tsv, .*it/validated.tsv|several releases .*it.*en"),

@@ -64,5 +64,5 @@ class Language:
 
 
 def lower(sentence: str) -> str:
-    """Composed (NFC) and lower case; composed again, because lower case can decompose."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", sentence).lower())
+    """Lower case and composed (NFC), in this order because lower case can decompose."""
+    return unicodedata.normalize("NFC", sentence.lower())
