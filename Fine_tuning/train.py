@@ -34,6 +34,8 @@ def main() -> None:
 
     from finetuning.registry import find
 
+    if not (config.model.base or config.model.architecture):
+        raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
     base = find(config.model.base, config.model) if config.model.base else None
     record = run_record.start(make_folder(output), config, base)
     if "model" in record and exported.is_file():

@@ -1,4 +1,6 @@
+import ast
 import re
+import sys
 
 import yaml
 from conftest import ROOT
@@ -40,16 +42,13 @@ def test_conda_installs_the_same_requirements():
 def test_every_imported_package_is_pinned():
     modules = {"nemo": "nemo-toolkit", "yaml": "pyyaml", "imageio_ffmpeg": "imageio-ffmpeg"}
     sources = [*(ROOT / "Fine_tuning").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
-    import ast
-    import sys
-
     imported = set()
     for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             imported |= {name.partition(".")[0] for name in names}
-    ours = {"finetuning", "conftest"}
+    ours = {"finetuning"} | {source.stem for source in sources}
     packages = {modules.get(name, name) for name in imported - ours - sys.stdlib_module_names}
     assert packages <= pins("requirements.txt").keys()
     unused = pins("requirements.txt").keys() - packages - {"ruff", "tensorboard"}  # tools; lightning imports the latter

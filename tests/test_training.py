@@ -100,9 +100,8 @@ def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(
     assert (tiny_run / "Model-IT-finetuned.nemo").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("epochs_before_the_kill", [1, 2])
 def test_killed_and_started_again_it_ends_with_the_same_weights(
-    tiny_run: Path, tiny_config: Path, tmp_path: Path, run_script: Script, epochs_before_the_kill: int
+    tiny_run: Path, tiny_config: Path, tmp_path: Path, run_script: Script
 ):
     command = [
         sys.executable, str(ROOT / "Fine_tuning" / "train.py"), "--config", str(tiny_config),
@@ -111,7 +110,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
-    while not (last.is_file() and len(read_rows(last.parents[1])) >= epochs_before_the_kill):
+    while not (last.is_file() and len(read_rows(last.parents[1])) >= 2):  # at the switch: what comes is unfrozen
         assert process.poll() is None, "training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)

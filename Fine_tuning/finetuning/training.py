@@ -138,8 +138,6 @@ class Bar(TQDMProgressBar):
 
 def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCModel:
     """The base model with the configuration's alphabet, or a new model of its architecture when there is no base."""
-    if base is None and config.model.architecture is None:
-        raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
     if base is None:
         return build(experiment.resolve(config.model.architecture), config.text.alphabet, config.training.seed)
     model = restore(base)
