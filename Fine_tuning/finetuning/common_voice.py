@@ -70,7 +70,8 @@ def open_release(source: Path, cache: Path) -> Release:
         raise UserError(f"there is no release {source}; give dataset.source=… ({LAYOUT})")
     identity = {"name": source.name, "size": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns}
     known = read_json(cache / "release.json")
-    if not (known and known["identity"] == identity and all((cache / table).is_file() for table in known["tables"])):
+    copied = known.get("tables") if known and known.get("identity") == identity else None
+    if not copied or not all((cache / table).is_file() for table in copied):
         known = _unpack_tables(source, cache, identity)
     return Release(known["name"], source, cache, identity, known["stamps"])
 
