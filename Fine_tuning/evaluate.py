@@ -8,7 +8,7 @@ finished is not run again.
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetuning import config as experiment
 from finetuning import predictions
@@ -16,6 +16,9 @@ from finetuning.errors import UserError, run
 from finetuning.files import make_folder, read_json, sha256, write_json
 from finetuning.manifest import Utterance, manifest_path, read_manifest
 from finetuning.predictions import Prediction
+
+if TYPE_CHECKING:
+    from nemo.collections.asr.models import EncDecCTCModel
 
 
 def main() -> None:
@@ -91,7 +94,7 @@ def find(source: str, config: experiment.Config) -> Path:
     return registry.find(source, config.model)
 
 
-def restore(path: Path, work: Path) -> Any:
+def restore(path: Path, work: Path) -> "EncDecCTCModel":
     """The model of `path`; its letters are kept in `work`."""
     print(f"loading {path.name} (NeMo takes a while)")
     from finetuning import model as models
@@ -102,7 +105,7 @@ def restore(path: Path, work: Path) -> Any:
 
 
 def infer(
-    name: str, model: Any, utterances: list[Utterance], audio: Path, work: Path, config: experiment.Config
+    name: str, model: "EncDecCTCModel", utterances: list[Utterance], audio: Path, work: Path, config: experiment.Config
 ) -> list[Prediction]:
     """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio."""
     from finetuning.inference import predict

@@ -8,7 +8,8 @@ import numpy as np
 def greedy(log_probabilities: np.ndarray, labels: Sequence[str]) -> str:
     """The text of the most probable path: repeats merged, then blanks dropped (Graves et al. 2006, section 3.2).
 
-    `log_probabilities`: (frames, labels + 1), the blank last. No frame gives no text.
+    `log_probabilities`: (frames, labels + 1), the blank last. No frame gives no text. NeMo's own decoding also
+    removes a space before an apostrophe, which it takes for punctuation; here the path is written as it is.
     """
     blank = len(labels)
     path = log_probabilities.argmax(axis=1)  # (T,)

@@ -73,11 +73,15 @@ def table(rows: Sequence[Result], evaluation: Evaluation) -> str:
         cells.append((row["model"] + marks, *map(_figure, (row["loss"], row["cer"], row["wer"]))))
     parts = [_markdown(cells), "\n".join(footnotes)]
     if evaluation.published:
-        theirs = [(f"{p.model} (published)", *map(_figure, (p.loss, p.cer, p.wer))) for p in evaluation.published]
-        parts += [f"Published figures, on {evaluation.published_on or 'data not stated'}:", _markdown(theirs)]
+        parts += [f"Published figures, on {evaluation.published_on or 'data not stated'}:", published_table(evaluation)]
         pairs = [(row, p) for row in rows for p in evaluation.published if p.model == row["model"]]
         parts.append("\n".join(_comparison(row, p) for row, p in pairs))
     return "\n\n".join(part for part in (*parts, evaluation.note) if part)
+
+
+def published_table(evaluation: Evaluation) -> str:
+    """The published rows alone, each marked as such."""
+    return _markdown([(f"{p.model} (published)", *map(_figure, (p.loss, p.cer, p.wer))) for p in evaluation.published])
 
 
 def _footnotes(row: Result) -> list[str]:

@@ -1,0 +1,65 @@
+"""A small NeMo model and a few of the sample's clips, for the tests that run a real model."""
+
+import json
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+import soxr
+from conftest import ROOT
+
+if TYPE_CHECKING:
+    from nemo.collections.asr.models import EncDecCTCModel
+
+ARCHITECTURE = ROOT / "configs" / "models" / "quartznet_small.yaml"
+ENGLISH = " abcdefghijklmnopqrstuvwxyz'"
+ITALIAN = ENGLISH + "àèéìòù"
+
+
+def lively_model(alphabet: str, architecture: Path = ARCHITECTURE, seed: int = 0) -> "EncDecCTCModel":
+    """An untrained model whose BatchNorm statistics are those of noise, and which writes more than one letter."""
+    import torch
+    from finetuning.model import build
+
+    torch.set_num_threads(1)  # small matrices: a second thread costs more than it does
+    model = build(architecture, alphabet, seed)
+    rng = torch.Generator().manual_seed(seed)
+    noise = {"audio_signal": torch.randn(4, 64, 100, generator=rng), "length": torch.full((4,), 100)}
+    for module in model.encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.momentum = 1.0
+            module.bias.data.normal_(0, 0.3, generator=rng)  # so that what padding becomes is not 0
+    with torch.no_grad():
+        model.encoder.train()(**noise)
+        encoded = model.encoder.eval()(**noise)[0]  # (B, C, T)
+        decoder = model.decoder.decoder_layers[0]
+        decoder.weight *= 10
+        decoder.bias.copy_(-decoder.weight[:, :, 0] @ encoded.mean(dim=(0, 2)))
+    return model
+
+
+def write_clips(archive: Path, folder: Path, count: int) -> Path:
+    """Decode clips of a release, cut to 0.8 s, 1.0 s, 1.2 s … with as much of the text; gives their manifest."""
+    (folder / "wavs").mkdir(parents=True)
+    lines = []
+    with tarfile.open(archive) as release:
+        members = {Path(member.name).name: member for member in release if member.isfile()}
+        rows = release.extractfile(members["test.tsv"]).read().decode().splitlines()
+        names = rows[0].split("\t")
+        for number, row in enumerate(rows[1 : count + 1]):
+            fields = dict(zip(names, row.split("\t"), strict=True))
+            mp3 = BytesIO(release.extractfile(members[fields["path"]]).read())
+            samples, rate = soundfile.read(mp3, dtype="float32")
+            whole = soxr.resample(samples, rate, 16000).astype(np.float32)
+            samples = whole[: int(16000 * (0.8 + 0.2 * number))]
+            wav = f"wavs/{Path(fields['path']).stem}.wav"
+            soundfile.write(folder / wav, samples, 16000)
+            letters = [c for c in fields["sentence"].lower().replace("’", "'") if c in ITALIAN]
+            text = "".join(letters[: len(letters) * len(samples) // len(whole)]).strip()
+            lines.append({"audio_filepath": wav, "duration": len(samples) / 16000, "text": text})
+    manifest = folder / "test_manifest.json"
+    manifest.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return manifest

@@ -1,0 +1,169 @@
+"""Step 3 as a user runs it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Script, assert_refused
+from small import ENGLISH, ITALIAN, lively_model, write_clips
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # small matrices: a second thread costs more than it does
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with english.nemo, italian.nemo and a file that is no model."""
+    from finetuning.model import save
+
+    folder = tmp_path_factory.mktemp("models")
+    save(lively_model(ENGLISH), folder / "english.nemo")
+    save(lively_model(ITALIAN), folder / "italian.nemo")
+    (folder / "broken.nemo").write_text("hello")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(sample_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder with 8 clips, each five times in the manifest, the last time with too much text."""
+    folder = tmp_path_factory.mktemp("data") / "it"
+    manifest = write_clips(sample_archive, folder, 8)
+    lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()] * 5
+    lines[-1] = {**lines[-1], "text": "ab" * 200}
+    manifest.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def options(out: Path, data: Path, *models: str) -> list[str]:
+    return [
+        f"dataset.output={data}",
+        f"evaluation.models=[{','.join(models)}]",
+        f"evaluation.predictions={out}/predictions",
+        f"evaluation.results={out}/results",
+        "evaluation.batch_size=1",
+        "evaluation.published=[{model: italian, loss: 1, cer: 0.1, wer: 0.2}]",
+        "evaluation.published_on=other data",
+        "evaluation.note=Untrained.",
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    run_script: Script, models: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Two models that are there, one that is not and one that is none."""
+    out = tmp_path_factory.mktemp("evaluated")
+    names = [str(models / f"{name}.nemo") for name in ("english", "gone", "broken", "italian")]
+    return out, run_script("evaluate.py", *options(out, data, *names), cwd=out, env=ONE_THREAD)
+
+
+@pytest.mark.nemo
+def test_the_models_that_are_there_are_evaluated(evaluated: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, process = evaluated
+    assert_refused(process, "gone is not evaluated: there is no model", "train.py")
+    assert_refused(process, "broken is not evaluated: ", "broken.nemo is not a .nemo file")
+    assert_refused(process, "not evaluated, for the reasons above: gone, broken")
+    assert sorted(path.name for path in (out / "results").iterdir()) == ["english.json", "italian.json"]
+    for line in ("| Model ", "| english [1] [2] |", "| italian [3] ", "it lacks: à è é ì ò ù.",
+                 "leaves out 1 of 40 utterances", "Published figures, on other data:",
+                 "italian, ours minus published: ", "Untrained.", f"results in {out}/results"):  # fmt: skip
+        assert line in process.stdout
+    for chatter in ("NeMo W", "NeMo I", "OneLogger", "Warning"):
+        assert chatter not in process.stderr + process.stdout
+
+
+@pytest.mark.nemo
+def test_predictions_are_in_manifest_order_with_the_manifests_own_text(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]], data: Path
+) -> None:
+    out, _ = evaluated
+    manifest = [json.loads(line) for line in (data / "test_manifest.json").read_text(encoding="utf-8").splitlines()]
+    for name in ("english", "italian"):
+        text = (out / "predictions" / name / "predictions.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert [{key: line[key] for key in manifest[0]} for line in lines] == manifest
+        assert lines[0].keys() == {"audio_filepath", "duration", "text", "pred_text", "loss"}
+        assert lines[0]["pred_text"] == lines[8]["pred_text"] != lines[1]["pred_text"]
+        assert lines[-1]["loss"] is None
+        result = json.loads((out / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        assert result["words"] == sum(len(line["text"].split()) for line in manifest)
+        assert result["characters"] == sum(len(line["text"]) for line in manifest)
+        losses = [line["loss"] for line in lines if line["loss"] is not None]
+        assert result["loss"] == pytest.approx(sum(losses) / 39, abs=1e-5)
+        assert (result["loss_left_out"], result["letters_missing"]) == (1, "àèéìòù" if name == "english" else "")
+
+
+@pytest.mark.nemo
+def test_again_nothing_is_run_and_the_bytes_are_the_same(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]], run_script: Script, models: Path, data: Path
+) -> None:
+    out, first = evaluated
+    before = {path: path.read_bytes() for path in (out / "results").iterdir()}
+    names = [str(models / f"{name}.nemo") for name in ("english", "italian")]
+    again = run_script("evaluate.py", *options(out, data, *names), cwd=models)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("predictions are reused") == 2
+    assert "loading" not in again.stdout
+    assert {path: path.read_bytes() for path in (out / "results").iterdir()} == before
+    assert first.stdout.split("\n\n", 1)[1] == again.stdout.split("\n\n", 1)[1], "the same table"
+
+
+@pytest.mark.nemo
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]],
+    run_script: Script,
+    models: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    part = tmp_path / "predictions" / "italian" / "predictions.jsonl.part"
+    command = options(tmp_path, data, str(models / "italian.nemo"))
+    script = [sys.executable, str(ROOT / "Fine_tuning" / "evaluate.py"), *command]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(script, env={**os.environ, **ONE_THREAD}, stdout=null, stderr=null) as process:
+        while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n") > 2):
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (part.parent / "predictions.jsonl").exists(), "it was killed too late"
+    whole = part.read_bytes()[: part.read_bytes().rindex(b"\n") + 1]
+    part.write_bytes(whole + b'{"utterance": 3, "audio_fi')
+
+    goes_on = run_script("evaluate.py", *command, env=ONE_THREAD)
+    assert goes_on.returncode == 0, goes_on.stderr
+    assert f"italian: goes on after {whole.count(bytes([10]))} of 40 utterances" in goes_on.stdout
+    for name in ("results/italian.json", "predictions/italian/predictions.jsonl"):
+        assert (tmp_path / name).read_bytes() == (evaluated[0] / name).read_bytes()
+    assert not part.exists()
+
+
+def test_refusals_before_any_model_is_loaded(run_script: Script, tmp_path: Path) -> None:
+    data = tmp_path / "it"
+    data.mkdir()
+    refused = run_script("evaluate.py", *options(tmp_path, data, "a.nemo"))
+    assert_refused(refused, "no manifest", "test_manifest.json", "dataset_creation.py")
+
+    line = {"audio_filepath": "gone.wav", "duration": 1.0, "text": "sì"}
+    (data / "test_manifest.json").write_text(json.dumps(line) + "\n")
+    assert_refused(run_script("evaluate.py", *options(tmp_path, data, "a.nemo")), "there is no", "gone.wav")
+
+    shutil.copy(ROOT / "pyproject.toml", data / "gone.wav")
+    refused = run_script("evaluate.py", *options(tmp_path, data, "a.nemo"))
+    assert_refused(refused, "a is not evaluated: there is no model a.nemo")
+    assert_refused(run_script("evaluate.py", *options(tmp_path, data, "a.nemo", "b/a.nemo")), "both be called a")
+    assert_refused(run_script("evaluate.py", *options(tmp_path, data)), "names no model")
+
+    (data / "test_manifest.json").write_text(json.dumps({**line, "text": " "}) + "\n")
+    assert_refused(run_script("evaluate.py", *options(tmp_path, data, "a.nemo")), "utterance 1 has an empty text")
+
+
+def test_what_step_2_has_not_made_yet_is_named_with_its_command(run_script: Script, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "test_manifest.json").write_text('{"audio_filepath": "a.wav", "duration": 1.0, "text": "a"}\n')
+    given = [*options(tmp_path, tmp_path, f"{tmp_path}/Mine.nemo"), f"training.output={tmp_path}", "training.name=Mine"]
+    words = "make it with: python Fine_tuning/train.py --config configs/italian.yaml"
+    assert_refused(run_script("evaluate.py", *given), words)

@@ -1,0 +1,295 @@
+"""Real small NeMo models: built, saved, restored from files of every age, refused when they are not models."""
+
+import gzip
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finetuning.errors import UserError
+from small import ARCHITECTURE, ENGLISH, ITALIAN, lively_model
+
+pytestmark = pytest.mark.nemo
+
+Change = Callable[[bytes], bytes | None]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return lively_model(ENGLISH)
+
+
+@pytest.fixture(scope="module")
+def saved(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from finetuning.model import save
+
+    path = tmp_path_factory.mktemp("saved") / "small.nemo"
+    save(model, path)
+    return path
+
+
+def sound() -> dict[str, Any]:
+    import torch
+
+    wave = torch.randn(3, 24000, generator=torch.Generator().manual_seed(0)) / 10
+    return {"input_signal": wave, "input_signal_length": torch.tensor([24000, 17777, 9000])}
+
+
+def encoded(model: Any) -> Any:
+    """What the encoder makes of the sound, (B, C, T)."""
+    features, lengths = model.preprocessor(**{"length" if k.endswith("length") else k: v for k, v in sound().items()})
+    return model.eval().encoder(audio_signal=features, length=lengths)[0]
+
+
+def outputs(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(**sound())[0]  # (B, T, V + 1)
+
+
+def rewritten(saved: Path, path: Path, changes: dict[str, Change]) -> Path:
+    """A copy of a .nemo file with some members changed, or left out where the change gives None."""
+    with tarfile.open(saved) as old, tarfile.open(path, "w") as new:
+        for member in old:
+            content = old.extractfile(member).read() if member.isfile() else b""
+            content = changes.get(Path(member.name).name, bytes)(content)
+            if content is not None:
+                member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+    return path
+
+
+def config_changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Change]:
+    def edited(content: bytes) -> bytes:
+        config = yaml.safe_load(content)
+        change(config)
+        return yaml.safe_dump(config).encode()
+
+    return {"model_config.yaml": edited}
+
+
+def without_the_key_3_0_0_wants(config: dict[str, Any]) -> None:
+    for search in ("greedy", "beam"):
+        del config["decoding"][search]["boosting_tree"]["key_phrase_items_list"]
+
+
+def test_the_same_seed_builds_the_same_model() -> None:
+    import torch
+    from finetuning.model import build, labels
+
+    state = torch.random.get_rng_state()
+    one, same, other = (build(ARCHITECTURE, ITALIAN, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(state, torch.random.get_rng_state()), "nothing else's randomness is touched"
+    assert labels(build(ARCHITECTURE, ITALIAN)) == list(ITALIAN)
+
+
+def test_stock_nemo_restores_what_is_saved(model: Any, saved: Path) -> None:
+    import torch
+    from finetuning.model import save
+    from nemo.collections.asr.models import EncDecCTCModel
+    from omegaconf import OmegaConf, open_dict
+
+    with open_dict(model.cfg):
+        model.cfg.train_ds = OmegaConf.create({"manifest_filepath": "/home/somebody/train.json"})
+        model.cfg.optim = OmegaConf.create({"name": "novograd"})
+    save(model, saved)
+    assert "train_ds" in model.cfg, "the model itself is left as it was"
+    stock = EncDecCTCModel.restore_from(str(saved), map_location="cpu")
+    assert torch.equal(outputs(stock), outputs(model))
+    assert not {"train_ds", "validation_ds", "test_ds", "optim"} & set(stock.cfg)
+    assert b"somebody" not in saved.read_bytes()
+    assert [path.name for path in saved.parent.iterdir()] == ["small.nemo"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        config_changed(lambda config: config.pop("decoding")),  # as NeMo 1.0.0rc1
+        config_changed(lambda config: config.update(decoding=None)),
+        config_changed(without_the_key_3_0_0_wants),  # as NeMo 2.5 and 2.6
+        config_changed(lambda config: config.pop("target")),
+    ],
+    ids=["no decoding", "empty decoding", "decoding of 2.5", "no target"],
+)
+def test_files_of_other_nemo_versions(model: Any, saved: Path, tmp_path: Path, change: dict[str, Change]) -> None:
+    import torch
+    from finetuning.model import restore
+
+    restored = restore(rewritten(saved, tmp_path / "old.nemo", change))
+    assert torch.equal(outputs(restored), outputs(model))
+    assert not restored.training
+
+
+def test_stock_nemo_refuses_the_decoding_section_of_2_5(saved: Path, tmp_path: Path) -> None:
+    """Why restore() merges it over the defaults; when this fails, NeMo does it itself."""
+    from nemo.collections.asr.models import EncDecCTCModel
+    from omegaconf.errors import ConfigAttributeError
+
+    old = rewritten(saved, tmp_path / "old.nemo", config_changed(without_the_key_3_0_0_wants))
+    with pytest.raises((TypeError, ConfigAttributeError), match=r"abstract class|key_phrase_items_list"):
+        EncDecCTCModel.restore_from(str(old), map_location="cpu")
+
+
+def test_the_oldest_files_are_compressed(model: Any, saved: Path, tmp_path: Path) -> None:
+    import torch
+    from finetuning.model import restore
+
+    old = tmp_path / "old.nemo"
+    old.write_bytes(gzip.compress(saved.read_bytes(), 1))
+    assert torch.equal(outputs(restore(old)), outputs(model))
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_config.yaml": lambda _: None}, "no model_config.yaml"),
+        ({"model_weights.ckpt": lambda _: None}, "no model_weights.ckpt"),
+        ({"model_weights.ckpt": lambda content: content[:5000]}, "small.nemo is not a .nemo file"),
+        ({"model_weights.ckpt": lambda _: pickle.dumps(Hostile())}, "weights cannot be read"),
+        ({"model_config.yaml": lambda _: b"a: [1"}, "small.nemo is not a .nemo file"),
+        ({"model_config.yaml": lambda _: b"- 1"}, "small.nemo is not a .nemo file"),
+        (config_changed(lambda config: config.update(tokenizer={"dir": "x"})), "does not write characters by CTC"),
+        (config_changed(lambda config: config["decoder"].pop("vocabulary")), "does not write characters by CTC"),
+        (config_changed(lambda config: config["encoder"]["jasper"].pop()), "small.nemo is not a .nemo file"),
+        (config_changed(lambda config: config["encoder"].update(_target_="os.system")), "os.system"),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
+)
+def test_archives_that_are_no_model_are_refused(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Change], words: str
+) -> None:
+    from finetuning.model import restore
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as refusal:
+        restore(rewritten(saved, tmp_path / "small.nemo", changes))
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("share", [None, 0, 0.001, 0.5, 0.99])
+def test_files_that_are_no_archive_are_refused(saved: Path, tmp_path: Path, share: float | None) -> None:
+    from finetuning.model import restore
+
+    content = saved.read_bytes()
+    path = tmp_path / "broken.nemo"
+    path.write_bytes(b"hello" if share is None else content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"broken\.nemo is not a .nemo file of a character CTC model"):
+        restore(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("jasper:", "jaspers:"), ("decoder:", "coder:"), ("feat_in: 256", "feat_in: many"), ("ConvASREncoder", "Nothing")],
+)
+def test_a_broken_architecture_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    from finetuning.model import build
+
+    path = tmp_path / "broken.yaml"
+    path.write_text(ARCHITECTURE.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError, match=r"broken\.yaml is not a NeMo model configuration"):
+        build(path, ITALIAN)
+    with pytest.raises(UserError, match=r"there is no none\.yaml"):
+        build(tmp_path / "none.yaml", ITALIAN)
+
+
+def test_another_alphabet(saved: Path, tmp_path: Path) -> None:
+    import torch
+    from finetuning.model import labels, restore, save, set_alphabet
+    from nemo.collections.asr.models import EncDecCTCModel
+    from omegaconf import OmegaConf, open_dict
+
+    model = restore(saved)
+    with open_dict(model.cfg):
+        model.cfg.train_ds = OmegaConf.create({"manifest_filepath": "x.json", "labels": list(ENGLISH)})
+    encoder = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    set_alphabet(model, ITALIAN)
+    assert labels(model) == list(ITALIAN) == list(model.cfg.labels) == list(model.cfg.decoder.vocabulary)
+    assert "train_ds" not in model.cfg
+    assert outputs(model).shape[2] == len(ITALIAN) + 1  # the blank, added by NeMo
+    assert model.loss._blank == len(ITALIAN)
+    assert all(torch.equal(encoder[name], tensor) for name, tensor in model.encoder.state_dict().items())
+    save(model, tmp_path / "it.nemo")
+    assert labels(EncDecCTCModel.restore_from(str(tmp_path / "it.nemo"), map_location="cpu")) == list(ITALIAN)
+
+
+def test_the_same_alphabet_keeps_the_decoder(model: Any, saved: Path) -> None:
+    import torch
+    from finetuning.model import restore, set_alphabet
+
+    restored = restore(saved)
+    set_alphabet(restored, ENGLISH)
+    assert torch.equal(outputs(restored), outputs(model))
+
+
+def test_channels_last_computes_the_same(model: Any, saved: Path, tmp_path: Path) -> None:
+    import torch
+    from finetuning.model import channels_last, restore, save
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    fast = restore(saved)
+    channels_last(fast)
+    channels_last(fast)  # twice is as good as once
+    swapped = [m for m in fast.encoder.modules() if type(m).__name__ in ("DepthwiseConv1d", "PointwiseConv1d")]
+    assert len(swapped) == sum(type(m) is torch.nn.Conv1d for m in model.encoder.modules())
+    torch.testing.assert_close(encoded(fast), encoded(model), rtol=0, atol=1e-5)
+    assert fast.state_dict().keys() == model.state_dict().keys()
+    assert type(pickle.loads(pickle.dumps(swapped[0]))) is type(swapped[0])
+    save(fast, tmp_path / "fast.nemo")
+    stock = EncDecCTCModel.restore_from(str(tmp_path / "fast.nemo"), map_location="cpu")
+    assert torch.equal(outputs(stock), outputs(model))
+
+
+def test_channels_last_learns_the_same(model: Any, saved: Path) -> None:
+    import torch
+    from finetuning.model import channels_last, restore
+
+    fast, gradients = restore(saved), []
+    channels_last(fast)
+    for one in (model, fast):
+        one.zero_grad()
+        encoded(one).square().mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in one.encoder.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"kernel_size": 11, "stride": 2, "padding": 5}, {"kernel_size": 7, "dilation": 2, "padding": 6, "bias": True}],
+    ids=["stride", "dilation"],
+)
+def test_depthwise_convolution_is_torchs(shape: dict[str, Any]) -> None:
+    import torch
+    from finetuning.model import DepthwiseConv1d
+
+    torch.manual_seed(0)
+    ours = DepthwiseConv1d(8, 8, groups=8, **shape)
+    x = torch.randn(2, 8, 50)
+    torch.testing.assert_close(ours(x), torch.nn.Conv1d.forward(ours, x), rtol=0, atol=1e-5)
+
+
+def test_encoders_that_group_channels_are_left_alone(tmp_path: Path) -> None:
+    import torch
+    from finetuning.model import build, channels_last
+
+    config = yaml.safe_load(ARCHITECTURE.read_text(encoding="utf-8"))
+    for block in config["encoder"]["jasper"][1:6]:
+        block["groups"] = 2
+    (tmp_path / "grouped.yaml").write_text(yaml.safe_dump(config))
+    model = build(tmp_path / "grouped.yaml", ENGLISH)
+    before = outputs(model)
+    channels_last(model)
+    assert torch.equal(outputs(model), before)
