@@ -2,10 +2,9 @@
 
     python Fine_tuning/report.py
 
-Reads the committed files below results/; `--check` writes nothing and fails when README.md is stale.
+Reads the committed files below results/.
 """
 
-import argparse
 import re
 from pathlib import Path
 
@@ -22,18 +21,11 @@ RESULTS = ROOT / "results"
 
 def main() -> None:
     """Rewrite the marked parts of README.md and draw image.png."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether README.md is up to date")
-    check = parser.parse_args().check
-    before = README.read_text(encoding="utf-8")
-    after = filled_in(before)
-    if check:
-        if before != after:
-            raise UserError(f"{README} is stale; type: make report")
-        return
+    filled = filled_in(README.read_text(encoding="utf-8"))
     with written_whole(README) as text:
-        text.write(after)
-    loss_curve(read_metrics(RESULTS / "demo" / "metrics.csv"), "Demo: loss per epoch (synthetic speech)", ROOT / "image.png")
+        text.write(filled)
+    metrics = read_metrics(RESULTS / "demo" / "metrics.csv")
+    loss_curve(metrics, "Demo: loss per epoch (synthetic speech)", ROOT / "image.png")
     print(f"Wrote {README} and {ROOT / 'image.png'}")
 
 
@@ -50,19 +42,21 @@ def filled_in(readme: str) -> str:
 def parts() -> dict[str, str]:
     """Markdown by the name of the mark."""
     rows = [read_json(path) for experiment in ("demo", "demo_scratch") for path in models_of(RESULTS / experiment)]
+    italian = load("configs/italian.yaml", []).evaluation
     timing = read_json(RESULTS / "demo" / "timing.json")
+    steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
         "demo": table(rows, load("configs/demo.yaml", []).evaluation),
-        "published": published_table(load("configs/italian.yaml", []).evaluation),
-        "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, then "
-        f"the three scripts {minutes(timing['scripts_s'])} "
-        f"({', '.join(f'{name} {minutes(s)}' for name, s in timing['steps_s'].items())}).",
+        "published": f"On {italian.published_on}:\n\n{published_table(italian)}",
+        "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
+        f"then the three scripts {minutes(timing['scripts_s'])} ({steps}).",
     }
 
 
 def models_of(folder: Path) -> list[Path]:
     """The files of a results folder that hold a row of the table, the base model first."""
-    return sorted((path for path in folder.glob("*.json") if path.name != "timing.json"), key=lambda p: p.name.lower()[::-1])
+    rows = [path for path in folder.glob("*.json") if path.name != "timing.json"]
+    return sorted(rows, key=lambda path: path.name.startswith("Model"))
 
 
 def minutes(seconds: float) -> str:

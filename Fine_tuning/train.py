@@ -32,10 +32,10 @@ def main() -> None:
     for split, utterances in data.items():
         print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
 
-    from finetuning.registry import find
-
     if not (config.model.base or config.model.architecture):
         raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
+    from finetuning.registry import find
+
     base = find(config.model.base, config.model) if config.model.base else None
     record = run_record.start(make_folder(output), config, base)
     if "model" in record and exported.is_file():
@@ -53,9 +53,10 @@ def main() -> None:
 
     models.save(model, exported)
     check_transcripts(model, exported, data["validation"][:16], config)
-    rows = read_metrics(output / "metrics.csv")
-    loss_curve(rows, f"{config.training.name}: loss per epoch", output / "image.png")
-    run_record.finish(output, record, model=sha256(exported), epochs=len(rows), validation=rows[-1])
+    metrics = read_metrics(output / "metrics.csv")
+    loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
+    validation = {name: float(metrics[name].iloc[-1]) for name in ("val_loss", "val_wer", "val_cer")}
+    run_record.finish(output, record, model=sha256(exported), epochs=len(metrics), **validation)
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
 
 

@@ -27,7 +27,8 @@ def main() -> None:
         install = run(["make", ".venv/.complete"], cwd=clone)
         python = clone / ".venv" / "bin" / "python"
         steps = {
-            step: run([str(python), f"Fine_tuning/{step}.py", "--config", "configs/demo.yaml"], cwd=clone) for step in STEPS
+            step: run([str(python), f"Fine_tuning/{step}.py", "--config", "configs/demo.yaml"], cwd=clone)
+            for step in STEPS
         }
         timing = {
             "machine": f"{os.cpu_count()} CPU cores without a GPU ({cpu_name()})",

@@ -57,7 +57,7 @@ def tiny_release(sample_archive: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's experiment on 40 clips: three epochs, two of them frozen, nothing written outside a temporary folder."""
+    """The demo's experiment on 40 clips: three epochs, two of them frozen, in a temporary folder."""
     folder = tmp_path_factory.mktemp("experiment")
     path = folder / "tiny.yaml"
     path.write_text(

@@ -16,7 +16,7 @@ from finetuning import config as experiment
 from finetuning.decoding import greedy
 from finetuning.errors import UserError
 from finetuning.manifest import manifest_path
-from finetuning.metrics import read_metrics, write_metrics
+from finetuning.metrics import read_metrics, with_row, write_metrics
 from finetuning.model import build, labels, restore, set_alphabet
 from finetuning.scoring import character_error_rate
 
@@ -58,7 +58,7 @@ class Metrics(pl.Callback):
     def __init__(self, path: Path, frozen_epochs: int) -> None:
         """`path` of the table; rows of earlier epochs that stand there are kept when a run is resumed."""
         self.path, self.frozen_epochs = path, frozen_epochs
-        self.rows = read_metrics(path)
+        self.table = read_metrics(path)
         self.captured: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, model: EncDecCTCModel, stage: str) -> None:
@@ -68,8 +68,7 @@ class Metrics(pl.Callback):
             model.decoder.register_forward_hook(lambda _, __, out: self.captured.update(log_probs=out.detach()))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Start the sums of the epoch; rows of this and later epochs are from a run that was cut off."""
-        self.rows = [row for row in self.rows if int(row["epoch"]) <= trainer.current_epoch]
+        """Start the sums of the epoch."""
         self.loss_sum, self.utterances = 0.0, 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -119,8 +118,8 @@ class Metrics(pl.Callback):
             **{name: round(float(trainer.callback_metrics[name]), 4) for name in ("val_loss", "val_wer", "val_cer")},
             "learning_rate": float(f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}"),
         }
-        self.rows = [*self.rows[: trainer.current_epoch], row]
-        write_metrics(self.path, self.rows)
+        self.table = with_row(self.table, row)
+        write_metrics(self.path, self.table)
         trainer.progress_bar_callback.print(
             "epoch {epoch:>3} {phase:<8} train loss {train_loss:>8.2f}   val loss {val_loss:>8.2f}   "
             "val WER {val_wer:.3f}   val CER {val_cer:.3f}".format(**row)
