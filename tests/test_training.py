@@ -88,6 +88,22 @@ def test_the_run_leaves_its_metrics_its_picture_and_its_record(tiny_run: Path):
     assert str(Path.home()) not in json.dumps(record["made_from"])
 
 
+def test_validation_is_scored_as_step_3_scores(tiny_run: Path, tiny_dataset: Path):
+    from finetuning.inference import predict
+    from finetuning.manifest import read_manifest
+    from finetuning.model import restore
+    from finetuning.scoring import score
+
+    utterances = read_manifest(tiny_dataset / "validation_manifest.json")
+    model = restore(tiny_run / "Model-IT-finetuned.nemo")
+    predictions = [prediction for batch in predict(model, utterances, tiny_dataset, 4) for _, prediction in batch]
+    found = score(predictions)
+    last = read_rows(tiny_run)[-1]
+    assert float(last["val_loss"]) == pytest.approx(found.loss, rel=1e-4)
+    assert float(last["val_wer"]) == pytest.approx(found.words.rate, abs=1e-4)
+    assert float(last["val_cer"]) == pytest.approx(found.characters.rate, abs=1e-4)
+
+
 def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(
     tiny_run: Path, tiny_config: Path, run_script: Script
 ):
