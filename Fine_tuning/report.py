@@ -5,6 +5,7 @@
 Reads the committed files below results/.
 """
 
+import argparse
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ RESULTS = ROOT / "results"
 
 def main() -> None:
     """Rewrite the marked parts of README.md and draw image.png."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     filled = filled_in(README.read_text(encoding="utf-8"))
     with written_whole(README) as text:
         text.write(filled)

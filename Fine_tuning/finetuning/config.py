@@ -274,6 +274,12 @@ def _check(config: Config) -> None:
     """Values that have the right type and still make no sense."""
     split, dataset, training = config.dataset.split, config.dataset, config.training
     alphabet = config.text.alphabet
+    choices = {
+        "training.accelerator": (training.accelerator, ("auto", "gpu", "cpu")),
+        "training.precision": (training.precision, ("auto", "32-true", "16-mixed", "bf16-mixed")),
+        "training.optimizer.name": (training.optimizer.name, ("novograd", "adamw", "adam")),
+        "training.schedule.name": (training.schedule.name, ("CosineAnnealing", "SquareAnnealing")),
+    }
     wrong = {
         "dataset.split: train, validation and test must be above 0 and add up to 1": min(
             split.train, split.validation, split.test
@@ -292,9 +298,14 @@ def _check(config: Config) -> None:
         "training.frozen_epochs must be between 0 and training.max_epochs": not 0
         <= training.frozen_epochs
         <= training.max_epochs,
+        "training.optimizer.lr must be above 0 and training.optimizer.betas two numbers": training.optimizer.lr <= 0
+        or len(training.optimizer.betas) != 2,
+        "training.schedule.warmup_ratio must be at least 0 and below 1": not 0 <= training.schedule.warmup_ratio < 1,
         "training.speed_perturbation must be at least 0 and below 0.5": not 0 <= training.speed_perturbation < 0.5,
         "evaluation.batch_size must be at least 1": config.evaluation.batch_size < 1,
     }
+    for key, (value, allowed) in choices.items():
+        wrong[f"{key} must be one of {', '.join(allowed)}"] = value not in allowed
     for sentence, is_wrong in wrong.items():
         if is_wrong:
             raise UserError(f"{config.file}: {sentence}")

@@ -27,9 +27,6 @@ from torch.nn import functional as F  # noqa: E402
 
 from finetuning.errors import UserError  # noqa: E402
 from finetuning.files import replacing  # noqa: E402
-from finetuning.registry import find  # noqa: E402
-
-__all__ = ["build", "channels_last", "find", "labels", "quiet", "restore", "save", "set_alphabet"]
 
 DATA_SECTIONS = ("train_ds", "validation_ds", "test_ds")
 
@@ -37,7 +34,8 @@ DATA_SECTIONS = ("train_ds", "validation_ds", "test_ds")
 def quiet() -> None:
     """Keep NeMo's and Lightning's running commentary off the screen; errors are raised, not printed."""
     nemo_logging.set_verbosity(nemo_logging.CRITICAL)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "hydra"):
+    rank_zero = "pytorch_lightning.utilities.rank_zero"  # a level of its own, whatever its parents say
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", rank_zero, "hydra"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore")
 

@@ -17,13 +17,13 @@ FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "devices", "precis
 
 
 def start(output: Path, config: experiment.Config, base: Path | None) -> dict[str, Any]:
-    """Write `run.json` for a run that begins, or take the one that stands there when it is the same run.
+    """Write `run.json` for a run that begins, or take the one that stands there when the same run goes on.
 
     UserError when `output` holds a run made from another configuration, other data or another base model.
     """
     record = _record(config, base)
     before = read_json(output / "run.json")
-    if before is None:
+    if before is None or not (output / "checkpoints").is_dir():  # nothing learnt yet
         write_json(output / "run.json", record)
         return record
     changed = sorted(_changed(before.get("made_from", {}), record["made_from"]))

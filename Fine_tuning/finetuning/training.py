@@ -189,6 +189,8 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     Writes checkpoints/, tensorboard/ and metrics.csv below `output`; the model holds the last epoch's weights after.
     """
     training = config.training
+    if training.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("training.accelerator=gpu, and torch finds no GPU; type training.accelerator=auto")
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     checkpoints = ModelCheckpoint(
         dirpath=output / "checkpoints", filename="epoch={epoch:03d}-val_loss={val_loss:.3f}",
@@ -218,6 +220,7 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     last = output / "checkpoints" / "last.ckpt"
     if last.is_file():
         print(f"Going on from {last}")
-    trainer.fit(model, ckpt_path=last if last.is_file() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(model, ckpt_path=last if last.is_file() else None)
+    except SystemExit as error:  # how Lightning ends after Ctrl-C
+        raise KeyboardInterrupt from error
