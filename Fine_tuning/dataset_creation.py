@@ -55,7 +55,8 @@ def open_release(source: Path, output: Path) -> Release:
     """The release at `source`; UserError, and no empty folder left, where there is none or `output` lies in it."""
     try:
         release = common_voice.open_release(source, output / "release")
-        if output == release.source or output.is_relative_to(release.source / "clips"):
+        inside, folder = output.resolve(), release.source.resolve()
+        if inside == folder or inside.is_relative_to(folder / "clips"):
             raise UserError(f"{output} is the release itself, which is never changed; give another dataset.output=…")
     except UserError:
         with suppress(OSError):  # it is not empty

@@ -41,18 +41,19 @@ def main() -> None:
             path = find(source, config)
             hashes = {"model": sha256(path), **data}
             inputs = {"sha256": hashes, "alphabet": config.text.alphabet, "versions": results.versions()}
-            predictions.prepare(work, inputs)
-            found = predictions.read(work)
-            model = restore(path, work) if found is None else None
+            found = predictions.read(work) if read_json(work / "inputs.json") == inputs else None
+            model = restore(path) if found is None else None
         except UserError as error:
             print(f"\n{name} is not evaluated: {error}", file=sys.stderr)
             missing.append(name)
             continue
         if found is None:
-            found = infer(name, model, utterances, manifest.parent, work, config)
+            predictions.prepare(work, inputs)
+            found = infer(name, model, utterances, manifest.parent, work, config.evaluation.batch_size)
         else:
             print(f"{name}: model and manifest are as before, predictions are reused from {work}")
-        letters_missing = "".join(sorted(set(config.text.alphabet) - set(read_json(work / "letters.json"))))
+        letters = set(config.text.alphabet).union(*(utterance.text for utterance in utterances))
+        letters_missing = "".join(sorted(letters - set(read_json(work / "letters.json"))))
         rows.append(results.result(name, scoring.score(found), hours, letters_missing, hashes))
         results.write(folder, rows[-1])
 
@@ -94,30 +95,30 @@ def find(source: str, config: experiment.Config) -> Path:
     return registry.find(source, config.model)
 
 
-def restore(path: Path, work: Path) -> "EncDecCTCModel":
-    """The model of `path`; its letters are kept in `work`."""
+def restore(path: Path) -> "EncDecCTCModel":
+    """The model of `path`."""
     print(f"loading {path.name} (NeMo takes a while)")
     from finetuning import model as models
 
-    model = models.restore(path)
-    write_json(work / "letters.json", models.labels(model))
-    return model
+    return models.restore(path)
 
 
 def infer(
-    name: str, model: "EncDecCTCModel", utterances: list[Utterance], audio: Path, work: Path, config: experiment.Config
+    name: str, model: "EncDecCTCModel", utterances: list[Utterance], audio: Path, work: Path, batch_size: int
 ) -> list[Prediction]:
     """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio."""
     from finetuning.inference import predict
+    from finetuning.model import labels
     from tqdm import tqdm
 
+    write_json(work / "letters.json", labels(model))
     done = predictions.read_part(work)
     if done:
         print(f"{name}: goes on after {len(done):,} of {len(utterances):,} utterances")
     bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
     with predictions.appending(work) as part, bar:
         bar.update(sum(prediction.duration for prediction in done.values()))
-        for batch in predict(model, utterances, audio, config.evaluation.batch_size, done):
+        for batch in predict(model, utterances, audio, batch_size, done):
             new = {number: prediction for number, prediction in batch if number not in done}
             predictions.append(part, new)
             done |= new

@@ -2,12 +2,11 @@
 
     python Fine_tuning/report.py
 
-Reads the committed files below results/.
+Reads the committed files in results/reference/, which benchmarks/clone_to_table.py writes.
 """
 
 import argparse
 import re
-from pathlib import Path
 
 from finetuning.config import ROOT, load
 from finetuning.errors import UserError, run
@@ -17,7 +16,7 @@ from finetuning.metrics import read_metrics
 from finetuning.results import published_table, table
 
 README = ROOT / "README.md"
-RESULTS = ROOT / "results"
+REFERENCE = ROOT / "results" / "reference"
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
     filled = filled_in(README.read_text(encoding="utf-8"))
     with written_whole(README) as text:
         text.write(filled)
-    metrics = read_metrics(RESULTS / "demo" / "metrics.csv")
+    metrics = read_metrics(REFERENCE / "metrics.csv")
     loss_curve(metrics, "Demo: loss per epoch (synthetic speech)", ROOT / "image.png")
     print(f"Wrote {README} and {ROOT / 'image.png'}")
 
@@ -43,9 +42,11 @@ def filled_in(readme: str) -> str:
 
 def parts() -> dict[str, str]:
     """Markdown by the name of the mark."""
-    rows = [read_json(path) for experiment in ("demo", "demo_scratch") for path in models_of(RESULTS / experiment)]
+    timing = read_json(REFERENCE / "timing.json")
+    if timing is None:
+        raise UserError(f"there is no {REFERENCE / 'timing.json'}; type: python benchmarks/clone_to_table.py")
+    rows = [read_json(REFERENCE / f"{name}.json") for name in timing["models"]]
     italian = load("configs/italian.yaml", []).evaluation
-    timing = read_json(RESULTS / "demo" / "timing.json")
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
         "demo": table(rows, load("configs/demo.yaml", []).evaluation),
@@ -53,12 +54,6 @@ def parts() -> dict[str, str]:
         "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
         f"then the three scripts {minutes(timing['scripts_s'])} ({steps}).",
     }
-
-
-def models_of(folder: Path) -> list[Path]:
-    """The files of a results folder that hold a row of the table, the base model first."""
-    rows = [path for path in folder.glob("*.json") if path.name != "timing.json"]
-    return sorted(rows, key=lambda path: path.name.startswith("Model"))
 
 
 def minutes(seconds: float) -> str:

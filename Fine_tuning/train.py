@@ -34,6 +34,8 @@ def main() -> None:
 
     if not (config.model.base or config.model.architecture):
         raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
+    if not config.model.base and not experiment.resolve(config.model.architecture).is_file():
+        raise UserError(f"there is no model configuration {config.model.architecture}; model.architecture names a file")
     from finetuning.registry import find
 
     base = find(config.model.base, config.model) if config.model.base else None
@@ -56,7 +58,14 @@ def main() -> None:
     metrics = read_metrics(output / "metrics.csv")
     loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
     validation = {name: float(metrics[name].iloc[-1]) for name in ("val_loss", "val_wer", "val_cer")}
-    run_record.finish(output, record, model=sha256(exported), epochs=len(metrics), **validation)
+    run_record.finish(
+        output,
+        record,
+        model=sha256(exported),
+        device=training.device(config.training.accelerator),
+        epochs=len(metrics),
+        **validation,
+    )
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/clone_to_table.py
 
-Clones this checkout's last commit to a temporary folder; writes results/demo/timing.json here, and takes over what
-`make demo` measured there into results/demo/ (the rows of the table and metrics.csv).
+Clones this checkout's last commit to a temporary folder and writes results/reference/ here: the times, and what the
+demo measured there (the rows of the table, and of its comparison from scratch, and metrics.csv). Packages come from the
+machine's own package index, without pip's cache.
 """
 
 import json
@@ -23,31 +24,34 @@ def main() -> None:
     """Clone, install, run, write."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
-        run(["git", "clone", "--quiet", str(ROOT), str(clone)], cwd=ROOT)
-        install = run(["make", ".venv/.complete"], cwd=clone)
-        python = clone / ".venv" / "bin" / "python"
+        install = run(["git", "clone", "--quiet", str(ROOT), str(clone)], cwd=ROOT)
+        install += run(["make", ".venv/.complete"], cwd=clone)
+        python = str(clone / ".venv" / "bin" / "python")
         steps = {
-            step: run([str(python), f"Fine_tuning/{step}.py", "--config", "configs/demo.yaml"], cwd=clone)
-            for step in STEPS
+            step: run([python, f"Fine_tuning/{step}.py", "--config", "configs/demo.yaml"], clone) for step in STEPS
         }
+        run(["make", "demo-scratch"], cwd=clone)
+        rows = [*(clone / "results" / "demo").glob("*.json"), *(clone / "results" / "demo_scratch").glob("*.json")]
+        rows.sort(key=lambda path: (path.name.startswith("Model"), "scratch" in path.name))
         timing = {
-            "machine": f"{os.cpu_count()} CPU cores without a GPU ({cpu_name()})",
+            "machine": f"{os.cpu_count()} CPU cores ({cpu_name()}) without a GPU",
             "install_s": round(install),
             "scripts_s": round(sum(steps.values())),
             "steps_s": {f"{step}.py": round(seconds) for step, seconds in steps.items()},
+            "models": [path.stem for path in rows],
         }
-        results = ROOT / "results" / "demo"
-        results.mkdir(parents=True, exist_ok=True)
-        for path in [*(clone / "results" / "demo").glob("*.json"), clone / "runs" / "demo" / "metrics.csv"]:
-            shutil.copy(path, results)
-        (results / "timing.json").write_text(json.dumps(timing, indent=2) + "\n")
+        reference = ROOT / "results" / "reference"
+        reference.mkdir(parents=True, exist_ok=True)
+        for path in [*rows, clone / "runs" / "demo" / "metrics.csv"]:
+            shutil.copy(path, reference)
+        (reference / "timing.json").write_text(json.dumps(timing, indent=2) + "\n")
     print(json.dumps(timing, indent=2))
 
 
 def run(command: list[str], cwd: Path) -> float:
     """Seconds that `command` took; ends the benchmark when it fails."""
     start = time.perf_counter()
-    if subprocess.run(command, cwd=cwd).returncode:
+    if subprocess.run(command, cwd=cwd, env={**os.environ, "PIP_NO_CACHE_DIR": "1"}).returncode:
         sys.exit(f"failed: {' '.join(command)}")
     return time.perf_counter() - start
 

@@ -20,7 +20,7 @@ def test_the_default_is_the_published_experiment():
     assert vars(config.training.optimizer) == {
         "name": "novograd", "lr": 5e-4, "betas": [0.95, 0.5], "weight_decay": 1e-3,
     }  # fmt: skip
-    assert vars(config.training.schedule) == {"name": "CosineAnnealing", "warmup_ratio": 0.05, "min_lr": 1e-5}
+    assert vars(config.training.schedule) == {"warmup_ratio": 0.05, "min_lr": 1e-5}
     assert config.model.base == "stt_en_quartznet15x5"
     assert [row.wer for row in config.evaluation.published] == [0.9783, 0.1781, 0.1040]
 
@@ -52,8 +52,20 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
         ("training.max_epochs", ["'training.max_epochs' is not of the form"]),
         ("training.max_epochs=[", ["cannot read"]),
         ("training.name=null", ["training.name"]),
+        ("training.name=a/b", ["training.name", "without a folder"]),
+        ("training.lr=3", ["no key training.lr", "did you mean training.optimizer.lr?"]),
+        ("text.rules=[{name: x, patern: y}]", ["patern", "did you mean text.rules[].pattern?"]),
+        ("dataset.output=${HOME}", ["dataset.output", "HOME"]),
+        ("dataset.output=", ["dataset.output"]),
+        ("file=x", ["no key file"]),
+        ("dataset.split.train=.nan", ["dataset.split.train", "finite"]),
+        ("training.optimizer.lr=1e-6", ["training.schedule.min_lr", "training.optimizer.lr"]),
+        ("training.workers=-1", ["training.workers"]),
+        ("training.keep_best=-2", ["training.keep_best"]),
+        ("training.gradient_clip=-1", ["training.gradient_clip"]),
+        ("dataset.trim_silence_db=-5", ["dataset.trim_silence_db"]),
         ("training.accelerator=cuda", ["training.accelerator", "auto, gpu, cpu"]),
-        ("training.optimizer.name=adamm", ["training.optimizer.name", "novograd, adamw, adam"]),
+        ("training.optimizer.name=adamm", ["training.optimizer.name", "novograd, adamw"]),
         ("training.optimizer.betas=[0.9]", ["training.optimizer.betas"]),
         ("training.schedule.warmup_ratio=2", ["training.schedule.warmup_ratio"]),
     ],
@@ -74,6 +86,7 @@ def test_a_wrong_override_is_refused_by_name(override: str, words: list[str]):
         ("- a list", ["does not hold an experiment"]),
         ("name: alone", ["does not state", "dataset.source"]),
         ("extends: {file}", ["extends itself"]),
+        ("extends: [configs/italian.yaml]", ["extends must be the path of one"]),
         ("extends: configs/nowhere.yaml", ["configs/nowhere.yaml", "configs/italian.yaml"]),
     ],
 )

@@ -104,6 +104,27 @@ def test_validation_is_scored_as_step_3_scores(tiny_run: Path, tiny_dataset: Pat
     assert float(last["val_cer"]) == pytest.approx(found.characters.rate, abs=1e-4)
 
 
+def test_the_three_scripts_end_in_a_table(tiny_run: Path, tiny_config: Path, run_script: Script):
+    evaluated = run_script("evaluate.py", "--config", str(tiny_config))
+    assert evaluated.returncode == 0, evaluated.stderr[-2000:]
+    rows = [line.split("|")[1:-1] for line in evaluated.stdout.splitlines() if line.startswith("| ")]
+    names = [row[0].split()[0] for row in rows]
+    assert names == ["Model", "quartznet_small_en", "Model-IT-finetuned"]
+    for name, row in zip(names[1:], rows[1:], strict=True):
+        result = json.loads((tiny_config.parent / "results" / f"{name}.json").read_text())
+        assert [f"{result[key]:.4f}" for key in ("loss", "cer", "wer")] == [cell.strip() for cell in row[1:]]
+    assert "it lacks: à è é ì ò ù" in evaluated.stdout
+
+
+def test_tensorboard_holds_the_validation_figures(tiny_run: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tiny_run / "tensorboard")).Reload()
+    for name in ("val_loss", "val_wer", "val_cer"):
+        written = [event.value for event in events.Scalars(name)]
+        assert written == pytest.approx([float(row[name]) for row in read_rows(tiny_run)], abs=1e-4)
+
+
 def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(
     tiny_run: Path, tiny_config: Path, run_script: Script
 ):
@@ -133,11 +154,27 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
-    resumed = run_script("train.py", *command[2:])
+    moved = (tmp_path / "run").rename(tmp_path / "moved")  # as to another disk
+    resumed = run_script("train.py", *command[2:-1], f"training.output={moved}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "Going on from" in resumed.stdout
-    assert not differing(weights(last), weights(tiny_run / "checkpoints" / "last.ckpt"))
-    assert read_rows(tmp_path / "run") == read_rows(tiny_run)
+    assert [path.name for path in (moved / "checkpoints").glob("last*")] == ["last.ckpt"]
+    assert not differing(weights(moved / "checkpoints" / "last.ckpt"), weights(tiny_run / "checkpoints" / "last.ckpt"))
+    assert read_rows(moved) == read_rows(tiny_run)
+
+
+def test_the_published_recipe_trains(tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script):
+    recipe = ["training.optimizer.name=novograd", "training.optimizer.lr=5e-4", "training.optimizer.betas=[0.95,0.5]"]
+    recipe += ["training.optimizer.weight_decay=1e-3", "training.schedule.min_lr=1e-5", "training.gradient_clip=null"]
+    short = [
+        "training.max_epochs=1",
+        "training.frozen_epochs=0",
+        "training.workers=0",
+        f"training.output={tmp_path}/run",
+    ]
+    trained = run_script("train.py", "--config", str(tiny_config), *recipe, *short)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert (tmp_path / "run" / "Model-IT-finetuned.nemo").is_file()
 
 
 def test_a_wav_that_is_missing_is_named(tiny_dataset: Path, tiny_config: Path, tmp_path: Path, run_script: Script):
@@ -158,12 +195,14 @@ def test_a_wav_that_is_missing_is_named(tiny_dataset: Path, tiny_config: Path, t
         ("training.output=README.md/run", ["README.md/run"]),
         ("model.base=README.md", ["README.md", ".nemo"]),
         ("model.base=null", ["model.base"]),
+        ("model.architecture=configs/models/none.yaml", ["configs/models/none.yaml", "model.architecture"]),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
     tiny_config: Path, tmp_path: Path, run_script: Script, override: str, words: list[str]
 ):
     overrides = dict(part.split("=", 1) for part in (f"training.output={tmp_path / 'run'}", override))
+    overrides |= {"model.base": "null"} if "model.architecture" in overrides else {}
     refused = run_script("train.py", "--config", str(tiny_config), *(f"{k}={v}" for k, v in overrides.items()))
     assert_refused(refused, *words)
     assert not (tmp_path / "run" / "Model-IT-finetuned.nemo").exists()

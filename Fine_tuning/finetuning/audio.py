@@ -17,10 +17,13 @@ WAV_HEADER = 44  # bytes before the samples
 class BadClip(ValueError):
     """A clip that cannot become a wav."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        """`reason` in snake_case; `detail` is the same in every run, so no addresses and no temporary names."""
+    def __init__(self, reason: str, detail: str = "", passing: bool = False) -> None:
+        """`reason` in snake_case; `detail` is the same in every run, so no addresses and no temporary names.
+
+        `passing`: the fault is this machine's, not the clip's; another run may read it.
+        """
         super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.passing = reason, detail, passing
 
 
 def convert(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tuple[float, float]:
@@ -33,7 +36,7 @@ def convert(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tup
         try:
             clip = clip.read_bytes()
         except OSError as error:
-            raise BadClip("clip_unreadable", error.strerror or "") from error
+            raise BadClip("clip_unreadable", error.strerror or "", passing=True) from error
     samples = mono_16k(*decode(clip))
     decoded = len(samples)
     if trim_silence_db is not None:
@@ -77,9 +80,8 @@ def _decode_with_ffmpeg(clip: bytes, refused: str) -> tuple["np.ndarray", int]:
         from pydub.exceptions import CouldntDecodeError
     AudioSegment.converter = ffmpeg()
     if AudioSegment.converter is None:
-        raise BadClip(
-            "clip_undecodable", f"libsndfile: {refused} There is no ffmpeg to ask (pip install imageio-ffmpeg)"
-        )
+        detail = f"libsndfile: {refused} There is no ffmpeg to ask (pip install imageio-ffmpeg)"
+        raise BadClip("clip_undecodable", detail, passing=True)
     try:
         # by way of temporary files: the other way needs ffprobe too, which imageio-ffmpeg does not carry
         segment = AudioSegment.from_file_using_temporary_files(io.BytesIO(clip))

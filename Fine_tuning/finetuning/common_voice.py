@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -180,8 +181,11 @@ def read_durations(release: Release) -> dict[str, float] | None:
         return None
     columns, lines = _read_table(table, "clip", "duration[ms]")
     clip, duration = columns["clip"], columns["duration[ms]"]
-    rows = [fields for _, fields in lines if len(fields) == len(columns)]
-    return {fields[clip]: int(fields[duration]) / 1000 for fields in rows if fields[duration].isdecimal()}
+    stated = {}
+    for _, fields in lines:
+        with suppress(ValueError, IndexError):  # a row that states nothing
+            stated[fields[clip]] = float(fields[duration]) / 1000
+    return stated
 
 
 def read_release_splits(release: Release) -> dict[str, list[str]]:
@@ -211,6 +215,8 @@ def _read_table(path: Path, *needed: str) -> tuple[dict[str, int], list[tuple[in
     header = lines[0].split("\t")
     columns = {name: i for i, name in enumerate(header)}
     missing = [name for name in needed if name not in columns]
+    if len(columns) != len(header):
+        raise UserError(f"{path} names a column twice; it has: {', '.join(header)}")
     if missing:
         raise UserError(f"{path} has no column {' and no column '.join(missing)}; it has: {', '.join(header)}")
     return columns, [(i, line.split("\t")) for i, line in enumerate(lines[1:], start=2) if line]

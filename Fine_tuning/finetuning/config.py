@@ -2,11 +2,12 @@
 
 import argparse
 import difflib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetuning.errors import UserError
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[2]  # paths in a config are relative to this folder
+
+ACCELERATORS = ("auto", "gpu", "cpu")
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
+OPTIMIZERS = ("novograd", "adamw")
 
 
 class SplitBy(Enum):
@@ -92,9 +97,8 @@ class Optimizer:
 
 @dataclass
 class Schedule:
-    """As NeMo's `optim.sched` section."""
+    """Of the learning rate: cosine annealing after a linear warm-up, as NeMo's `optim.sched` section."""
 
-    name: str = "CosineAnnealing"
     warmup_ratio: float = 0.05  # share of all steps
     min_lr: float = 1e-5
 
@@ -111,7 +115,6 @@ class Training:
     workers: int = 0  # processes that read audio; 0: the training process itself
     seed: int = 0
     accelerator: str = "auto"  # auto: a GPU when there is one
-    devices: int = 1
     precision: str = "auto"  # auto: 16-mixed on a GPU, 32-true on a CPU
     gradient_clip: float | None = None  # largest norm of all gradients together
     keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
@@ -153,7 +156,7 @@ class Config:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     name: str = "???"
-    file: str = "???"  # the YAML it was read from; set by load()
+    file: ClassVar[str] = ""  # the YAML it was read from; no key of it
 
     def as_dict(self) -> dict[str, Any]:
         """The tree as plain dicts, lists and scalars, ready for JSON."""
@@ -185,16 +188,20 @@ def load(file: str, overrides: list[str]) -> Config:
     UserError names an unknown key with the nearest existing one, a value of the wrong type, or a value out of range.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     tree = OmegaConf.structured(Config)
     for name, layer in _layers(file, ()):
         tree = _merge(tree, layer, name)
     tree = _merge(tree, _command_line_layer(overrides), "the command line")
-    tree.file = file
-    missing = sorted(OmegaConf.missing_keys(tree))
-    if missing:
-        raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
-    config = OmegaConf.to_object(tree)
+    try:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        if missing:
+            raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:  # ${…}, which OmegaConf takes for a reference to another key
+        raise UserError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}; write the value out") from error
+    config.file = file
     _check(config)
     return config
 
@@ -216,6 +223,8 @@ def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, "DictCo
     if not isinstance(layer, DictConfig):
         raise UserError(f"{file} does not hold an experiment (sections dataset, text, model, training, evaluation)")
     parent = layer.pop("extends", None)
+    if parent is not None and not isinstance(parent, str):
+        raise UserError(f"{file}: extends must be the path of one configuration")
     if parent in (file, *children):
         raise UserError(f"{file} extends itself by way of {parent}; name another configuration in `extends`")
     if parent:
@@ -254,58 +263,102 @@ def _merge(tree: "DictConfig", layer: "DictConfig", where: str) -> "DictConfig":
 
 def _nearest(key: str) -> str:
     """The existing key most like `key`; a key given without its section is looked for in all of them."""
-    keys = [known for known in _keys(Config()) if known != "file"]
-    by_last_part = {known.rpartition(".")[2]: known for known in keys}
-    last_part = difflib.get_close_matches(key, by_last_part, n=1, cutoff=0.7) if "." not in key else []
-    return by_last_part[last_part[0]] if last_part else difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+    keys = _keys(Config())
+    section, _, name = key.rpartition(".")
+    sections = {known.rpartition(".")[0] for known in keys}
+    same_name = [known for known in keys if known.rpartition(".")[2] == name]
+    if same_name:  # the section is wrong or missing
+        keys = same_name
+    elif not section or section not in sections:
+        names = [known.rpartition(".")[2] for known in keys]
+        keys = [keys[names.index(n)] for n in difflib.get_close_matches(name, names, n=1, cutoff=0.7)] or keys
+    return difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
 
 
 def _keys(part: Any, prefix: str = "") -> list[str]:
-    """All dotted keys below a dataclass instance."""
+    """All dotted keys below a dataclass instance, those of its lists' entries included."""
     keys = []
     for name, value in vars(part).items():
         keys.append(prefix + name)
-        if is_dataclass(value):
-            keys += _keys(value, f"{prefix}{name}.")
+        entry = {"rules": Rule, "published": Published}.get(name)
+        if is_dataclass(value) or entry:
+            keys += _keys(entry() if entry else value, f"{prefix}{name}{'[]' if entry else ''}.")
     return keys
+
+
+def _numbers(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of the tree with its dotted key."""
+    for name, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if isinstance(value, dict | list):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{name}", value
 
 
 def _check(config: Config) -> None:
     """Values that have the right type and still make no sense."""
-    split, dataset, training = config.dataset.split, config.dataset, config.training
-    alphabet = config.text.alphabet
-    choices = {
-        "training.accelerator": (training.accelerator, ("auto", "gpu", "cpu")),
-        "training.precision": (training.precision, ("auto", "32-true", "16-mixed", "bf16-mixed")),
-        "training.optimizer.name": (training.optimizer.name, ("novograd", "adamw", "adam")),
-        "training.schedule.name": (training.schedule.name, ("CosineAnnealing", "SquareAnnealing")),
-    }
-    wrong = {
-        "dataset.split: train, validation and test must be above 0 and add up to 1": min(
-            split.train, split.validation, split.test
-        )
-        <= 0
-        or abs(split.train + split.validation + split.test - 1) > 1e-6,
-        "dataset.min_duration_s must be at least 0 and below dataset.max_duration_s": not 0
-        <= dataset.min_duration_s
-        < dataset.max_duration_s,
-        "dataset.workers must be 0 (one for each core) or more": dataset.workers < 0,
-        "dataset.encoder_frames_per_second must be above 0": dataset.encoder_frames_per_second <= 0,
-        "text.alphabet must hold the space and no character twice": " " not in alphabet
-        or len(set(alphabet)) != len(alphabet),
-        "training.max_epochs and training.batch_size must be at least 1": min(training.max_epochs, training.batch_size)
-        < 1,
-        "training.frozen_epochs must be between 0 and training.max_epochs": not 0
-        <= training.frozen_epochs
-        <= training.max_epochs,
-        "training.optimizer.lr must be above 0 and training.optimizer.betas two numbers": training.optimizer.lr <= 0
-        or len(training.optimizer.betas) != 2,
-        "training.schedule.warmup_ratio must be at least 0 and below 1": not 0 <= training.schedule.warmup_ratio < 1,
-        "training.speed_perturbation must be at least 0 and below 0.5": not 0 <= training.speed_perturbation < 0.5,
-        "evaluation.batch_size must be at least 1": config.evaluation.batch_size < 1,
-    }
-    for key, (value, allowed) in choices.items():
-        wrong[f"{key} must be one of {', '.join(allowed)}"] = value not in allowed
-    for sentence, is_wrong in wrong.items():
+    dataset, split, training = config.dataset, config.dataset.split, config.training
+    optimizer, alphabet, shares = training.optimizer, config.text.alphabet, (split.train, split.validation, split.test)
+    infinite = [key for key, number in _numbers(config.as_dict()) if not math.isfinite(number)]
+    wrong = [
+        (infinite, f"{', '.join(infinite)} must be a finite number"),
+        (
+            min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6,
+            "dataset.split: train, validation and test must be above 0 and add up to 1",
+        ),
+        (
+            not 0 <= dataset.min_duration_s < dataset.max_duration_s,
+            "dataset.min_duration_s must be at least 0 and below dataset.max_duration_s",
+        ),
+        (not 0 < dataset.max_missing_share <= 1, "dataset.max_missing_share must be above 0 and at most 1"),
+        (dataset.encoder_frames_per_second <= 0, "dataset.encoder_frames_per_second must be above 0"),
+        (
+            dataset.trim_silence_db is not None and dataset.trim_silence_db <= 0,
+            "dataset.trim_silence_db must be above 0, or null",
+        ),
+        (min(dataset.workers, training.workers) < 0, "dataset.workers and training.workers must be 0 or more"),
+        (
+            " " not in alphabet or len(set(alphabet)) != len(alphabet),
+            "text.alphabet must hold the space and no character twice",
+        ),
+        (
+            min(training.max_epochs, training.batch_size, config.evaluation.batch_size) < 1,
+            "training.max_epochs, training.batch_size and evaluation.batch_size must be at least 1",
+        ),
+        (
+            not 0 <= training.frozen_epochs <= training.max_epochs,
+            f"training.frozen_epochs={training.frozen_epochs} must be between 0 and "
+            f"training.max_epochs={training.max_epochs}",
+        ),
+        (training.keep_best < -1, "training.keep_best must be 0 or more, or -1 for all"),
+        (
+            training.gradient_clip is not None and training.gradient_clip <= 0,
+            "training.gradient_clip must be above 0, or null",
+        ),
+        (not 0 <= training.speed_perturbation < 0.5, "training.speed_perturbation must be at least 0 and below 0.5"),
+        (training.accelerator not in ACCELERATORS, f"training.accelerator must be one of {', '.join(ACCELERATORS)}"),
+        (training.precision not in PRECISIONS, f"training.precision must be one of {', '.join(PRECISIONS)}"),
+        (optimizer.name not in OPTIMIZERS, f"training.optimizer.name must be one of {', '.join(OPTIMIZERS)}"),
+        (
+            len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas),
+            "training.optimizer.betas must be two numbers from 0 to below 1",
+        ),
+        (optimizer.weight_decay < 0, "training.optimizer.weight_decay must be at least 0"),
+        (
+            not 0 <= training.schedule.min_lr <= optimizer.lr or optimizer.lr == 0,
+            f"training.schedule.min_lr={training.schedule.min_lr} must be between 0 and "
+            f"training.optimizer.lr={optimizer.lr}, which must be above 0",
+        ),
+        (not 0 <= training.schedule.warmup_ratio < 1, "training.schedule.warmup_ratio must be at least 0 and below 1"),
+        (
+            not training.name or "/" in training.name or training.name.startswith("."),
+            "training.name must be the name of a file, without a folder",
+        ),
+        (
+            not all((dataset.output, training.output, config.evaluation.predictions, config.evaluation.results)),
+            "dataset.output, training.output, evaluation.predictions and evaluation.results must not be empty",
+        ),
+    ]
+    for is_wrong, sentence in wrong:
         if is_wrong:
             raise UserError(f"{config.file}: {sentence}")

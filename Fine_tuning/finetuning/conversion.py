@@ -19,6 +19,8 @@ from finetuning.manifest import SPLITS, manifest_path
 
 IN_FLIGHT = 8  # clips a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
 
+Task = tuple[str, str, bytes | Path, Path, float | None]  # path, stamp, clip, wav, dB
+
 
 @dataclass(frozen=True, slots=True)
 class Converted:
@@ -30,6 +32,7 @@ class Converted:
     decoded_s: float = 0.0  # before silence was trimmed
     reason: str = ""
     detail: str = ""
+    passing: bool = False  # a fault of this machine, not of the clip: tried again by the next run
 
 
 class Log:
@@ -40,7 +43,10 @@ class Log:
         self.path, self.key, self.wavs = output / "conversion.jsonl", key, output / "wavs"
         lines = _readable(self.path)
         self.old_key = lines[0] if lines else None
-        entries = [Converted(**line) for line in lines[1:]] if self.old_key == key else []
+        try:
+            entries = [Converted(**line) for line in lines[1:]] if self.old_key == key else []
+        except TypeError:  # another version's log
+            entries = []
         self.done = {entry.path: entry for entry in entries}
 
     def missing(self, clips: Iterable[Clip], stamps: dict[str, str]) -> list[Clip]:
@@ -52,7 +58,7 @@ class Log:
 
         def is_done(clip: Clip) -> bool:
             entry = self.done.get(clip.path)
-            if entry is None or entry.stamp != stamps[clip.path]:
+            if entry is None or entry.passing or entry.stamp != stamps[clip.path]:
                 return False
             return bool(entry.reason) or sizes.get(clip.wav) == audio.wav_size(entry.duration_s)
 
@@ -89,7 +95,7 @@ def _readable(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(entry: Converted) -> str:
-    return json.dumps({k: v for k, v in asdict(entry).items() if v != ""}, ensure_ascii=False) + "\n"
+    return json.dumps({k: v for k, v in asdict(entry).items() if v not in ("", False)}, ensure_ascii=False) + "\n"
 
 
 def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: float | None, workers: int) -> None:
@@ -98,16 +104,13 @@ def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: floa
     try:
         with _alone(make_folder(log.wavs)):
             log.start()
-            log.record(_results(release, clips, log.wavs, trim_silence_db, workers))
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory; what is converted is kept, the same command "
-            "goes on from there (dataset.workers=1 needs least memory)"
-        ) from error
+            wavs, stamps = {clip.path: log.wavs / clip.wav for clip in clips}, release.stamps
+            tasks = ((p, stamps[p], clip, wavs[p], trim_silence_db) for p, clip in clip_files(release, set(wavs)))
+            log.record(results(tasks, len(wavs), workers))
     except OSError as error:
         raise UserError(
-            f"cannot write to {log.wavs} ({error.strerror or error}); what is converted is kept, make room and run "
-            "the same command again"
+            f"cannot write to {log.wavs} ({error.strerror or error}); what is converted is kept, mend that (where the "
+            "disk is full, make room) and run the same command again"
         ) from error
 
 
@@ -124,30 +127,63 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _results(release: Release, clips: list[Clip], wavs: Path, trim: float | None, workers: int) -> Iterator[Converted]:
-    """Results in the order they arrive; at most IN_FLIGHT clips a worker are held in memory."""
-    import multiprocessing
-
+def results(tasks: Iterator[Task], count: int, workers: int) -> Iterator[Converted]:
+    """Results in the order they arrive, with a progress bar; a clip that ends the process decoding it is a bad clip."""
     from tqdm import tqdm
 
-    wanted = {clip.path: clip for clip in clips}
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
-    flying: set[Future[Converted]] = set()
-    with tqdm(total=len(clips), desc="converting", unit=" clips", mininterval=0.5) as bar:
+    with tqdm(total=count, desc="converting", unit=" clips", mininterval=0.5) as bar:
+        broken = True
+        while broken:
+            flying: dict[str, Task] = {}
+            try:
+                for result in _pooled(tasks, workers, flying):
+                    bar.update()
+                    yield result
+                broken = False
+            except BrokenProcessPool:
+                for task in list(flying.values()):
+                    bar.update()
+                    yield _alone_in_a_pool(task)
+
+
+def _pooled(tasks: Iterator[Task], workers: int, flying: dict[str, Task]) -> Iterator[Converted]:
+    """Run `tasks` in a pool; at most IN_FLIGHT clips a worker are held, in `flying`, so memory stays flat."""
+    pool, futures = _pool(workers), set[Future[Converted]]()
+    try:
+        for task in tasks:
+            flying[task[0]] = task
+            futures.add(pool.submit(_convert_one, *task))
+            while len(futures) >= IN_FLIGHT * workers:
+                done, futures = wait(futures, return_when=FIRST_COMPLETED)
+                yield from _landed(done, flying)
+        while futures:
+            done, futures = wait(futures, return_when=FIRST_COMPLETED)
+            yield from _landed(done, flying)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _landed(done: Iterable[Future[Converted]], flying: dict[str, Task]) -> Iterator[Converted]:
+    for result in [future.result() for future in done if future.exception() is None]:
+        del flying[result.path]
+        yield result
+    for future in done:
+        future.result()  # raises what a worker could not turn into a result
+
+
+def _alone_in_a_pool(task: Task) -> Converted:
+    """One clip in a process of its own, after one of several has ended its process."""
+    with _pool(1) as pool:
         try:
-            for path, clip in clip_files(release, set(wanted)):
-                wav = wavs / wanted[path].wav
-                flying.add(pool.submit(_convert_one, path, release.stamps[path], clip, wav, trim))
-                while len(flying) >= IN_FLIGHT * workers:
-                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                    bar.update(len(done))
-                    yield from (future.result() for future in done)
-            while flying:
-                done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                bar.update(len(done))
-                yield from (future.result() for future in done)
-        finally:
-            pool.shutdown(cancel_futures=True)
+            return pool.submit(_convert_one, *task).result()
+        except BrokenProcessPool:
+            return Converted(task[0], task[1], reason="clip_undecodable", detail="ends the process that decodes it")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    import multiprocessing
+
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
 
 
 def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: float | None) -> Converted:
@@ -155,7 +191,9 @@ def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: flo
     try:
         duration_s, decoded_s = audio.convert(clip, wav, trim)
     except audio.BadClip as bad:
-        return Converted(path, stamp, reason=bad.reason, detail=bad.detail)
+        return Converted(path, stamp, reason=bad.reason, detail=bad.detail, passing=bad.passing)
+    except MemoryError:
+        return Converted(path, stamp, reason="clip_undecodable", detail="not enough memory", passing=True)
     except OSError:
         raise
     except Exception as error:  # whatever a decoder makes of a broken file, it must not stop a run of hours

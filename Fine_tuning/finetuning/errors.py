@@ -15,6 +15,10 @@ def run(script: Callable[[], None]) -> None:
         script()
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(_say(f"error: cannot read or write {error.filename} ({error.strerror}); mend that, type it again", 2))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted: what is finished is kept, the same command goes on from there", 130))
 

@@ -1,6 +1,7 @@
 """NeMo manifests: one JSON object a line, one line an utterance."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,8 +70,10 @@ def _utterance(path: Path, number: int, line: str) -> Utterance:
         fields = json.loads(line)
         known = {name: fields[name] for name in Utterance.__dataclass_fields__ if name in fields}
         utterance = Utterance(**known)
-        if not (isinstance(utterance.duration, int | float) and isinstance(utterance.text, str)):
-            raise TypeError("duration must be a number, text a string")
+        if not (isinstance(utterance.audio_filepath, str) and isinstance(utterance.text, str)):
+            raise TypeError("audio_filepath and text must be strings")
+        if not (isinstance(utterance.duration, int | float) and 0 < utterance.duration < math.inf):
+            raise TypeError("duration must be a number of seconds")
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}, line {number} is not an utterance with audio_filepath, duration and text ({error})"

@@ -43,7 +43,7 @@ def read(folder: Path) -> list[Prediction] | None:
     if not path.is_file():
         return None
     try:
-        return [Prediction(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Prediction(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from error
 
@@ -52,7 +52,7 @@ def read_part(folder: Path) -> dict[int, Prediction]:
     """What an interrupted run finished, by number of the utterance; a line cut short is as good as none."""
     done = {}
     if _part(folder).is_file():
-        for line in _part(folder).read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in _part(folder).read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 fields = json.loads(line)
                 number = fields.pop("utterance")

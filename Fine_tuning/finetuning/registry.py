@@ -29,8 +29,8 @@ def find(name_or_path: str, model: experiment.Model) -> Path:
             return path
     known = ", ".join(model.registry) or "it is empty"
     raise UserError(
-        f"there is no model {name_or_path}; if step 2 makes it, type: python Fine_tuning/train.py --config …; "
-        f"otherwise give the path of a .nemo file or a name of model.registry ({known})"
+        f"there is no model {name_or_path}; train it with Fine_tuning/train.py (the demo's English base: make "
+        f"demo-base), or give the path of a .nemo file or a name of model.registry ({known})"
     )
 
 

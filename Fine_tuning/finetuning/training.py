@@ -47,9 +47,14 @@ class Phases(pl.Callback):
         self.frozen_epochs, self.seed = frozen_epochs, seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Called by Lightning before the first batch of an epoch is read."""
+        """For the order and the perturbation of the utterances."""
         pl.seed_everything(self.seed + trainer.current_epoch, verbose=False)
         set_phase(model, trainer.current_epoch, self.frozen_epochs)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: EncDecCTCModel, batch: Any, batch_idx: int) -> None:
+        """For dropout and SpecAugment, whatever starting the reading processes has drawn from the random state."""
+        if batch_idx == 0:
+            pl.seed_everything(self.seed + trainer.current_epoch, verbose=False)
 
 
 class Metrics(pl.Callback):
@@ -180,7 +185,7 @@ def connect_data(model: EncDecCTCModel, config: experiment.Config) -> None:
 def connect_optimizer(model: EncDecCTCModel, training: experiment.Training) -> None:
     """Give the model NeMo's `optim` section; NeMo builds the optimiser and its schedule when fit() starts."""
     with open_dict(model.cfg):
-        model.cfg.optim = {**vars(training.optimizer), "sched": dict(vars(training.schedule))}
+        model.cfg.optim = {**vars(training.optimizer), "sched": {"name": "CosineAnnealing", **vars(training.schedule)}}
 
 
 def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
@@ -195,11 +200,12 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     checkpoints = ModelCheckpoint(
         dirpath=output / "checkpoints", filename="epoch={epoch:03d}-val_loss={val_loss:.3f}",
         monitor="val_loss", save_top_k=training.keep_best, save_last=True, auto_insert_metric_name=False,
+        enable_version_counter=False,  # one last.ckpt, also when the folder has been moved
     )  # fmt: skip
     trainer = pl.Trainer(
         max_epochs=training.max_epochs,
         accelerator=training.accelerator,
-        devices=training.devices,
+        devices=1,
         precision=("16-mixed" if on_gpu else "32-true") if training.precision == "auto" else training.precision,
         gradient_clip_val=training.gradient_clip,
         logger=TensorBoardLogger(output, name="tensorboard", version=""),
@@ -213,14 +219,28 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
         enable_model_summary=False,
         log_every_n_steps=10,
     )
-    pl.seed_everything(training.seed, verbose=False)
     model.set_trainer(trainer)
     connect_data(model, config)
     connect_optimizer(model, training)
     last = output / "checkpoints" / "last.ckpt"
     if last.is_file():
         print(f"Going on from {last}")
+    # Lightning starts the first epoch's reading processes before it calls any hook of the epoch
+    pl.seed_everything(training.seed + _epochs_done(last), verbose=False)
     try:
         trainer.fit(model, ckpt_path=last if last.is_file() else None)
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    """Finished epochs of a checkpoint; 0 where there is none."""
+    if not checkpoint.is_file():
+        return 0
+    return torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["epoch"] + 1
+
+
+def device(accelerator: str) -> str:
+    """What training runs on here, in words."""
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
