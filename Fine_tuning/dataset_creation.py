@@ -10,7 +10,8 @@ from pathlib import Path
 
 from finetuning import common_voice, dataset, selection, splits
 from finetuning.common_voice import Clip, Rejected, Release
-from finetuning.config import Config, SplitBy, from_command_line, resolve
+from finetuning.config import Config, SplitBy, resolve
+from finetuning.config_file import from_command_line
 from finetuning.conversion import Log, convert
 from finetuning.errors import UserError, run
 from finetuning.files import make_folder

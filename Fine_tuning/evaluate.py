@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from finetuning import config as experiment
 from finetuning import predictions
+from finetuning.config_file import from_command_line
 from finetuning.errors import UserError, run
 from finetuning.files import make_folder, read_json, sha256, write_json
 from finetuning.manifest import Utterance, manifest_path, read_manifest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Evaluate what there is, print the table, and end with an error when a model could not be evaluated."""
-    config = experiment.from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
+    config = from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
     from finetuning import results, scoring
 
     models = display_names(config)

@@ -8,7 +8,8 @@ Reads the committed files in results/reference/, which benchmarks/clone_to_table
 import argparse
 import re
 
-from finetuning.config import ROOT, load
+from finetuning.config import ROOT
+from finetuning.config_file import load
 from finetuning.errors import UserError, run
 from finetuning.figures import loss_curve
 from finetuning.files import read_json, written_whole

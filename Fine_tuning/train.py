@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from finetuning import config as experiment
 from finetuning import run_record
 from finetuning.config import Config
+from finetuning.config_file import from_command_line
 from finetuning.errors import UserError, run
 from finetuning.figures import loss_curve
 from finetuning.files import make_folder, sha256
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Train one model."""
-    config = experiment.from_command_line(__doc__)
+    config = from_command_line(__doc__)
     output = experiment.resolve(config.training.output)
     exported = output / f"{config.training.name}.nemo"
     data = {split: checked_utterances(config, split) for split in SPLITS[:2]}

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Script, assert_refused
-from finetuning.config import SplitBy, load
+from finetuning.config import SplitBy
+from finetuning.config_file import load
 from finetuning.errors import UserError
 
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*.yaml"))

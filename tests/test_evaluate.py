@@ -156,6 +156,10 @@ def test_refusals_before_any_model_is_loaded(run_script: Script, tmp_path: Path)
     assert_refused(refused, "a is not evaluated: there is no model a.nemo")
     assert_refused(run_script("evaluate.py", *options(tmp_path, data, "a.nemo", "b/a.nemo")), "both be called a")
     assert_refused(run_script("evaluate.py", *options(tmp_path, data)), "names no model")
+    blocked = run_script(
+        "evaluate.py", *options(tmp_path, data, "a.nemo"), f"evaluation.results={tmp_path}/it/gone.wav/x"
+    )
+    assert_refused(blocked, "cannot write to the folder", "gone.wav/x")
 
     (data / "test_manifest.json").write_text(json.dumps({**line, "text": " "}) + "\n")
     assert_refused(run_script("evaluate.py", *options(tmp_path, data, "a.nemo")), "utterance 1 has an empty text")

@@ -49,7 +49,7 @@ def all_frames(model: Any, clips: tuple[Path, list[Utterance]], order: list[int]
 
 
 def test_results_do_not_depend_on_batch_size_or_order(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
-    from finetuning.inference import transcribe
+    from finetuning.inference import predict, transcribe
 
     folder, utterances = clips
     order = list(range(len(utterances)))
@@ -62,6 +62,12 @@ def test_results_do_not_depend_on_batch_size_or_order(model: Any, clips: tuple[P
     texts = [transcribe(model, utterances, folder, size) for size in (1, 3, 16)]
     assert texts[0] == texts[1] == texts[2]
     assert len(set(texts[0])) > len(utterances) // 2, "the test would pass on a model that always writes the same"
+    losses = [
+        {number: prediction.loss for batch in predict(model, utterances, folder, size) for number, prediction in batch}
+        for size in (1, 3, 16)
+    ]
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], abs=1e-3)
     shuffled = transcribe(model, [utterances[number] for number in order], folder, 3)
     assert shuffled == [texts[0][number] for number in order]
 

@@ -1,7 +1,8 @@
 import unicodedata
 
 import pytest
-from finetuning.config import ROOT, Rule, Text, load
+from finetuning.config import ROOT, Rule, Text
+from finetuning.config_file import load
 from finetuning.errors import UserError
 from finetuning.text import Language, Substitution, lower
 
