@@ -18,10 +18,11 @@ def test_every_file_the_readme_names_exists():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     folders = "Fine_tuning|configs|models|results|benchmarks|tests|datasets"
     paths = re.findall(rf"`((?:{folders})/[\w./-]*)`", text)
-    modules = [f"Fine_tuning/finetuning/{name}" for name in re.findall(r"`\s*(\w+\.py)`", text)]
-    assert len(modules) > 15
-    missing = [name for name in [*links, *paths, *modules] if not Path(ROOT, name).exists()]
+    names = set(re.findall(r"`\s*(\w+\.py)`", text))
+    assert len(names) > 20
+    missing = [name for name in [*links, *paths] if not (ROOT / name).exists()]
+    missing += [name for name in names if not list(ROOT.glob(f"[Fb]*/**/{name}"))]
     assert not missing
-    listed = {Path(name).name for name in modules}
-    unlisted = {p.name for p in (ROOT / "Fine_tuning" / "finetuning").glob("*.py")} - listed - {"__init__.py"}
+    unlisted = {path.name for path in (ROOT / "Fine_tuning").rglob("*.py")} - names - {"__init__.py"}
+    unlisted -= {Path(path).name for path in paths}
     assert not unlisted, f"the file map does not show {unlisted}"
