@@ -48,7 +48,7 @@ def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:
         lines = path.read_text(encoding="utf-8").split("\n")  # a sentence may hold U+2028 or U+0085
     except FileNotFoundError as error:
         raise UserError(
-            f"no manifest {path}; make it with: python Fine_tuning/dataset_creation.py --config …"
+            f"no manifest {path}; make it with Fine_tuning/dataset_creation.py and the same --config"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the manifest {path} ({error})") from error
