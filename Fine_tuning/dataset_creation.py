@@ -24,7 +24,7 @@ def main() -> None:
     config = from_command_line("Step 1: a Common Voice release -> 16 kHz wavs and train/validation/test manifests.")
     output = resolve(config.dataset.output)
     language = Language.of(config.text)
-    release = open_release(resolve(config.dataset.source), make_folder(output))
+    release = open_release(resolve(config.dataset.source), output)
     rows, rejected, speakers_named = common_voice.read_rows(release)
     row_count = len(rows) + len(rejected)
     print(f"{release.name}: {row_count:,} rows in validated.tsv, {len(release.stamps):,} clips")
@@ -53,17 +53,16 @@ def main() -> None:
 
 
 def open_release(source: Path, output: Path) -> Release:
-    """The release at `source`; UserError, and no empty folder left, where there is none or `output` lies in it."""
+    """The release at `source`; UserError where there is none or `output` lies in it, and no empty folder is left."""
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{output} lies in the release, which is never changed; give another dataset.output=…")
+    make_folder(output)
     try:
-        release = common_voice.open_release(source, output / "release")
-        inside, folder = output.resolve(), release.source.resolve()
-        if inside == folder or inside.is_relative_to(folder / "clips"):
-            raise UserError(f"{output} is the release itself, which is never changed; give another dataset.output=…")
+        return common_voice.open_release(source, output / "release")
     except UserError:
         with suppress(OSError):  # it is not empty
             output.rmdir()
         raise
-    return release
 
 
 def choose_rows(

@@ -342,8 +342,8 @@ def test_an_output_that_cannot_be_written_is_refused_in_a_sentence(make, tmp_pat
     assert_refused(make(source, tmp_path / "file" / "data"), "cannot write to the folder", "file/data")
     assert_refused(make(SAMPLE, tmp_path / "file"), "cannot write to the folder")
     before = digest(source)
-    assert_refused(make(source, source), "is the release itself", "dataset.output=")
-    assert_refused(make(source, source / "clips" / "wavs"), "is the release itself")
+    assert_refused(make(source, source), "lies in the release", "dataset.output=")
+    assert_refused(make(source, source / ".." / source.name / "clips" / "wavs"), "lies in the release")
     assert digest(source) == before
 
 
