@@ -8,13 +8,13 @@ Running it again does only what is missing. The release itself is never changed.
 from contextlib import suppress
 from pathlib import Path
 
-from finetuning import common_voice, dataset, selection, splits
+from finetuning import common_voice, data_collective, dataset, selection, splits
 from finetuning.common_voice import Clip, Rejected, Release
 from finetuning.config import Config, SplitBy, resolve
 from finetuning.config_file import from_command_line
-from finetuning.conversion import Log, convert
+from finetuning.conversion import Log, convert, disk_bytes
 from finetuning.errors import UserError, run
-from finetuning.files import make_folder
+from finetuning.files import make_folder, refuse_full_disk
 from finetuning.manifest import SPLITS, Utterance
 from finetuning.text import Language
 
@@ -24,7 +24,7 @@ def main() -> None:
     config = from_command_line("Step 1: a Common Voice release -> 16 kHz wavs and train/validation/test manifests.")
     output = resolve(config.dataset.output)
     language = Language.of(config.text)
-    release = open_release(resolve(config.dataset.source), output)
+    release = open_release(config, output)
     rows, rejected, speakers_named = common_voice.read_rows(release)
     row_count = len(rows) + len(rejected)
     print(f"{release.name}: {row_count:,} rows in validated.tsv, {len(release.stamps):,} clips")
@@ -38,8 +38,9 @@ def main() -> None:
     splits.refuse_impossible(config.dataset.split, {clip.speaker for clip in clips}, speakers_named)
     rejected += refused
 
-    log, new = convert_clips(config, release, clips, output)
-    utterances, refused = selection.with_sound(clips, texts, log.done, stated_durations(release), config.dataset)
+    stated_s = stated_durations(release)
+    log, new = convert_clips(config, release, clips, stated_s, output)
+    utterances, refused = selection.with_sound(clips, texts, log.done, stated_s, config.dataset)
     rejected += refused
     chosen, refused = split(config, clips, utterances, release_splits)
     rejected += refused
@@ -52,17 +53,24 @@ def main() -> None:
     print(f"{'written to' if written or new else 'nothing to do, all is up to date in'} {output}")
 
 
-def open_release(source: Path, output: Path) -> Release:
-    """The release at `source`; UserError where there is none or `output` lies in it, and no empty folder is left."""
+def open_release(config: Config, output: Path) -> Release:
+    """The config's release, downloaded when it is not there; UserError where it is none or `output` lies in it."""
+    source, published, dataset_id = resolve(config.dataset.source), config.dataset.archive, config.dataset.download
+    if not source.exists() and dataset_id and source.name == published.name:
+        data_collective.fetch(dataset_id, published, source)
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{output} lies in the release, which is never changed; give another dataset.output=…")
     make_folder(output)
     try:
-        return common_voice.open_release(source, output / "release")
-    except UserError:
+        return common_voice.open_release(source, output / "release", published)
+    except UserError as error:
         with suppress(OSError):  # it is not empty
             output.rmdir()
-        raise
+        if not isinstance(error, common_voice.OtherArchive):
+            raise
+        aside = source.replace(source.with_name(source.name + ".wrong"))
+        again = "the same command downloads it again" if dataset_id else "download it again"
+        raise UserError(f"{error}; it is damaged or another release, and was set aside as {aside}: {again}") from error
 
 
 def choose_rows(
@@ -78,7 +86,9 @@ def choose_rows(
     return clips, texts, rejected
 
 
-def convert_clips(config: Config, release: Release, clips: list[Clip], output: Path) -> tuple[Log, int]:
+def convert_clips(
+    config: Config, release: Release, clips: list[Clip], stated_s: dict[str, float], output: Path
+) -> tuple[Log, int]:
     """The log with a result for each clip, and how many of them were converted now."""
     trim = config.dataset.trim_silence_db
     log = Log(output, {"source": release.identity, "trim_silence_db": trim})
@@ -87,6 +97,8 @@ def convert_clips(config: Config, release: Release, clips: list[Clip], output: P
         print("the source or dataset.trim_silence_db changed: every clip is converted again")
     print(f"{len(clips):,} clips wanted, {len(clips) - len(missing):,} converted already, {len(missing):,} to convert")
     if missing:
+        needed = disk_bytes(stated_s.get(clip.path, 0.0) for clip in missing)
+        refuse_full_disk(output, needed, "the set of missing wavs")
         convert(release, missing, log, trim, config.dataset.workers)
     return log, len(missing)
 

@@ -347,6 +347,15 @@ def test_an_output_that_cannot_be_written_is_refused_in_a_sentence(make, tmp_pat
     assert digest(source) == before
 
 
+def test_a_disk_without_room_for_the_wavs_is_told_before_the_first_is_made(make, tmp_path: Path) -> None:
+    files = small_release()
+    first = good_rows(1)[0]["path"]
+    files["clip_durations.tsv"] = f"clip\tduration[ms]\n{first}\t{10**15}\n".encode()
+    refused = make(write_folder(tmp_path / "it", files), tmp_path / "data", *BY_SPEAKER)
+    assert_refused(refused, "missing wavs", "32000000.00 GB", str(tmp_path / "data"), "make room")
+    assert not (tmp_path / "data" / "wavs").exists()
+
+
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(make, tmp_path: Path) -> None:
     """A limit of 64 KiB a file stands for the full disk: the third longest wav does not fit."""
     source, output = write_folder(tmp_path / "it", small_release(12)), tmp_path / "data"

@@ -6,15 +6,22 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 from finetuning.errors import UserError
 
 
 @contextmanager
-def members_of(source: Path, what: str = "") -> Iterator[Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]]:
+def members_of(
+    source: Path, what: str = "", digest: "_Hash | None" = None
+) -> Iterator[Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]]:
     """All members of a .tar.gz in the order they stand, in constant memory, with a progress bar if it is named.
 
-    UserError when the archive is damaged anywhere, or holds a link, a device or a member outside of it.
+    `digest` is given every byte of the file, once the last member has been asked for. UserError when the archive is
+    damaged anywhere, or holds a link, a device or a member outside of it.
     """
     from tqdm import tqdm
 
@@ -31,7 +38,7 @@ def members_of(source: Path, what: str = "") -> Iterator[Iterator[tuple[tarfile.
     try:
         with (
             source.open("rb") as file,
-            gzip.open(file) as unpacked,
+            gzip.open(_Digested(file, digest) if digest else file) as unpacked,
             tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 16) as tar,
             tqdm(
                 total=source.stat().st_size, desc=what, unit="B", unit_scale=True, leave=False, disable=not what
@@ -48,6 +55,19 @@ def members_of(source: Path, what: str = "") -> Iterator[Iterator[tuple[tarfile.
         raise UserError(f"{source} is damaged or not a .tar.gz archive ({error}); download it again") from error
     except OSError as error:
         raise UserError(f"cannot read {source} ({error.strerror or error})") from error
+
+
+class _Digested:
+    """A file whose bytes go into a digest as they are read."""
+
+    def __init__(self, file: BinaryIO, digest: "_Hash") -> None:
+        self.file, self.digest = file, digest
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file's own."""
+        data = self.file.read(size)
+        self.digest.update(data)
+        return data
 
 
 def _check(member: tarfile.TarInfo, source: Path) -> None:

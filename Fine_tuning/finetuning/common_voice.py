@@ -1,5 +1,6 @@
 """A Common Voice release, packed or unpacked, as rows of validated.tsv and the bytes of their clips. Never changed."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetuning.archive import members_of
+from finetuning.config import Archive
 from finetuning.errors import UserError
-from finetuning.files import make_folder, read_json, replacing, write_json
+from finetuning.files import make_folder, read_json, replacing, sha256, write_json
 from finetuning.manifest import SPLITS
 
 TABLES = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv", "clip_durations.tsv")
@@ -59,22 +61,40 @@ class Release:
         return self.source.is_file()
 
 
-def open_release(source: Path, cache: Path) -> Release:
+class OtherArchive(UserError):
+    """An archive that is not the published one whose name it bears."""
+
+
+def open_release(source: Path, cache: Path, published: Archive | None = None) -> Release:
     """Find the tables and clips of `source`; an archive is checked whole and its tables are copied to `cache`.
 
-    UserError: nothing there, not a release, a damaged archive, or an archive with a member that is no plain file
-    inside it; in these cases nothing is written.
+    UserError: nothing there, not a release, a damaged archive, an archive with a member that is no plain file inside
+    it, or (OtherArchive) one that bears the name of the `published` one and is another; then nothing is written.
     """
     if source.is_dir():
         return _open_folder(source)
     if not source.is_file():
         raise UserError(f"there is no release {source}; give dataset.source=… ({LAYOUT})")
     identity = {"name": source.name, "size": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns}
+    wanted = published if published and source.name == published.name else Archive()
+    if wanted.size_bytes and identity["size"] != wanted.size_bytes:
+        raise OtherArchive(f"{source} has {identity['size']:,} bytes and should have {wanted.size_bytes:,}")
     known = read_json(cache / "release.json")
     copied = known.get("tables") if known and known.get("identity") == identity else None
-    if not copied or not all((cache / table).is_file() for table in copied):
-        known = _unpack_tables(source, cache, identity)
-    return Release(known["name"], source, cache, identity, known["stamps"])
+    if not copied or "sha256" not in known or not all((cache / table).is_file() for table in copied):
+        try:
+            known = _unpack_tables(source, cache, identity, wanted.sha256)
+        except UserError:
+            if wanted.sha256:  # a damaged file is another one, too
+                _refuse_other(source, sha256(source), wanted.sha256)
+            raise
+    _refuse_other(source, known["sha256"], wanted.sha256)
+    return Release(known["name"], source, cache, {"sha256": known["sha256"]}, known["stamps"])
+
+
+def _refuse_other(source: Path, found: str, wanted: str) -> None:
+    if wanted and found != wanted:
+        raise OtherArchive(f"{source} has the SHA-256 {found} and should have {wanted}")
 
 
 def _open_folder(source: Path) -> Release:
@@ -104,17 +124,19 @@ def _the_one(found: list[str], source: Path) -> str:
     return found[0].rpartition("/")[0]
 
 
-def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Stream the archive once: check every member, then copy the tables and the clips' stamps to `cache`."""
+def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any], wanted: str) -> dict[str, Any]:
+    """Stream the archive once: check every member and the checksum, then copy tables and clips' stamps to `cache`."""
     tables: dict[str, bytes] = {}  # by full name
     stamps: dict[str, dict[str, str]] = {}  # by folder, then by file name
-    with members_of(source, "checking the archive") as members:
+    digest = hashlib.sha256()
+    with members_of(source, "checking the archive", digest) as members:
         for tar, member in members:
             name = PurePosixPath(member.name)
             if member.isreg() and name.name in TABLES:
                 tables[str(name)] = tar.extractfile(member).read()
             elif member.isreg() and name.parent.name == "clips" and name.name.isprintable():
                 stamps.setdefault(str(name.parent), {}).setdefault(name.name, f"{member.size} {member.mtime}")
+    _refuse_other(source, digest.hexdigest(), wanted)
     folder = _the_one(["/" + name for name in tables if PurePosixPath(name).name == "validated.tsv"], source)[1:]
     prefix = PurePosixPath(folder)
     make_folder(cache)
@@ -126,6 +148,7 @@ def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any]) -> dict[
                 temporary.write_bytes(tables[str(prefix / table)])
     known = {
         "identity": identity,
+        "sha256": digest.hexdigest(),
         "name": folder or source.name.removesuffix(".tar.gz"),
         "tables": [table for table in TABLES if str(prefix / table) in tables],
         "clips": str(prefix / "clips"),

@@ -1,6 +1,7 @@
 """An experiment: a tree of dataclasses, and which values make sense in it. config_file.py reads it from YAML."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -36,11 +37,22 @@ class Split:
 
 
 @dataclass
+class Archive:
+    """The published archive: `dataset.source` is checked against it when it bears this name."""
+
+    name: str = ""
+    size_bytes: int = 0
+    sha256: str = ""  # in hexadecimal
+
+
+@dataclass
 class Dataset:
     """Step 1: from a release to manifests."""
 
     source: str = "???"
     output: str = "???"
+    download: str | None = None  # its id at the Mozilla Data Collective: fetched when it is not there
+    archive: Archive = field(default_factory=Archive)
     min_duration_s: float = 0.1
     max_duration_s: float = 16.7
     max_missing_share: float = 0.1  # a clip shorter than clip_durations.tsv says by more than this share is truncated
@@ -186,6 +198,14 @@ def check(config: Config) -> None:
         (
             not 0 <= dataset.min_duration_s < dataset.max_duration_s,
             "dataset.min_duration_s must be at least 0 and below dataset.max_duration_s",
+        ),
+        (
+            not re.fullmatch(r"[\w.-]*", dataset.download or ""),
+            "dataset.download must be an id of the Mozilla Data Collective, or null",
+        ),
+        (
+            not re.fullmatch(r"([0-9a-f]{64})?", dataset.archive.sha256) or dataset.archive.size_bytes < 0,
+            "dataset.archive: sha256 must be 64 hexadecimal digits in lower case, and size_bytes at least 0",
         ),
         (not 0 < dataset.max_missing_share <= 1, "dataset.max_missing_share must be above 0 and at most 1"),
         (dataset.encoder_frames_per_second <= 0, "dataset.encoder_frames_per_second must be above 0"),

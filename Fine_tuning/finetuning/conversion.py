@@ -18,6 +18,7 @@ from finetuning.files import make_folder, written_whole
 from finetuning.manifest import SPLITS, manifest_path
 
 IN_FLIGHT = 8  # clips a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
+DISK_BYTES_A_CLIP = 4096 + 1024  # the last block of a wav is not full; a kilobyte of lines about it
 
 Task = tuple[str, str, bytes | Path, Path, float | None]  # path, stamp, clip, wav, dB
 
@@ -112,6 +113,11 @@ def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: floa
             f"cannot write to {log.wavs} ({error.strerror or error}); what is converted is kept, mend that (where the "
             "disk is full, make room) and run the same command again"
         ) from error
+
+
+def disk_bytes(durations_s: Iterable[float]) -> int:
+    """What wavs of these durations take on a disk, with their lines in the log, the manifests and dataset.json."""
+    return sum(audio.wav_size(duration_s) + DISK_BYTES_A_CLIP for duration_s in durations_s)
 
 
 @contextmanager

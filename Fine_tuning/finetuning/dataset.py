@@ -13,7 +13,13 @@ from finetuning.errors import UserError
 from finetuning.files import read_json, sha256_of, write_json, written_whole
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
 
-NOT_CONTENT = ("source", "output", "workers")  # keys of the section that change nothing in what is made
+NOT_CONTENT = (
+    "source",
+    "output",
+    "download",
+    "archive",
+    "workers",
+)  # keys of the section that change nothing in what is made
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,16 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder} ({error.strerror}); name another one") from error
     return folder
+
+
+def refuse_full_disk(folder: Path, needed_bytes: int, what: str) -> None:
+    """UserError where the disk of `folder`, which exists, has less room than `what` needs."""
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise UserError(
+            f"{what} needs {needed_bytes / 1e9:.2f} GB on the disk of {folder}, which has {free / 1e9:.2f} GB left; "
+            "make room or name a folder elsewhere"
+        )
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def download(address: str, path: Path) -> None:
         total = _fetch(address, part, path.stem)
     except requests.RequestException as error:
         raise UserError(
-            f"cannot download {address} ({_reason(error)}); the same command goes on from what is there, or fetch that "
+            f"cannot download {address} ({reason(error)}); the same command goes on from what is there, or fetch that "
             f"address by other means and put the file at {path}"
         ) from error
     except OSError as error:
@@ -85,7 +85,7 @@ def _fetch(address: str, part: Path, name: str) -> int | None:
     return total
 
 
-def _reason(error: requests.RequestException) -> str:
+def reason(error: requests.RequestException) -> str:
     """Why, in a few words: requests' own sentences hold objects' addresses and whole tracebacks."""
     if isinstance(error, requests.HTTPError):
         return f"the server answers {error.response.status_code} {error.response.reason}"
@@ -95,4 +95,4 @@ def _reason(error: requests.RequestException) -> str:
         return "the connection broke off"
     if isinstance(error, requests.ConnectionError):
         return "the server cannot be reached"
-    return str(error)
+    return str(error) if type(error) is requests.RequestException else type(error).__name__  # others may hold secrets

@@ -1,0 +1,205 @@
+"""A release from the Mozilla Data Collective, by its official client. The key is never shown, logged or written."""
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetuning.config import ROOT, Archive
+from finetuning.errors import UserError
+from finetuning.files import make_folder, refuse_full_disk
+from finetuning.registry import reason
+
+if TYPE_CHECKING:
+    from datacollective import DatasetDetails
+
+SITE = "https://mozilladatacollective.com"
+WAITS_S = (1, 5, 20, 60, 120)  # before the next attempt, while none brings a byte
+LONGEST_WAIT_S = 900  # that a server may ask for
+
+
+class _Passing(Exception):
+    """A fault that another attempt may not meet."""
+
+    def __init__(self, what: str, wait_s: float | None = None) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s  # as the server asks
+
+
+def fetch(dataset_id: str, published: Archive, archive: Path) -> None:
+    """Download the dataset to `archive`, which appears under its name when it has the published size.
+
+    A download that broke off goes on, in this run and in the next. Whether the content is the published one is for
+    common_voice.open_release to say, which reads it all. UserError says what to do and what to type.
+    """
+    _load_key(archive)
+    print(
+        f"downloading {dataset_id}, {published.size_bytes / 1e9:.2f} GB, to {archive}; its wavs take about four "
+        "times as much again",
+        flush=True,
+    )
+    folder = make_folder(archive.with_name(archive.name + ".download"))
+    fruitless, had = 0, _bytes_in(folder)
+    try:
+        while True:
+            try:
+                _attempt(dataset_id, published, archive, folder)
+                return shutil.rmtree(folder)
+            except _Passing as fault:
+                fruitless, had = (fruitless if _bytes_in(folder) <= had else 0), _bytes_in(folder)
+                if fruitless == len(WAITS_S) or (fault.wait_s or 0) > LONGEST_WAIT_S:
+                    raise UserError(
+                        f"cannot download {dataset_id} ({fault}); {had:,} bytes are kept, the same command goes on "
+                        "from there"
+                    ) from fault
+                wait_s = WAITS_S[fruitless] if fault.wait_s is None else fault.wait_s
+                print(f"\n{fault}; {had:,} bytes are kept, another attempt in {wait_s:g} s", flush=True)
+                time.sleep(wait_s)
+                fruitless += 1
+    finally:
+        with suppress(OSError):  # it holds what is to go on
+            folder.rmdir()
+
+
+def _load_key(archive: Path) -> None:
+    """MDC_API_KEY from the environment, or from .env in the project's folder or the current one."""
+    from dotenv import find_dotenv, load_dotenv
+
+    load_dotenv(ROOT / ".env")
+    load_dotenv(find_dotenv(usecwd=True))
+    key = os.environ.get("MDC_API_KEY", "")
+    if not key:
+        raise UserError(
+            f"there is no {archive} and no key to download it with; make one at {SITE}/api-reference and write "
+            f"MDC_API_KEY=… into {ROOT / '.env'}, or download the archive by hand and put it there"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError("MDC_API_KEY holds a blank or a sign that no key has; copy it again, in one line")
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".checksum")
+
+
+def _attempt(dataset_id: str, published: Archive, archive: Path, folder: Path) -> None:
+    """One session with the server; _Passing or UserError where it does not end with `archive` in its place."""
+    import requests
+    from datacollective import get_dataset_details
+    from datacollective.errors import DownloadError
+
+    page, of_file = f"{SITE}/datasets/{dataset_id}", False
+    try:
+        details = get_dataset_details(dataset_id)
+        page = details.datasetUrl or page
+        _refuse_unpublished(dataset_id, details, published)
+        _download(details, published.size_bytes, folder / details.filename)
+        (folder / details.filename).replace(archive)
+    except (UserError, _Passing):
+        raise
+    except DownloadError as error:  # of the file itself; whatever it was stands behind it
+        fault, of_file = error.__cause__, True
+    except (requests.RequestException, OSError, RuntimeError, ValueError) as error:
+        fault = error
+    else:
+        return
+    raise _explained(fault, of_file, dataset_id, page, folder) from fault
+
+
+def _refuse_unpublished(dataset_id: str, details: "DatasetDetails", published: Archive) -> None:
+    """UserError unless the server offers what the config states: before gigabytes are on their way."""
+    offered = {"size_bytes": int(details.sizeBytes or 0), "sha256": details.checksum or ""}
+    stated = {"size_bytes": published.size_bytes, "sha256": published.sha256}
+    if not all(stated.values()):
+        raise UserError(
+            f"dataset.archive must state size and checksum of {dataset_id}; the server says: "
+            f"size_bytes: {offered['size_bytes']}, sha256: {offered['sha256'] or 'nothing'}"
+        )
+    if other := [key for key in stated if offered[key] and offered[key] != stated[key]]:
+        raise UserError(
+            f"{dataset_id} is another archive than dataset.archive states ("
+            + ", ".join(f"{key} {offered[key]} instead of {stated[key]}" for key in other)
+            + "); give the id of the one you mean (dataset.download=…), or state the new values"
+        )
+    name = details.filename or ""
+    if Path(name).name != name or not name or name.startswith("."):
+        raise UserError(f"the server gives {dataset_id} the file name {name!r}, which is none; download it by hand")
+
+
+def _download(details: "DatasetDetails", size: int, whole: Path) -> None:
+    """Bring `whole` to `size` bytes."""
+    from datacollective import download_dataset
+
+    part = whole.with_name(whole.name + ".part")  # the client's
+    had = part.stat().st_size if part.is_file() else 0
+    refuse_full_disk(whole.parent, size - had, f"the rest of {details.filename}")
+    if had == size:  # killed before it was renamed: the client would ask for what comes after the end
+        part.replace(whole)
+    elif had > size:
+        part.unlink()
+    download_dataset(details.id, str(whole.parent))
+    got = whole.stat().st_size
+    if got == had + size and had:  # the server sent everything instead of the rest
+        _keep_the_end(whole, size)
+    elif got > size:
+        whole.unlink()
+        raise _Passing(f"the server sent {got:,} bytes instead of {size:,}")
+    elif got < size:  # the client takes it for whole where the server does not say how much is to come
+        whole.replace(part)
+        whole.with_name(whole.name + ".checksum").write_text(details.checksum or "")
+        raise _Passing("the connection broke off")
+
+
+def _keep_the_end(path: Path, size: int) -> None:
+    """Cut everything before the last `size` bytes off, without a second copy on the disk."""
+    surplus = path.stat().st_size - size
+    with path.open("r+b") as file:
+        for start in range(0, size, 1 << 24):
+            file.seek(surplus + start)
+            block = file.read(1 << 24)
+            file.seek(start)
+            file.write(block)
+        file.truncate(size)
+
+
+def _explained(fault: BaseException | None, of_file: bool, dataset_id: str, page: str, folder: Path) -> BaseException:
+    """What to raise for a fault of the client; its own words may hold the key or a signed address."""
+    import requests
+    from datacollective import AuthenticationError, RateLimitError
+
+    said = str(fault).partition(" — ")[2]  # the server's own words, where the client passes them on
+    said = "" if os.environ["MDC_API_KEY"] in said else f" ({said})" if said else ""
+    match fault:
+        case KeyboardInterrupt():
+            return KeyboardInterrupt()
+        case RateLimitError():
+            asked = fault.response.headers.get("Retry-After", "")
+            return _Passing("the server has too many requests (429)", float(asked) if asked.isdecimal() else None)
+        case AuthenticationError():
+            return UserError(f"the server does not accept MDC_API_KEY (401); make a new key at {SITE}/api-reference")
+        case requests.HTTPError() if fault.response.status_code == requests.codes.requested_range_not_satisfiable:
+            for part in folder.glob("*.part"):  # of another file
+                part.unlink()
+            return _Passing(reason(fault))
+        case requests.HTTPError() if fault.response.status_code < 500:
+            return UserError(f"cannot download {dataset_id} ({reason(fault)}{said}); look at {page}")
+        case requests.RequestException():
+            return _Passing(reason(fault))
+        case OSError(errno=None) if of_file:  # 403, 404, 410: the address was signed for a limited time
+            return _Passing("the server does not give the file any more")
+        case PermissionError(errno=None):
+            return UserError(
+                f"the server refuses {dataset_id} to the account of MDC_API_KEY (403{said}); log in at {page}, accept "
+                "the terms there and type the same command again"
+            )
+        case FileNotFoundError(errno=None):
+            return UserError(f"there is no dataset {dataset_id}{said}; look its id up at {SITE} (dataset.download=…)")
+        case OSError():
+            return UserError(
+                f"cannot write to {folder} ({fault.strerror or fault}); what is there is kept, make room and type "
+                "the same command again"
+            )
+    return UserError(
+        f"cannot understand the server's answer about {dataset_id} ({fault.__class__.__name__}); look at {page}"
+    )
