@@ -25,6 +25,13 @@ class SplitBy(Enum):
     release = 3
 
 
+class Foreign(Enum):
+    """A letter outside the alphabet rejects its row, or is written in letters of the alphabet where there are some."""
+
+    reject = 1
+    transliterate = 2
+
+
 @dataclass
 class Split:
     """Shares of train, validation and test, and how they are drawn."""
@@ -78,7 +85,9 @@ class Text:
     """How a sentence of the release becomes the text of an utterance."""
 
     alphabet: str = "???"  # every character a text may hold, the space included
+    numbers: str | None = None  # the language whose words replace whole numbers, as num2words calls it; null: none do
     rules: list[Rule] = field(default_factory=list)  # applied in this order after NFC and lower case
+    foreign: Foreign = Foreign.reject  # letters that are outside the alphabet after the rules
     rejected_cases: list[str] = field(default_factory=list)  # sentences that must be rejected, for the tests
 
 

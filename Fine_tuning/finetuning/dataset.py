@@ -27,7 +27,8 @@ def settings(config: Config) -> dict[str, Any]:
     tree = config.as_dict()
     rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"]["rules"]]
     dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in NOT_CONTENT}
-    return {**dataset, "text.alphabet": tree["text"]["alphabet"], "text.rules": rules}
+    text = {f"text.{key}": tree["text"][key] for key in ("alphabet", "numbers", "foreign")}
+    return {**dataset, **text, "text.rules": rules}
 
 
 def describe(
