@@ -34,7 +34,7 @@ def main() -> None:
     release_splits = None
     if config.dataset.split.by is SplitBy.release:
         release_splits = common_voice.read_release_splits(release)
-    clips, texts, refused = choose_rows(rows, language, release, release_splits)
+    clips, texts, report, refused = choose_rows(rows, language, release, release_splits)
     splits.refuse_impossible(config.dataset.split, {clip.speaker for clip in clips}, speakers_named)
     rejected += refused
 
@@ -46,7 +46,7 @@ def main() -> None:
     rejected += refused
 
     assert row_count == len(rejected) + sum(len(chosen[name]) for name in SPLITS), "a row was lost"
-    about = dataset.describe(config, release.name, row_count, chosen, rejected)
+    about = dataset.describe(config, release.name, row_count, chosen, rejected, report)
     splits.refuse_empty(chosen, about["rejected_by_reason"])
     written = dataset.write(output, chosen, sorted(rejected), about)
     print(dataset.table(about))
@@ -75,15 +75,15 @@ def open_release(config: Config, output: Path) -> Release:
 
 def choose_rows(
     rows: list[Clip], language: Language, release: Release, release_splits: dict[str, list[str]] | None
-) -> tuple[list[Clip], dict[Clip, str], list[Rejected]]:
-    """The rows worth converting, the texts, and the rows that are not."""
-    texts, rejected = selection.with_text(rows, language)
+) -> tuple[list[Clip], dict[Clip, str], selection.TextReport, list[Rejected]]:
+    """The rows worth converting, the texts, what the rules did, and the rows that are not."""
+    texts, rejected, report = selection.with_text(rows, language)
     clips, missing = selection.with_clip(list(texts), release.stamps)
     rejected += missing
     if release_splits is not None:
         clips, nowhere = selection.in_one_split(clips, release_splits)
         rejected += nowhere
-    return clips, texts, rejected
+    return clips, texts, report, rejected
 
 
 def convert_clips(

@@ -1,6 +1,7 @@
 """What step 1 leaves: manifests, rejected.jsonl and dataset.json. Files that are right already are left alone."""
 
 import json
+import textwrap
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from finetuning.config import Config
 from finetuning.errors import UserError
 from finetuning.files import read_json, sha256_of, write_json, written_whole
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
+from finetuning.selection import TextReport
 
 NOT_CONTENT = (
     "source",
@@ -32,7 +34,12 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def describe(
-    config: Config, release: str, rows: int, chosen: dict[str, list[Utterance]], rejected: list[Rejected]
+    config: Config,
+    release: str,
+    rows: int,
+    chosen: dict[str, list[Utterance]],
+    rejected: list[Rejected],
+    texts: TextReport,
 ) -> dict[str, Any]:
     """The content of dataset.json: the same dataset gives the same bytes, wherever it lies."""
     return {
@@ -45,6 +52,7 @@ def describe(
         "splits": splits.describe(chosen),
         "overlap": splits.overlap(chosen),
         "alphabet": config.text.alphabet,
+        **asdict(texts),
         "config": settings(config),
         "config_sha256": sha256_of(settings(config)),
     }
@@ -85,7 +93,7 @@ def _read(manifest: Path) -> list[Utterance] | None:
 
 
 def table(about: dict[str, Any]) -> str:
-    """Splits, overlap and rejections of a dataset.json, for the screen."""
+    """Splits, overlap, rejections and rules of a dataset.json, for the screen: about 40 lines."""
     lines = [f"{'':12}{'hours':>10}{'clips':>10}{'speakers':>10}{'sentences':>11}{'share':>9}"]
     hours = sum(split["hours"] for split in about["splits"].values()) or 1.0
     for name, split in about["splits"].items():
@@ -96,4 +104,22 @@ def table(about: dict[str, Any]) -> str:
         lines.append(f"  {pair:20}{both['clips']:10,}{both['speakers']:10,}{both['sentences']:11,}")
     lines.append(f"rejected: {about['rejected']:,} of {about['rows']:,} rows")
     lines += [f"  {reason:30}{count:10,}" for reason, count in about["rejected_by_reason"].items()]
+    lines += _foreign_characters(about["foreign_characters"])
+    lines.append("texts changed by rule")
+    lines += [f"  {textwrap.shorten(rule, 49):50}{count:10,}" for rule, count in about["rules"].items() if count]
     return "\n".join(lines)
+
+
+def _foreign_characters(found: list[dict[str, Any]]) -> list[str]:
+    """The few that cost most rows: what to add to the rules or to the alphabet."""
+    if not found:
+        return []
+    shown = found[:5]
+    more = f", {len(shown)} of {len(found)}; all in dataset.json" if len(shown) < len(found) else ""
+    return [f"foreign characters{more}", *(f"  {_character(one)}" for one in shown)]
+
+
+def _character(one: dict[str, Any]) -> str:
+    character = one["character"] if one["character"].isprintable() else " "
+    sentence = textwrap.shorten(one["sentence"], 60, placeholder="…")
+    return f"{character} U+{ord(one['character']):04X}{one['rows']:8,} rows  {sentence}"

@@ -1,5 +1,6 @@
 """Which rows of a release become utterances, and why the others do not."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
 
@@ -10,25 +11,56 @@ from finetuning.manifest import Utterance
 from finetuning.text import Language
 
 
-def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], list[Rejected]]:
+@dataclass(frozen=True)
+class ForeignCharacter:
+    """A character outside the alphabet, and what it cost."""
+
+    character: str
+    rows: int  # rejected rows whose text holds it
+    sentence: str  # the shortest of theirs
+
+
+@dataclass(frozen=True)
+class TextReport:
+    """What the rules did to the sentences of a release; the same whatever the order of its rows."""
+
+    rules: dict[str, int]  # each rule, in the order they are applied: rows whose text it changed
+    foreign_characters: list[ForeignCharacter]  # those that cost most rows first
+
+
+def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], list[Rejected], TextReport]:
     """The normalised text of each row that has a usable path and sentence; of several rows for a clip, the first."""
     texts: dict[Clip, str] = {}
     taken: dict[str, str] = {}  # wav: the clip it is made from
     rejected = []
+    changed = dict.fromkeys((rule.name for rule in language.rules), 0)
+    sentences: dict[str, list[str]] = {}  # by foreign character
     for clip in rows:
-        text = language.normalise(clip.sentence)
+        text, rules = language.trace(clip.sentence)
+        for rule in rules:
+            changed[rule] += 1
         if not is_file_name(clip.path):
             rejected.append(Rejected(clip.path, "path_outside_clips", "not the name of a file in clips/"))
         elif not text:
             rejected.append(Rejected(clip.path, "empty_sentence", clip.sentence.strip()))
         elif foreign := language.foreign(text):
             rejected.append(Rejected(clip.path, "foreign_character", foreign))
+            for character in foreign:
+                sentences.setdefault(character, []).append(clip.sentence)
         elif clip.wav in taken:
             rejected.append(Rejected(clip.path, "duplicate_clip", f"another row makes a wav of {taken[clip.wav]}"))
         else:
             texts[clip] = text
             taken[clip.wav] = clip.path
-    return texts, rejected
+    return texts, rejected, TextReport(changed, _foreign_characters(sentences))
+
+
+def _foreign_characters(sentences: dict[str, list[str]]) -> list[ForeignCharacter]:
+    found = [
+        ForeignCharacter(character, len(those), min(those, key=lambda sentence: (len(sentence), sentence)))
+        for character, those in sentences.items()
+    ]
+    return sorted(found, key=lambda foreign: (-foreign.rows, foreign.character))
 
 
 def is_file_name(path: str) -> bool:
