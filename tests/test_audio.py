@@ -70,6 +70,7 @@ def not_numbers() -> bytes:
         (not_numbers(), "clip_undecodable"),
         (Path("/nonexistent.mp3"), "clip_unreadable"),
     ],
+    ids=["0 bytes", "0 samples", "a page", "zeros", "cut off", "no numbers", "no file"],
 )
 def test_bad_clips_have_a_reason_and_leave_nothing(tmp_path: Path, clip: bytes | Path, reason: str) -> None:
     with pytest.raises(BadClip) as caught:
