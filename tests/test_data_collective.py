@@ -108,6 +108,11 @@ def serving(**behaviour: object) -> Iterator[tuple[str, list]]:
 Start = Callable[..., subprocess.Popen[str]]
 
 
+def interruptible() -> None:
+    """In a child: Ctrl-C works also where the tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Run:
     """Step 1 on a release that has to be downloaded first, as a user types it."""
 
@@ -130,7 +135,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
+            **{"preexec_fn": interruptible, **options},
         )
 
     def __call__(self, address: str, *overrides: str, **options: object) -> subprocess.CompletedProcess[str]:
