@@ -95,9 +95,11 @@ def test_dataset_json_agrees_with_the_manifests_and_names_no_place(sample_datase
         assert about["splits"][split]["speakers"] == len(speakers[split])
         assert about["splits"][split]["hours"] == pytest.approx(sum(u.duration for u in utterances) / 3600, abs=1e-4)
     assert sum(map(len, speakers.values())) == 40 == len(set.union(*speakers.values()))
-    none = {"clips": 0, "speakers": 0, "sentences": 0}
     pairs = ("train and validation", "train and test", "validation and test")
-    assert about["overlap"] == dict.fromkeys(pairs, none)
+    assert about["overlap"] == {pair: {"speakers": 0, "sentences": 0} for pair in pairs}
+    for split, known in about["known_from_train"].items():
+        assert known["neither"] == {"clips": about["splits"][split]["clips"], "share": 1.0}
+        assert known["speaker"] == known["sentence"] == {"clips": 0, "share": 0.0}
     assert (about["rows"], about["utterances"], about["rejected"]) == (446, 441, 5)
     assert about["release"] == "cv-corpus-sample-1.0-2026-11-22/it"
     assert str(sample_dataset.parent) not in json.dumps(about)
@@ -128,7 +130,13 @@ def test_other_splits_texts_and_filters_convert_nothing_again(make, sample_datas
     assert by_clip.returncode == 0, by_clip.stderr
     assert "443 converted already, 0 to convert" in by_clip.stdout
     assert "changed since the last run: dataset.max_duration_s, dataset.split;" in by_clip.stdout
-    utterances = [u for split in SPLITS for u in read_manifest(manifest_path(output, split))]
+    in_split = {split: read_manifest(manifest_path(output, split)) for split in SPLITS}
+    heard = {u.speaker for u in in_split["train"]}
+    known = json.loads((output / "dataset.json").read_text())["known_from_train"]["test"]
+    clips = sum(u.speaker in heard for u in in_split["test"])
+    assert known["speaker"] == {"clips": clips, "share": round(clips / len(in_split["test"]), 4)} and clips
+    assert f"{clips:,} ({clips / len(in_split['test']):.1%})" in by_clip.stdout
+    utterances = [u for split in SPLITS for u in in_split[split]]
     assert max(u.duration for u in utterances) <= 4.0 and "too_long" in reasons(output).values()
     assert len(utterances) + len(reasons(output)) == 446
     by_release = make(SAMPLE, output, "dataset.split.by=release", "text.alphabet=' abcdefghijklmnopqrstuvwxyzàèéìòù'")

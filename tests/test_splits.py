@@ -103,15 +103,47 @@ def test_an_empty_split_is_named() -> None:
         splits.refuse_empty({"train": one, "validation": [], "test": []}, {"too_long": 2})
 
 
-def test_overlap_counts_clips_speakers_and_sentences() -> None:
+def test_overlap_counts_speakers_and_sentences_and_describe_the_rest() -> None:
     a, b = Utterance("wavs/a.wav", 3600.0, "ciao", speaker="x"), Utterance("wavs/b.wav", 1800.0, "ciao", speaker="x")
     chosen = {"train": [a], "validation": [b], "test": [replace(b, audio_filepath="wavs/c.wav", text="sì")]}
     assert splits.overlap(chosen) == {
-        "train and validation": {"clips": 0, "speakers": 1, "sentences": 1},
-        "train and test": {"clips": 0, "speakers": 1, "sentences": 0},
-        "validation and test": {"clips": 0, "speakers": 1, "sentences": 0},
+        "train and validation": {"speakers": 1, "sentences": 1},
+        "train and test": {"speakers": 1, "sentences": 0},
+        "validation and test": {"speakers": 1, "sentences": 0},
     }
     assert splits.describe(chosen)["validation"] == {"hours": 0.5, "clips": 1, "speakers": 1, "sentences": 1}
+
+
+def test_clips_known_from_train_are_counted_as_clips() -> None:
+    """Counted by hand: of four test clips two are by x and one of these repeats a sentence, as does another's."""
+
+    def clips(*pairs: str) -> list[Utterance]:
+        return [
+            Utterance(f"wavs/{i}.wav", 1.0, text, speaker=who) for i, (who, text) in enumerate(map(str.split, pairs))
+        ]
+
+    chosen = {"train": clips("x ciao", "y sì"), "validation": clips("z no")}
+    chosen["test"] = clips("x ciao", "x forse", "w ciao", "w mai")
+    assert splits.known_from_train(chosen) == {
+        "validation": {
+            "speaker": {"clips": 0, "share": 0.0},
+            "sentence": {"clips": 0, "share": 0.0},
+            "neither": {"clips": 1, "share": 1.0},
+        },
+        "test": {
+            "speaker": {"clips": 2, "share": 0.5},
+            "sentence": {"clips": 2, "share": 0.5},
+            "neither": {"clips": 1, "share": 0.25},
+        },
+    }
+
+
+def test_where_no_speaker_is_named_what_is_shared_is_unknown_and_not_none() -> None:
+    utterances = [Utterance(f"wavs/{i}.wav", 1.0, "ciao") for i in range(3)]
+    chosen = {name: [u] for name, u in zip(SPLITS, utterances, strict=True)}
+    assert splits.overlap(chosen)["train and test"] == {"speakers": None, "sentences": 1}
+    sentence = {"clips": 1, "share": 1.0}
+    assert splits.known_from_train(chosen)["test"] == {"speaker": None, "sentence": sentence, "neither": None}
 
 
 @pytest.mark.parametrize(("text", "frames"), [("", 0), ("a", 1), ("ano", 3), ("anno", 5), ("aaa", 5), ("più più", 7)])

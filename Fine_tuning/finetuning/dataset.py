@@ -15,6 +15,7 @@ from finetuning.files import read_json, sha256_of, write_json, written_whole
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
 from finetuning.selection import TextReport
 
+SHOWN_RULES = 8  # on the screen; all are in dataset.json
 NOT_CONTENT = (
     "source",
     "output",
@@ -51,6 +52,7 @@ def describe(
         "rejected_by_reason": dict(sorted(Counter(r.reason for r in rejected).items())),
         "splits": splits.describe(chosen),
         "overlap": splits.overlap(chosen),
+        "known_from_train": splits.known_from_train(chosen),
         "alphabet": config.text.alphabet,
         **asdict(texts),
         "config": settings(config),
@@ -93,20 +95,27 @@ def _read(manifest: Path) -> list[Utterance] | None:
 
 
 def table(about: dict[str, Any]) -> str:
-    """Splits, overlap, rejections and rules of a dataset.json, for the screen: about 40 lines."""
-    lines = [f"{'':12}{'hours':>10}{'clips':>10}{'speakers':>10}{'sentences':>11}{'share':>9}"]
+    """Splits, what they have in common, rejections and rules of a dataset.json, for the screen: at most 45 lines."""
+    lines = [f"{'':22}{'hours':>10}{'share':>9}{'clips':>11}{'speakers':>11}{'sentences':>11}"]
     hours = sum(split["hours"] for split in about["splits"].values()) or 1.0
     for name, split in about["splits"].items():
-        figures = f"{split['hours']:10.3f}{split['clips']:10,}{split['speakers']:10,}{split['sentences']:11,}"
-        lines.append(f"{name:12}{figures}{split['hours'] / hours:9.1%}")
-    lines.append("in common")
+        figures = f"{split['clips']:11,}{split['speakers']:11,}{split['sentences']:11,}"
+        lines.append(f"{name:22}{split['hours']:10.3f}{split['hours'] / hours:9.1%}{figures}")
+    lines.append("in both")
     for pair, both in about["overlap"].items():
-        lines.append(f"  {pair:20}{both['clips']:10,}{both['speakers']:10,}{both['sentences']:11,}")
+        lines.append(f"  {pair:50}{_figure(both['speakers']):>11}{both['sentences']:11,}")
+    lines.append(f"{'clips known from train':22}{'by speaker':>19}{'by sentence':>19}{'by neither':>19}")
+    for name, known in about["known_from_train"].items():
+        lines.append(
+            f"  {name:20}" + "".join(f"{_clips(known[what]):>19}" for what in ("speaker", "sentence", "neither"))
+        )
     lines.append(f"rejected: {about['rejected']:,} of {about['rows']:,} rows")
-    lines += [f"  {reason:30}{count:10,}" for reason, count in about["rejected_by_reason"].items()]
+    by_count = sorted(about["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+    lines += [f"  {reason:30}{count:11,}{count / about['rows']:10.2%}" for reason, count in by_count]
     lines += _foreign_characters(about["foreign_characters"])
-    lines.append("texts changed by rule")
-    lines += [f"  {textwrap.shorten(rule, 49):50}{count:10,}" for rule, count in about["rules"].items() if count]
+    rules = sorted(((rule, count) for rule, count in about["rules"].items() if count), key=lambda item: -item[1])
+    lines.append("texts changed by rule" + (f", {SHOWN_RULES} of {len(rules)}" if len(rules) > SHOWN_RULES else ""))
+    lines += [f"  {textwrap.shorten(rule, 58):60}{count:11,}" for rule, count in rules[:SHOWN_RULES]]
     return "\n".join(lines)
 
 
@@ -123,3 +132,11 @@ def _character(one: dict[str, Any]) -> str:
     character = one["character"] if one["character"].isprintable() else " "
     sentence = textwrap.shorten(one["sentence"], 60, placeholder="…")
     return f"{character} U+{ord(one['character']):04X}{one['rows']:8,} rows  {sentence}"
+
+
+def _figure(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
+
+
+def _clips(counted: dict[str, float] | None) -> str:
+    return "unknown" if counted is None else f"{counted['clips']:,} ({counted['share']:.1%})"

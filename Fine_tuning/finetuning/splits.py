@@ -108,16 +108,40 @@ def describe(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, float]]:
     }
 
 
-def overlap(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, int]]:
-    """By pair of splits: clips, speakers and sentences that stand in both."""
+def overlap(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, int | None]]:
+    """By pair of splits: speakers and different sentences that stand in both; None where no clip names its speaker."""
+    named = any(map(_speakers, splits.values()))
     return {
         f"{a} and {b}": {
-            "clips": len({u.audio_filepath for u in splits[a]} & {u.audio_filepath for u in splits[b]}),
-            "speakers": len(_speakers(splits[a]) & _speakers(splits[b])),
+            "speakers": len(_speakers(splits[a]) & _speakers(splits[b])) if named else None,
             "sentences": len({u.text for u in splits[a]} & {u.text for u in splits[b]}),
         }
         for a, b in combinations(SPLITS, 2)
     }
+
+
+def known_from_train(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Of validation and of test: clips by a speaker heard in train, with a sentence read in train, and with neither.
+
+    Each as a count and as a share of the split's clips; what concerns speakers is None where no clip names its speaker.
+    """
+    speakers, sentences = _speakers(splits["train"]), {u.text for u in splits["train"]}
+    named = any(map(_speakers, splits.values()))
+
+    def counted(clips: list[bool]) -> dict[str, float]:
+        return {"clips": sum(clips), "share": round(sum(clips) / (len(clips) or 1), 4)}
+
+    known = {}
+    for name in SPLITS[1:]:
+        heard = [u.speaker in speakers for u in splits[name]]
+        read = [u.text in sentences for u in splits[name]]
+        neither = [not (a or b) for a, b in zip(heard, read, strict=True)]
+        known[name] = {
+            "speaker": counted(heard) if named else None,
+            "sentence": counted(read),
+            "neither": counted(neither) if named else None,
+        }
+    return known
 
 
 def _speakers(utterances: Iterable[Utterance]) -> set[str]:
