@@ -29,7 +29,7 @@ from releases import (
     write_folder,
 )
 
-MADE = ("train_manifest.json", "validation_manifest.json", "test_manifest.json", "rejected.jsonl", "dataset.json")
+MADE = (*(f"{split}_manifest.json" for split in SPLITS), "rejected.jsonl", "dataset.json", "dataset.png")
 BY_SPEAKER = ("dataset.split.by=speaker", "dataset.workers=2")
 
 

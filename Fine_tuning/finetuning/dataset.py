@@ -1,4 +1,4 @@
-"""What step 1 leaves: manifests, rejected.jsonl and dataset.json. Files that are right already are left alone."""
+"""What step 1 leaves: manifests, rejected.jsonl, dataset.json, dataset.png. What is right already is left alone."""
 
 import json
 import textwrap
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetuning import splits
+from finetuning import figures, splits
 from finetuning.common_voice import Rejected
 from finetuning.config import Config
 from finetuning.errors import UserError
@@ -71,20 +71,28 @@ def changes(output: Path, config: Config, release: str) -> list[str]:
 
 
 def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejected], about: dict[str, Any]) -> bool:
-    """Write what differs from what is there, dataset.json last; False when nothing did."""
+    """Write what differs from what is there, dataset.json after all it speaks of; False when nothing did.
+
+    dataset.png is drawn last: it goes first when anything changes, so that no picture of another dataset is left.
+    """
     stale = [split for split in SPLITS if _read(manifest_path(output, split)) != chosen[split]]
+    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+    path, picture = output / "rejected.jsonl", output / "dataset.png"
+    rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
+    about_stale = read_json(output / "dataset.json") != about
+    if stale or rejected_stale or about_stale:
+        picture.unlink(missing_ok=True)
     for split in stale:
         write_manifest(manifest_path(output, split), chosen[split])
-    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
-    path = output / "rejected.jsonl"
-    rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
     if rejected_stale:
         with written_whole(path) as text:
             text.write(lines)
-    about_stale = read_json(output / "dataset.json") != about
     if about_stale:
         write_json(output / "dataset.json", about)
-    return bool(stale) or rejected_stale or about_stale
+    if picture.is_file():
+        return False
+    figures.dataset(about, chosen, picture)
+    return True
 
 
 def _read(manifest: Path) -> list[Utterance] | None:

@@ -1,0 +1,128 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from finetuning import dataset
+from finetuning.common_voice import Rejected
+from finetuning.config import Config
+from finetuning.config_file import load
+from finetuning.manifest import SPLITS, Utterance
+
+REASONS = (
+    *("malformed_row", "path_outside_clips", "duplicate_clip", "empty_sentence", "foreign_character", "clip_missing"),
+    *("not_in_release_split", "clip_empty", "clip_unreadable", "clip_undecodable", "clip_truncated", "too_short"),
+    *("too_long", "too_many_characters", "sentence_in_other_split"),
+)
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load("configs/demo.yaml", [])
+
+
+def small(speaker: str = "s") -> dict[str, list[Utterance]]:
+    """Six clips of two seconds a split, by two speakers."""
+    return {
+        name: [
+            Utterance(f"wavs/{name}{i}.wav", 2.0, f"frase {i}", speaker=speaker and speaker + str(i % 2))
+            for i in range(6)
+        ]
+        for name in SPLITS
+    }
+
+
+def rejected(*reasons: str) -> list[Rejected]:
+    return [Rejected(f"{i}.mp3", reason) for i, reason in enumerate(reasons)]
+
+
+def write(output: Path, config: Config, chosen: dict[str, list[Utterance]], left_out: list[Rejected]) -> bool:
+    rows = sum(map(len, chosen.values())) + len(left_out)
+    return dataset.write(output, chosen, left_out, dataset.describe(config, "cv/it", rows, chosen, left_out))
+
+
+def test_the_summary_of_the_worst_release_fits_one_page(config: Config) -> None:
+    about = dataset.describe(config, "cv/it", 18 + len(REASONS), small(), rejected(*REASONS))
+    for split in about["splits"].values():
+        split |= {"hours": 12345.678, "clips": 12_345_678, "speakers": 123_456, "sentences": 12_345_678}
+    for both in about["overlap"].values():
+        both |= {"speakers": 123_456, "sentences": 12_345_678}
+    for known in about["known_from_train"].values():
+        known |= {what: {"clips": 12_345_678, "share": 1.0} for what in known}
+    lines = dataset.table(about).splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 100
+    assert all(any(reason in line for line in lines) for reason in REASONS)
+    assert len({len(line) for line in lines if line.startswith(SPLITS)}) == 1, (
+        "the columns do not stand below each other"
+    )
+
+
+def test_the_summary_says_how_much_of_test_training_knows(config: Config) -> None:
+    lines = dataset.table(dataset.describe(config, "cv/it", 18, small(), [])).splitlines()
+    (known,) = [line.split() for line in lines if line.startswith("  test ")]
+    assert known == ["test", "6", "(100.0%)", "6", "(100.0%)", "0", "(0.0%)"]
+    (both,) = [line.split() for line in lines if line.startswith("  train and test")]
+    assert both[-2:] == ["2", "6"]
+    assert "unknown" in dataset.table(dataset.describe(config, "cv/it", 18, small(""), []))
+
+
+def test_the_same_dataset_gives_the_same_picture_whatever_the_user_s_matplotlib_is_set_to(
+    config: Config, tmp_path: Path
+) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "here", config, small(), rejected(*REASONS))
+    (tmp_path / "matplotlibrc").write_text("figure.facecolor: red\nfont.size: 20\nsavefig.dpi: 30\n")
+    code = """
+import pathlib, sys
+from finetuning.config_file import load
+from test_dataset import REASONS, rejected, small, write
+write(pathlib.Path(sys.argv[1]), load("configs/demo.yaml", []), small(), rejected(*REASONS))
+"""
+    paths = os.pathsep.join([str(ROOT / "Fine_tuning"), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "MPLBACKEND": "pdf", "PYTHONHASHSEED": "1"}
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "there"], check=True, cwd=tmp_path, env=environment, capture_output=True
+    )
+    picture = (tmp_path / "here" / "dataset.png").read_bytes()
+    assert picture == (tmp_path / "there" / "dataset.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and b"tEXt" not in picture and b"tIME" not in picture
+
+
+@pytest.mark.parametrize("speaker", ["s", ""])
+@pytest.mark.parametrize("left_out", [[], rejected("too_long")])
+def test_any_dataset_can_be_drawn(config: Config, tmp_path: Path, speaker: str, left_out: list[Rejected]) -> None:
+    """A name may hold what matplotlib takes for mathematics."""
+    one_each = {name: group[:1] for name, group in small(speaker).items()}
+    assert write(tmp_path, replace(config, name="$^$ 100 %"), one_each, left_out)
+    assert (tmp_path / "dataset.png").stat().st_size > 10_000
+
+
+def test_the_picture_is_drawn_when_it_is_missing_or_another_and_not_otherwise(config: Config, tmp_path: Path) -> None:
+    picture = tmp_path / "dataset.png"
+    assert write(tmp_path, config, small(), [])
+    first = picture.read_bytes()
+    assert not write(tmp_path, config, small(), [])
+    picture.unlink()
+    assert write(tmp_path, config, small(), []) and picture.read_bytes() == first
+    assert write(tmp_path, config, small(), rejected("too_long")) and picture.read_bytes() != first
+    (tmp_path / "test_manifest.json").unlink()
+    assert write(tmp_path, config, small(), []) and picture.read_bytes() == first
+
+
+def test_no_picture_of_another_dataset_outlives_a_run_that_ends_before_it_draws(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, config, small(), [])
+
+    def ends(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(dataset.figures, "dataset", ends)
+        write(tmp_path, config, small(), rejected("too_long"))
+    assert not (tmp_path / "dataset.png").exists()
+    assert write(tmp_path, config, small(), rejected("too_long")) and (tmp_path / "dataset.png").exists()
