@@ -126,3 +126,16 @@ def test_no_picture_of_another_dataset_outlives_a_run_that_ends_before_it_draws(
         write(tmp_path, config, small(), rejected("too_long"))
     assert not (tmp_path / "dataset.png").exists()
     assert write(tmp_path, config, small(), rejected("too_long")) and (tmp_path / "dataset.png").exists()
+
+
+def test_what_a_killed_run_left_over_is_cleared_away_and_nothing_else(config: Config, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "wavs").mkdir()
+    left_over = [f".{ended.pid}-test_manifest.json", f".{ended.pid}-writable", f"wavs/.{ended.pid}-a.wav"]
+    kept = [f".{os.getpid()}-other.json", ".hidden", f".{ended.pid}", "1-a", ".x-y", f"wavs/{ended.pid}-a.wav"]
+    for name in left_over + kept:
+        (tmp_path / name).touch()
+    write(tmp_path, config, small(), [])
+    assert not [name for name in left_over if (tmp_path / name).exists()]
+    assert [name for name in kept if (tmp_path / name).exists()] == kept

@@ -2,7 +2,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -230,46 +229,6 @@ def test_new_clips_and_other_trimming_convert_what_depends_on_them(make, tmp_pat
     assert "every clip is converted again" in trimmed.stdout and "12 to convert" in trimmed.stdout
     short = {u.audio_filepath: u.duration for s in SPLITS for u in read_manifest(manifest_path(output, s))}
     assert all(short[wav] <= full[wav] for wav in short) and sum(short.values()) < sum(full.values())
-
-
-def test_killed_at_work_it_goes_on_and_ends_the_same(make, sample_dataset: Path, tmp_path: Path) -> None:
-    """A worker is killed, which the script survives; then the script itself; the next run ends in the same bytes."""
-    output = tmp_path / "data"
-    command = [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), f"dataset.source={SAMPLE}"]
-    command += [f"dataset.output={output}", "dataset.split.by=speaker", "dataset.workers=1"]
-
-    def start_and_wait(lines: int) -> tuple[subprocess.Popen[str], list[int]]:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and (not log.is_file() or log.read_bytes().count(b"\n") < lines):
-            time.sleep(0.02)
-        assert process.poll() is None, process.stderr.read()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [int(c) for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
-        return process, workers
-
-    log = output / "conversion.jsonl"
-    process, workers = start_and_wait(20)
-    os.kill(workers[0], signal.SIGKILL)
-    while process.poll() is None and log.read_bytes().count(b"\n") < 60:
-        time.sleep(0.02)
-    assert process.poll() is None, process.stderr.read()
-    assert b"ends the process" not in log.read_bytes()
-    process.kill()
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < deadline, "a worker outlived the script"
-        time.sleep(0.05)
-    for wav in output.glob("wavs/[!.]*"):
-        assert wav.read_bytes() == (sample_dataset / "wavs" / wav.name).read_bytes()
-    with log.open("ab") as lines:
-        lines.write(b'{"path": "common_voice_it_400')  # as a power cut would leave it
-    (output / "wavs" / ".1-half.wav").write_bytes(b"RIFF")
-    done = make(SAMPLE, output, *BY_SPEAKER)
-    assert done.returncode == 0 and " 0 converted already" not in done.stdout, done.stderr
-    assert made_files(output) == made_files(sample_dataset)
-    assert digest(output / "wavs") == digest(sample_dataset / "wavs")
-    assert len(lines_of(log)) == 1 + 443
 
 
 class Deadly:

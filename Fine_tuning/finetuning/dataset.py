@@ -11,7 +11,7 @@ from finetuning import figures, splits
 from finetuning.common_voice import Rejected
 from finetuning.config import Config
 from finetuning.errors import UserError
-from finetuning.files import read_json, sha256_of, write_json, written_whole
+from finetuning.files import clear_left_over, read_json, sha256_of, write_json, written_whole
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
 from finetuning.selection import TextReport
 
@@ -89,10 +89,13 @@ def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejec
             text.write(lines)
     if about_stale:
         write_json(output / "dataset.json", about)
-    if picture.is_file():
-        return False
-    figures.dataset(about, chosen, picture)
-    return True
+    drawn = not picture.is_file()
+    if drawn:
+        figures.dataset(about, chosen, picture)
+    for folder in (output, output / "release", output / "wavs"):
+        if folder.is_dir():
+            clear_left_over(folder)
+    return drawn
 
 
 def _read(manifest: Path) -> list[Utterance] | None:

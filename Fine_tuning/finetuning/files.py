@@ -16,7 +16,7 @@ def make_folder(folder: Path) -> Path:
     """Create `folder` with its parents; UserError where that is not allowed or a file is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
+        probe = folder / f".{os.getpid()}-writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -47,6 +47,26 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path} ({error.strerror or error}); nothing was replaced") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_left_over(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed; those of a living process stay."""
+    with os.scandir(folder) as entries:
+        hidden = [entry.name for entry in entries if entry.name.startswith(".")]
+    for name in hidden:
+        pid = name[1:].partition("-")[0]
+        if name.count("-") and pid.isdecimal() and not _is_alive(int(pid)):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, does nothing
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no number of a process
+        return True
+    return True
 
 
 @contextmanager
