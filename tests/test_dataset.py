@@ -11,12 +11,14 @@ from finetuning.common_voice import Rejected
 from finetuning.config import Config
 from finetuning.config_file import load
 from finetuning.manifest import SPLITS, Utterance
+from finetuning.selection import ForeignCharacter, TextReport
 
 REASONS = (
     *("malformed_row", "path_outside_clips", "duplicate_clip", "empty_sentence", "foreign_character", "clip_missing"),
     *("not_in_release_split", "clip_empty", "clip_unreadable", "clip_undecodable", "clip_truncated", "too_short"),
     *("too_long", "too_many_characters", "sentence_in_other_split"),
 )
+PLAIN = TextReport({}, [])  # no rule changed a text
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +43,13 @@ def rejected(*reasons: str) -> list[Rejected]:
 
 def write(output: Path, config: Config, chosen: dict[str, list[Utterance]], left_out: list[Rejected]) -> bool:
     rows = sum(map(len, chosen.values())) + len(left_out)
-    return dataset.write(output, chosen, left_out, dataset.describe(config, "cv/it", rows, chosen, left_out))
+    return dataset.write(output, chosen, left_out, dataset.describe(config, "cv/it", rows, chosen, left_out, PLAIN))
 
 
 def test_the_summary_of_the_worst_release_fits_one_page(config: Config) -> None:
-    about = dataset.describe(config, "cv/it", 18 + len(REASONS), small(), rejected(*REASONS))
+    foreign = [ForeignCharacter(chr(0x2100 + i), 12_345_678, "una frase molto lunga " * 9) for i in range(30)]
+    texts = TextReport({"a rule with a very long name " * 3 + str(i): 12_345_678 for i in range(30)}, foreign)
+    about = dataset.describe(config, "cv/it", 18 + len(REASONS), small(), rejected(*REASONS), texts)
     for split in about["splits"].values():
         split |= {"hours": 12345.678, "clips": 12_345_678, "speakers": 123_456, "sentences": 12_345_678}
     for both in about["overlap"].values():
@@ -61,12 +65,12 @@ def test_the_summary_of_the_worst_release_fits_one_page(config: Config) -> None:
 
 
 def test_the_summary_says_how_much_of_test_training_knows(config: Config) -> None:
-    lines = dataset.table(dataset.describe(config, "cv/it", 18, small(), [])).splitlines()
+    lines = dataset.table(dataset.describe(config, "cv/it", 18, small(), [], PLAIN)).splitlines()
     (known,) = [line.split() for line in lines if line.startswith("  test ")]
     assert known == ["test", "6", "(100.0%)", "6", "(100.0%)", "0", "(0.0%)"]
     (both,) = [line.split() for line in lines if line.startswith("  train and test")]
     assert both[-2:] == ["2", "6"]
-    assert "unknown" in dataset.table(dataset.describe(config, "cv/it", 18, small(""), []))
+    assert "unknown" in dataset.table(dataset.describe(config, "cv/it", 18, small(""), [], PLAIN))
 
 
 def test_the_same_dataset_gives_the_same_picture_whatever_the_user_s_matplotlib_is_set_to(

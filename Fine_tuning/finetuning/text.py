@@ -87,10 +87,8 @@ class Language:
             if after != text:
                 names.append(rule.name)
                 text = after
-        text = " ".join(text.split())
-        return unicodedata.normalize(
-            "NFC", text
-        ), names  # a rule may have removed what kept a letter and its mark apart
+        # composed again: a rule may have removed what kept a letter and its mark apart
+        return unicodedata.normalize("NFC", " ".join(text.split())), names
 
     def foreign(self, text: str) -> str:
         """The characters of `text` that are not in the alphabet, each once, sorted."""
@@ -138,9 +136,7 @@ def transliteration(alphabet: str) -> Substitution:
     def plain(match: re.Match[str]) -> str:
         parts = unicodedata.normalize("NFD", match[0])
         letters = "".join(c for c in parts if not unicodedata.combining(c)).translate(UNDIVIDED)
-        after_letter = match.string[: match.start()][
-            -1:
-        ].isalpha()  # to which the marks belong, if there is nothing else
+        after_letter = match.string[: match.start()][-1:].isalpha()  # the marks are its, if there is nothing else
         return letters if set(letters) <= inside and (letters or after_letter) else match[0]
 
     return Substitution(TRANSLITERATION, re.compile(outside(alphabet).pattern + "[\u0300-\u036f]*"), plain)
