@@ -7,6 +7,7 @@ import sys
 import time
 import unicodedata
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -238,15 +239,30 @@ class Deadly:
         return os._exit, (1,)
 
 
-def test_a_clip_that_ends_its_process_is_a_bad_clip_and_the_others_are_converted(tmp_path: Path) -> None:
-    good = sample_files()[good_rows(1)[0]["path"]]
-    clips = {f"{i}.mp3": Deadly() if i == 3 else good for i in range(8)}
+def test_clips_that_end_their_process_are_bad_clips_and_the_others_are_converted(tmp_path: Path) -> None:
+    """One in the middle of a batch, two side by side in another, and batches without any."""
+    good, deadly = sample_files()[good_rows(1)[0]["path"]], {"3.mp3", "20.mp3", "21.mp3"}
+    clips = {f"{i}.mp3": good for i in range(4 * conversion.BATCH)} | {name: Deadly() for name in deadly}
     tasks = [(name, "stamp", clip, tmp_path / f"{name}.wav", None) for name, clip in clips.items()]
     found = list(conversion.results(iter(tasks), len(tasks), workers=2))
     assert sorted(result.path for result in found) == sorted(clips)
-    assert {r.path: (r.reason, r.detail) for r in found if r.reason} == {
-        "3.mp3": ("clip_undecodable", "ends the process that decodes it")
-    }
+    blame = ("clip_undecodable", "ends the process that decodes it")
+    assert {r.path: (r.reason, r.detail) for r in found if r.reason} == dict.fromkeys(deadly, blame)
+    assert {wav.name.removesuffix(".wav") for wav in tmp_path.iterdir()} == clips.keys() - deadly
+
+
+def test_few_clips_are_held_at_a_time(tmp_path: Path) -> None:
+    good, taken, most = sample_files()[good_rows(1)[0]["path"]], 0, 0
+
+    def tasks() -> Iterator[conversion.Task]:
+        nonlocal taken
+        for taken in range(1, 10 * conversion.BATCH + 1):
+            yield f"{taken}.mp3", "stamp", good, tmp_path / f"{taken}.wav", None
+
+    for landed, _ in enumerate(conversion.results(tasks(), 10 * conversion.BATCH, workers=1)):
+        most = max(most, taken - landed)
+    assert landed + 1 == taken == 10 * conversion.BATCH
+    assert most <= conversion.IN_FLIGHT * conversion.BATCH
 
 
 def test_a_clip_that_failed_for_a_passing_reason_is_tried_again(make, tmp_path: Path) -> None:

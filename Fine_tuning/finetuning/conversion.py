@@ -3,11 +3,13 @@
 import fcntl
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from finetuning.errors import UserError
 from finetuning.files import make_folder, written_whole
 from finetuning.manifest import SPLITS, manifest_path
 
-IN_FLIGHT = 8  # clips a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
+BATCH = 16  # clips sent at a time: sending one costs the main process as much as sending all of them
+IN_FLIGHT = 2  # batches a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
 DISK_BYTES_A_CLIP = 4096 + 1024  # the last block of a wav is not full; a kilobyte of lines about it
 
 Task = tuple[str, str, bytes | Path, Path, float | None]  # path, stamp, clip, wav, dB
@@ -96,7 +99,8 @@ def _readable(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(entry: Converted) -> str:
-    return json.dumps({k: v for k, v in asdict(entry).items() if v not in ("", False)}, ensure_ascii=False) + "\n"
+    fields = {name: getattr(entry, name) for name in Converted.__slots__}
+    return json.dumps({k: v for k, v in fields.items() if v not in ("", False)}, ensure_ascii=False) + "\n"
 
 
 def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: float | None, workers: int) -> None:
@@ -137,28 +141,29 @@ def results(tasks: Iterator[Task], count: int, workers: int) -> Iterator[Convert
     """Results in the order they arrive, with a progress bar; a clip that ends the process decoding it is a bad clip."""
     from tqdm import tqdm
 
+    batches = iter(lambda: list(islice(tasks, BATCH)), [])
     with tqdm(total=count, desc="converting", unit=" clips", mininterval=0.5) as bar:
         broken = True
         while broken:
-            flying: dict[str, Task] = {}
+            flying: dict[str, list[Task]] = {}
             try:
-                for result in _pooled(tasks, workers, flying):
+                for result in _pooled(batches, workers, flying):
                     bar.update()
                     yield result
                 broken = False
             except BrokenProcessPool:
-                for task in list(flying.values()):
+                for result in _one_by_one([task for batch in flying.values() for task in batch]):
                     bar.update()
-                    yield _alone_in_a_pool(task)
+                    yield result
 
 
-def _pooled(tasks: Iterator[Task], workers: int, flying: dict[str, Task]) -> Iterator[Converted]:
-    """Run `tasks` in a pool; at most IN_FLIGHT clips a worker are held, in `flying`, so memory stays flat."""
-    pool, futures = _pool(workers), set[Future[Converted]]()
+def _pooled(batches: Iterator[list[Task]], workers: int, flying: dict[str, list[Task]]) -> Iterator[Converted]:
+    """Run `batches` in a pool; at most IN_FLIGHT a worker are held, in `flying` by the path of their first clip."""
+    pool, futures = _pool(workers), set[Future[list[Converted]]]()
     try:
-        for task in tasks:
-            flying[task[0]] = task
-            futures.add(pool.submit(_convert_one, *task))
+        for batch in batches:
+            flying[batch[0][0]] = batch
+            futures.add(pool.submit(_convert_batch, batch))
             while len(futures) >= IN_FLIGHT * workers:
                 done, futures = wait(futures, return_when=FIRST_COMPLETED)
                 yield from _landed(done, flying)
@@ -169,27 +174,45 @@ def _pooled(tasks: Iterator[Task], workers: int, flying: dict[str, Task]) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _landed(done: Iterable[Future[Converted]], flying: dict[str, Task]) -> Iterator[Converted]:
-    for result in [future.result() for future in done if future.exception() is None]:
-        del flying[result.path]
-        yield result
+def _landed(done: Iterable[Future[list[Converted]]], flying: dict[str, list[Task]]) -> Iterator[Converted]:
+    for results in [future.result() for future in done if future.exception() is None]:
+        del flying[results[0].path]
+        yield from results
     for future in done:
         future.result()  # raises what a worker could not turn into a result
 
 
-def _alone_in_a_pool(task: Task) -> Converted:
-    """One clip in a process of its own, after one of several has ended its process."""
-    with _pool(1) as pool:
-        try:
-            return pool.submit(_convert_one, *task).result()
-        except BrokenProcessPool:
-            return Converted(task[0], task[1], reason="clip_undecodable", detail="ends the process that decodes it")
+def _one_by_one(tasks: list[Task]) -> Iterator[Converted]:
+    """Clips held when a process ended: each alone at work, in one process until a clip ends that, then in another.
+
+    The clip is asked again there, as its first one, before it gets the blame: what an earlier clip left behind in a
+    process, or a signal, may have ended it.
+    """
+    left = deque(tasks)
+    while left:
+        fresh = True
+        with _pool(1) as pool:
+            try:
+                while left:
+                    result = pool.submit(_convert_one, *left[0]).result()
+                    left.popleft()
+                    fresh = False
+                    yield result
+            except BrokenProcessPool:
+                if fresh:
+                    path, stamp = left.popleft()[:2]
+                    yield Converted(path, stamp, reason="clip_undecodable", detail="ends the process that decodes it")
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     import multiprocessing
 
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
+
+
+def _convert_batch(tasks: list[Task]) -> list[Converted]:
+    """In a worker: the results in the order of `tasks`."""
+    return [_convert_one(*task) for task in tasks]
 
 
 def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: float | None) -> Converted:
