@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetuning.errors import UserError
@@ -35,7 +35,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write the utterances in the order given; the file appears under its name only when it is whole."""
     with written_whole(path) as lines:
         for utterance in utterances:
-            lines.write(json.dumps(asdict(utterance), ensure_ascii=False) + "\n")
+            lines.write(json.dumps(vars(utterance), ensure_ascii=False) + "\n")
 
 
 def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:

@@ -1,8 +1,8 @@
 """Which rows of a release become utterances, and why the others do not."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from math import floor
+from operator import eq
 
 from finetuning.common_voice import Clip, Rejected
 from finetuning.config import Dataset
@@ -128,4 +128,4 @@ def frames_needed(text: str) -> int:
 
     Graves et al. 2006, section 3: "anno" needs a-n-blank-n-o, five frames.
     """
-    return len(text) + sum(a == b for a, b in pairwise(text))
+    return len(text) + sum(map(eq, text, text[1:]))
