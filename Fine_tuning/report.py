@@ -2,7 +2,7 @@
 
     python Fine_tuning/report.py
 
-Reads the committed files in results/reference/, which benchmarks/clone_to_table.py writes.
+Reads the committed files in results/reference/, which the scripts in benchmarks/ write.
 """
 
 import argparse
@@ -43,9 +43,7 @@ def filled_in(readme: str) -> str:
 
 def parts() -> dict[str, str]:
     """Markdown by the name of the mark."""
-    timing = read_json(REFERENCE / "timing.json")
-    if timing is None:
-        raise UserError(f"there is no {REFERENCE / 'timing.json'}; type: python benchmarks/clone_to_table.py")
+    timing = measured("timing.json", "clone_to_table.py")
     rows = [read_json(REFERENCE / f"{name}.json") for name in timing["models"]]
     italian = load("configs/italian.yaml", []).evaluation
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
@@ -54,7 +52,50 @@ def parts() -> dict[str, str]:
         "published": f"On {italian.published_on}:\n\n{published_table(italian)}",
         "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
         f"then the three scripts {minutes(timing['scripts_s'])} ({steps}).",
+        "dataset_creation": speed(measured("dataset_creation.json", "dataset_creation.py")),
     }
+
+
+def measured(name: str, benchmark: str) -> dict:
+    """The content of a file in results/reference/; UserError says which benchmark writes it."""
+    found = read_json(REFERENCE / name)
+    if found is None:
+        raise UserError(f"there is no {REFERENCE / name}; type: python benchmarks/{benchmark}")
+    return found
+
+
+def speed(of: dict) -> str:
+    """Step 1 beside other ways to the same wavs, and what it takes of a machine."""
+    ways = {
+        "archive": "`dataset_creation.py`, from the archive",
+        "folder": "`dataset_creation.py`, from the extracted folder",
+        "sox": "sox, as NeMo's script for Common Voice runs it",
+        "ffmpeg": "ffmpeg, a process a clip",
+        "original": "pydub in one process, as this project began",
+        "decoding": "only decoding, with libsndfile",
+    }
+    lines = ["| mp3 to 16 kHz wav | Clips/s | From the archive is |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "archive" else f"{short(of['archive_to'][way]['median'])} × as fast"
+        lines.append(f"| {name} | {short(of['clips_per_s'][way]['median'])} | {ratio} |")
+    packed, extracted = of["archive_s"]["median"], of["extract_then_folder_s"]["median"]
+    (few, at_first), (many, at_last) = of["peak_mb"].items()
+    table = of["without_audio"]
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['data']}.",
+        f"The start-up, {of['start_up_s']['median']:.1f} s, is left out.",
+        f"Reading the archive where it lies took {short(packed)} s; extracting it first, {short(extracted)} s and "
+        f"{of['extracted_mb']:,} MB of the disk.",
+        f"Peak memory with {int(few):,} and {int(many):,} clips: {at_first['main']} and {at_last['main']} MB, "
+        f"and {at_first['worker']} and {at_last['worker']} MB a worker.",
+        f"Without the audio, {table['rows']:,} rows took {table['s']:.0f} s and {table['peak_mb']} MB.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def short(value: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def minutes(seconds: float) -> str:

@@ -13,6 +13,34 @@ def test_the_readme_holds_what_the_results_say():
     assert by_hand != report.filled_in(by_hand) == readme
 
 
+def test_the_speed_of_step_1_is_told_as_measured():
+    rates = {"archive": 301.4, "folder": 350.0, "sox": 75.3, "ffmpeg": 7.0, "original": 3.04, "decoding": 602.8}
+    ratios = {"archive": 1.0, "folder": 0.861, "sox": 4.003, "ffmpeg": 43.1, "original": 99.1, "decoding": 0.5}
+    told = report.speed(
+        {
+            "machine": "2 CPU cores (X)",
+            "data": "synthetic speech",
+            "rounds": 5,
+            "clips_per_s": {way: {"median": rate} for way, rate in rates.items()},
+            "archive_to": {way: {"median": ratio} for way, ratio in ratios.items()},
+            "start_up_s": {"median": 0.94},
+            "archive_s": {"median": 14.2},
+            "extract_then_folder_s": {"median": 14.6},
+            "extracted_mb": 1172,
+            "peak_mb": {"4000": {"main": 40, "worker": 42}, "16000": {"main": 62, "worker": 43}},
+            "without_audio": {"rows": 240000, "s": 20.4, "peak_mb": 533},
+        }
+    )
+    assert "| `dataset_creation.py`, from the archive | 301 |  |\n" in told
+    assert "| 75 | 4 × as fast |\n" in told
+    assert "| 3 | 99 × as fast |\n" in told
+    assert "| 603 | 0.5 × as fast |\n" in told
+    assert "Medians of 5 rounds on 2 CPU cores (X); synthetic speech.\nThe start-up, 0.9 s, is left out." in told
+    assert "took 14 s; extracting it first, 15 s and 1,172 MB of the disk." in told
+    assert "4,000 and 16,000 clips: 40 and 62 MB, and 42 and 43 MB a worker." in told
+    assert "240,000 rows took 20 s and 533 MB." in told
+
+
 def test_every_file_the_readme_names_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
