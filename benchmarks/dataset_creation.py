@@ -129,7 +129,7 @@ def step_1(source: Path, output: Path) -> tuple[float, dict[str, int]]:
     """Seconds from the script's start to its end, and the peak memory in MB of its main process and of any other."""
     command = [sys.executable, ROOT / "Fine_tuning" / "dataset_creation.py", f"dataset.source={source}"]
     command += [f"dataset.output={output}", "dataset.split.by=speaker"]
-    peak_mb, start = {"main": 0, "worker": 0}, time.perf_counter()
+    peak_mb, start = {}, time.perf_counter()
     said = output.with_suffix(".txt")
     with said.open("w") as screen:
         script = subprocess.Popen(command, stdout=screen, stderr=subprocess.STDOUT)
@@ -137,12 +137,12 @@ def step_1(source: Path, output: Path) -> tuple[float, dict[str, int]]:
             time.sleep(0.02)
             with suppress(OSError, TypeError):  # a process that has just ended
                 others = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
-                for kind, pid in (("main", script.pid), *(("worker", pid) for pid in others)):
+                for pid in (script.pid, *map(int, others)):  # the last value counts: a child starts with its parent's
                     memory = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-                    peak_mb[kind] = max(peak_mb[kind], int(memory[1]) // 1024)
+                    peak_mb[pid] = int(memory[1]) // 1024
     took = time.perf_counter() - start
     assert script.returncode == 0, said.read_text()
-    return took, peak_mb
+    return took, {"main": peak_mb.pop(script.pid), "worker": max(peak_mb.values(), default=0)}
 
 
 def original(clips: list[Path], wavs: Path) -> float:
