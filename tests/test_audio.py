@@ -80,6 +80,14 @@ def test_bad_clips_have_a_reason_and_leave_nothing(tmp_path: Path, clip: bytes |
     assert not list(tmp_path.iterdir())
 
 
+def test_a_header_that_promises_hours_costs_no_memory_and_the_sound_is_read() -> None:
+    clip = sample_files()[GOOD]
+    at = clip.index(b"Xing") + 8  # the number of frames
+    samples, _ = audio.decode(clip[:at] + b"\x7f\xff\xff\xff" + clip[at + 4 :])
+    expected, _ = audio.decode(clip)
+    assert abs(len(samples) - len(expected)) < 3000
+
+
 def test_what_libsndfile_cannot_read_is_read_by_ffmpeg_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
