@@ -56,12 +56,12 @@ def main() -> None:
 def open_release(config: Config, output: Path) -> Release:
     """The config's release, downloaded when it is not there; UserError where it is none or `output` lies in it."""
     source, published, dataset_id = resolve(config.dataset.source), config.dataset.archive, config.dataset.download
-    if not source.exists() and dataset_id and source.name == published.name:
-        data_collective.fetch(dataset_id, published, source)
     if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{output} lies in the release, which is never changed; give another dataset.output=…")
-    make_folder(output)
+    make_folder(output)  # first of all: it can be refused
     try:
+        if not source.exists() and dataset_id and source.name == published.name:
+            data_collective.fetch(dataset_id, published, source)
         return common_voice.open_release(source, output / "release", published)
     except UserError as error:
         with suppress(OSError):  # it is not empty
