@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,8 @@ def checkpoint_of(run: Path, epoch: int) -> Path:
 
 
 def test_while_frozen_only_the_batch_normalisation_of_the_encoder_adapts(tiny_run: Path):
+    from finetuning.callbacks import set_phase
     from finetuning.model import restore, set_alphabet
-    from finetuning.training import set_phase
 
     first, second, last = (weights(checkpoint_of(tiny_run, epoch)) for epoch in (0, 1, 2))
     convolutions = {name for name in first if name.startswith("encoder.") and ".conv.weight" in name}
@@ -137,20 +138,42 @@ def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(
     assert (tiny_run / "Model-IT-finetuned.nemo").stat().st_mtime_ns == before
 
 
+def progress(checkpoint: Path) -> tuple[int, int]:
+    """Epoch, and its batches that are done."""
+    import torch
+
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    return state["epoch"], state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "workers", "where"),
+    [(30, 1, [(1, 6)]), (0, 0, [(2, 2), (2, 3), (2, 4)]), (0, 2, [(1, 1), (1, 2), (1, 3), (1, 4)])],
+    ids=["at the switch", "unfrozen, within an epoch", "frozen, within an epoch, other readers"],
+)
 def test_killed_and_started_again_it_ends_with_the_same_weights(
-    tiny_run: Path, tiny_config: Path, tmp_path: Path, run_script: Script
+    tiny_run: Path,
+    tiny_config: Path,
+    tmp_path: Path,
+    run_script: Script,
+    minutes: int,
+    workers: int,
+    where: list[tuple[int, int]],
 ):
     command = [
         sys.executable, str(ROOT / "Fine_tuning" / "train.py"), "--config", str(tiny_config),
-        f"training.output={tmp_path / 'run'}",
+        f"training.checkpoint_minutes={minutes}", f"training.workers={workers}", f"training.output={tmp_path / 'run'}",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
-    while not (last.is_file() and len(read_rows(last.parents[1])) >= 2):  # at the switch: what comes is unfrozen
+    while True:
         assert process.poll() is None, "training ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
+        with suppress(FileNotFoundError):
+            if progress(last) in where:
+                break
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -158,7 +181,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     resumed = run_script("train.py", *command[2:-1], f"training.output={moved}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "Going on from" in resumed.stdout
-    assert [path.name for path in (moved / "checkpoints").glob("last*")] == ["last.ckpt"]
+    assert {path.name for path in (moved / "checkpoints").glob("[lp.]*")} == {"last.ckpt", "previous.ckpt"}
     assert not differing(weights(moved / "checkpoints" / "last.ckpt"), weights(tiny_run / "checkpoints" / "last.ckpt"))
     assert read_rows(moved) == read_rows(tiny_run)
 

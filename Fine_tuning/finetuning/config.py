@@ -127,13 +127,17 @@ class Training:
     name: str = "???"  # of the exported model, without .nemo
     max_epochs: int = 50
     frozen_epochs: int = 10
+    batch_norm: str = "train"  # of the frozen encoder: train | frozen
     batch_size: int = 32
+    batch_duration_s: float | None = None  # instead of batch_size: utterances of nearly equal duration
     workers: int = 0  # processes that read audio; 0: the training process itself
     seed: int = 0
     accelerator: str = "auto"  # auto: a GPU when there is one
     precision: str = "auto"  # auto: 16-mixed on a GPU, 32-true on a CPU
     gradient_clip: float | None = None  # largest norm of all gradients together
+    checkpoint_minutes: float = 30.0  # between two checkpoints within an epoch
     keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
+    encoder_lr_scale: float = 1.0  # the encoder's learning rate is the optimizer's times this
     speed_perturbation: float = 0.0  # each training clip is played up to this share faster or slower
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)

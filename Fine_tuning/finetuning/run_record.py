@@ -13,7 +13,7 @@ from finetuning.manifest import manifest_path
 
 PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer")
 # where and how fast a run goes on may change in its middle; what it learns from may not
-FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best")
+FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes")
 
 
 def start(output: Path, config: experiment.Config, base: Path | None) -> dict[str, Any]:

@@ -1,0 +1,246 @@
+"""What happens beside the training itself: the phase of an epoch, its random state, metrics, checkpoints, the bar."""
+
+import os
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from nemo.collections.asr.models import EncDecCTCModel
+from torch import nn
+
+from finetuning.decoding import greedy
+from finetuning.errors import UserError
+from finetuning.metrics import read_metrics, with_row, write_metrics
+from finetuning.model import labels
+from finetuning.scoring import character_error_rate, word_errors
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+def set_phase(model: EncDecCTCModel, epoch: int, frozen_epochs: int, batch_norm: str = "train") -> str:
+    """Freeze or unfreeze the encoder as `epoch` (counted from 0) asks for; returns "frozen" or "unfrozen".
+
+    Frozen: the convolutions neither learn nor drop out; with `batch_norm="train"` the batch normalisation adapts its
+    statistics and its scale and shift, as in the published experiment, with "frozen" it stays too. The state depends on
+    the epoch alone, so a run resumed anywhere is in the right one.
+    """
+    frozen = epoch < frozen_epochs
+    model.train()
+    model.encoder.train(not frozen)
+    model.encoder.requires_grad_(not frozen)
+    for module in model.encoder.modules():
+        if isinstance(module, nn.BatchNorm1d) and (batch_norm == "train" or not frozen):
+            module.train()
+            module.requires_grad_(True)
+    return "frozen" if frozen else "unfrozen"
+
+
+class Phases(pl.Callback):
+    """Sets the phase at the start of every epoch and the random state at the start of every step, by their numbers."""
+
+    def __init__(self, frozen_epochs: int, batch_norm: str, seed: int) -> None:
+        """`frozen_epochs` in epochs from the first; `seed` of the run."""
+        self.frozen_epochs, self.batch_norm, self.seed = frozen_epochs, batch_norm, seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
+        """The phase, and the order of the utterances; the first epoch of a run is told by fit(): it is read before."""
+        trainer.train_dataloader.batch_sampler.epoch = trainer.current_epoch
+        set_phase(model, trainer.current_epoch, self.frozen_epochs, self.batch_norm)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: EncDecCTCModel, batch: Any, batch_idx: int) -> None:
+        """For dither, dropout and SpecAugment: a run resumed within an epoch draws what it would have drawn."""
+        seed = random.Random(f"{self.seed} {trainer.global_step} {trainer.global_rank}").getrandbits(32)
+        pl.seed_everything(seed, verbose=False)
+        for module in model.modules():
+            if isinstance(getattr(module, "_rng", None), random.Random):  # NeMo's masks have one of their own
+                module._rng.seed(seed)
+
+    def on_before_backward(self, trainer: pl.Trainer, model: EncDecCTCModel, loss: torch.Tensor) -> None:
+        """Stop before a loss that is no number reaches the weights."""
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the training loss is {loss.item()} in epoch {trainer.current_epoch + 1}, step "
+                f"{trainer.global_step + 1}; the last checkpoint is intact; lower training.optimizer.lr or set "
+                "training.gradient_clip, in a new training.output"
+            )
+
+
+class Metrics(pl.Callback):
+    """Writes a row of `metrics.csv` and a line on the screen for each epoch; logs the character error rate."""
+
+    def __init__(self, path: Path, frozen_epochs: int) -> None:
+        """`path` of the table; rows of earlier epochs that stand there are kept when a run is resumed."""
+        self.path, self.frozen_epochs = path, frozen_epochs
+        self.table = read_metrics(path)
+        self.captured: dict[str, torch.Tensor] = {}
+        self.loss_sum, self.utterances = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an epoch has gathered so far."""
+        return {"loss_sum": self.loss_sum, "utterances": self.utterances}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of the epoch in which the run was cut off."""
+        self.loss_sum, self.utterances = state["loss_sum"], state["utterances"]
+
+    def setup(self, trainer: pl.Trainer, model: EncDecCTCModel, stage: str) -> None:
+        """Keep what the encoder and the decoder gave for the last batch: NeMo's validation step does not return it."""
+        if not self.captured:
+            model.encoder.register_forward_hook(lambda _, __, out: self.captured.update(lengths=out[1].detach()))
+            model.decoder.register_forward_hook(lambda _, __, out: self.captured.update(log_probs=out.detach()))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: Any, batch_idx: int) -> None:
+        """Start the sums of the epoch."""
+        if batch_idx == 0:
+            self.loss_sum, self.utterances = 0.0, 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Add up the training loss, weighted by utterances."""
+        size = len(batch[1])
+        self.loss_sum += outputs["loss"].item() * size
+        self.utterances += size
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
+        """Forget the validation before."""
+        self.losses: list[tuple[float, int]] = []  # mean of a batch in nats, utterances
+        self.texts: list[tuple[str, str]] = []  # reference, hypothesis
+        self.frames = self.blanks = 0
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, model: EncDecCTCModel, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Decode what the hooks kept. References hold no letter outside the alphabet: step 1 rejects such sentences."""
+        if trainer.val_dataloaders.batch_sampler.repeats(batch_idx):
+            return
+        _, _, tokens, token_lengths = batch
+        letters = labels(model)
+        self.losses.append((float(outputs["val_loss"]), len(tokens)))
+        references = (
+            "".join(letters[token] for token in text[:length])
+            for text, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)
+        )
+        log_probs = self.captured["log_probs"].float().cpu().numpy()  # (B, T, V)
+        for reference, frames, length in zip(references, log_probs, self.captured["lengths"].tolist(), strict=True):
+            self.texts.append((reference, greedy(frames[:length], letters)))
+            self.blanks += int((frames[:length].argmax(axis=1) == len(letters)).sum())
+            self.frames += length
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
+        """Log val_cer, and put what step 3 would find in the place of NeMo's val_loss and val_wer.
+
+        NeMo's loss is a mean over batches, not over utterances, and its decoder drops spaces before apostrophes.
+        """
+        losses = [entry for rank in of_all_ranks(self.losses) for entry in rank]
+        self.texts = [text for rank in of_all_ranks(self.texts) for text in rank]
+        references, hypotheses = zip(*self.texts, strict=True)
+        words = word_errors(references, hypotheses)
+        loss = sum(mean * size for mean, size in losses) / sum(size for _, size in losses)
+        for output in model.validation_step_outputs:
+            output["val_loss"] = torch.tensor(loss)
+            output["val_wer_num"] = torch.tensor(words.rate * words.reference)
+            output["val_wer_denom"] = torch.tensor(float(words.reference))
+        model.log("val_cer", character_error_rate(references, hypotheses))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
+        """Write the row and say the line."""
+        sums = of_all_ranks((self.loss_sum, self.utterances))
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "phase": "frozen" if trainer.current_epoch < self.frozen_epochs else "unfrozen",
+            "train_loss": round(sum(loss for loss, _ in sums) / max(1, sum(count for _, count in sums)), 4),
+            **{name: round(float(trainer.callback_metrics[name]), 4) for name in ("val_loss", "val_wer", "val_cer")},
+            "learning_rate": float(f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}"),
+        }
+        if not trainer.is_global_zero:
+            return
+        self.table = with_row(self.table, row)
+        write_metrics(self.path, self.table)
+        reference, hypothesis = self.texts[0]
+        trainer.progress_bar_callback.print(
+            "epoch {epoch:>3} {phase:<8} train loss {train_loss:>8.2f}   val loss {val_loss:>8.2f}   "
+            "val WER {val_wer:.3f}   val CER {val_cer:.3f}".format(**row)
+            + f"\n          {reference}\n        > {hypothesis}"
+        )
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """`value` of every process that trains, this one's among them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+class LastCheckpoints(Checkpoint):
+    """The state to go on from, at the end of every epoch and every so often, and the one before it."""
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        """`folder` for last.ckpt and previous.ckpt; `minutes` between two of them within an epoch."""
+        self.folder, self.seconds = folder, 60 * minutes
+
+    def on_train_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
+        """Start the clock."""
+        self.saved_at = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, model: EncDecCTCModel, batch: Any, batch_idx: int) -> None:
+        """Save between two steps: Lightning has counted the one before as completed only here."""
+        due = time.monotonic() - self.saved_at > self.seconds and batch_idx
+        if trainer.strategy.broadcast(due) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
+        """Save after the metrics of the epoch are written."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        new, last = self.folder / ".new.ckpt", self.folder / LAST
+        try:
+            trainer.save_checkpoint(new)
+            if trainer.is_global_zero:
+                with new.open("rb") as file:
+                    os.fsync(file.fileno())
+                if last.is_file():
+                    last.replace(self.folder / PREVIOUS)
+                new.replace(last)
+        except OSError as error:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write a checkpoint to {self.folder} ({error.strerror or error}); the one before is intact: "
+                "make room, type the same command again"
+            ) from error
+        self.saved_at = time.monotonic()
+
+
+def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint that can be read, and what it holds; None and nothing where there is none.
+
+    UserError when there are some and none can be read.
+    """
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
+    for path in found:
+        try:
+            return path, torch.load(path, map_location="cpu", weights_only=False)
+        except Exception as error:  # torch, zipfile and pickle each have their own
+            print(f"{path} cannot be read ({type(error).__name__}): trying the one before")
+    if found:
+        raise UserError(f"no checkpoint in {folder} can be read; delete that folder to start over")
+    return None, {}
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar without the running number of the logger's version, and gone when an epoch ends."""
+
+    def get_metrics(self, trainer: pl.Trainer, model: pl.LightningModule) -> dict[str, Any]:
+        """What stands behind the bar: loss and learning rate of the last batch."""
+        metrics = super().get_metrics(trainer, model)
+        if "train_loss" not in metrics:
+            return {}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        return {"loss": f"{float(trainer.callback_metrics['train_loss']):.1f}", "lr": f"{rate:.1e}"}
