@@ -295,3 +295,27 @@ def test_encoders_that_group_channels_are_left_alone(tmp_path: Path) -> None:
     before = outputs(model)
     channels_last(model)
     assert torch.equal(outputs(model), before)
+
+
+def test_a_warm_decoder_keeps_what_both_alphabets_write():
+    """Shared letters and the blank keep their rows, è starts as e, я is drawn at random: all are by default."""
+    import torch
+    from finetuning.model import set_alphabet
+
+    alphabet = "zè'a яe"
+    warm, cold = lively_model(ENGLISH), lively_model(ENGLISH)
+    before = (
+        warm.decoder.decoder_layers[0].weight.detach().clone(),
+        warm.decoder.decoder_layers[0].bias.detach().clone(),
+    )
+    for model, init in ((warm, "warm"), (cold, "random")):
+        torch.manual_seed(0)
+        set_alphabet(model, alphabet, init)
+        assert model.decoder.vocabulary == list(alphabet)
+    for name, old in zip(("weight", "bias"), before, strict=True):
+        new, drawn = (getattr(m.decoder.decoder_layers[0], name) for m in (warm, cold))
+        sources = [ENGLISH.index("e" if letter == "è" else letter) for letter in alphabet if letter != "я"]
+        rows = [row for row, letter in enumerate(alphabet) if letter != "я"]
+        assert torch.equal(new[[*rows, len(alphabet)]], old[[*sources, len(ENGLISH)]])
+        assert torch.equal(new[alphabet.index("я")], drawn[alphabet.index("я")])
+        assert not torch.isin(drawn, old).any() or name == "bias"

@@ -127,6 +127,7 @@ class Training:
     name: str = "???"  # of the exported model, without .nemo
     max_epochs: int = 50
     frozen_epochs: int = 10
+    decoder_init: str = "random"  # random | warm: rows of letters the base model writes are kept
     batch_norm: str = "train"  # of the frozen encoder: train | frozen
     batch_size: int = 32
     batch_duration_s: float | None = None  # instead of batch_size: utterances of nearly equal duration

@@ -5,6 +5,7 @@ import logging
 import pickle
 import tarfile
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from torch.nn import functional as F  # noqa: E402
 from finetuning.errors import UserError  # noqa: E402
 from finetuning.files import replacing  # noqa: E402
 
+BLANK = ""  # CTC's; its row comes after those of the letters
 DATA_SECTIONS = ("train_ds", "validation_ds", "test_ds")
 
 
@@ -93,13 +95,23 @@ def labels(model: EncDecCTCModel) -> list[str]:
     return list(model.decoder.vocabulary)
 
 
-def set_alphabet(model: EncDecCTCModel, alphabet: str) -> None:
+def set_alphabet(model: EncDecCTCModel, alphabet: str, decoder_init: str = "random") -> None:
     """Let the model write `alphabet`, in that order; where it differs from its own, the decoder starts anew.
 
-    The blank is NeMo's to add. Data sections go: they hold the labels and the paths of the base model's training.
+    With `decoder_init="warm"` the letters both know, and the blank, keep their rows; a letter with marks starts from
+    the row of the letter without; the others are drawn at random, as all are with "random". The blank is NeMo's to add.
+    Data sections go: they hold the labels and the paths of the base model's training.
     """
     if labels(model) != list(alphabet):
+        known = {letter: row for row, letter in enumerate([*labels(model), BLANK])}
+        before = copy.deepcopy(model.decoder.decoder_layers[0].state_dict())
         model.change_vocabulary(list(alphabet))
+        if decoder_init == "warm":
+            after = model.decoder.decoder_layers[0].state_dict()  # weight (V + 1, C, 1), bias (V + 1)
+            for row, letter in enumerate([*alphabet, BLANK]):
+                source = known.get(letter, known.get(unicodedata.normalize("NFD", letter)[:1]))
+                for name in after if source is not None else ():
+                    after[name][row] = before[name][source]
     with open_dict(model.cfg):
         model.cfg.labels = list(alphabet)
         for section in DATA_SECTIONS:

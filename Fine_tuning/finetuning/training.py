@@ -29,7 +29,7 @@ def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCMod
         return build(experiment.resolve(config.model.architecture), config.text.alphabet, config.training.seed)
     model = restore(base)
     pl.seed_everything(config.training.seed, verbose=False)  # the new decoder's weights
-    set_alphabet(model, config.text.alphabet)
+    set_alphabet(model, config.text.alphabet, config.training.decoder_init)
     return model
 
 
