@@ -29,8 +29,9 @@ def main() -> None:
     config = from_command_line(__doc__)
     output = experiment.resolve(config.training.output)
     exported = output / f"{config.training.name}.nemo"
+    rank = run_record.rank(config.training.devices)
     data = {split: checked_utterances(config, split) for split in SPLITS[:2]}
-    for split, utterances in data.items():
+    for split, utterances in data.items() if rank == 0 else ():
         print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
 
     if not (config.model.base or config.model.architecture):
@@ -40,19 +41,25 @@ def main() -> None:
     from finetuning.registry import find
 
     base = find(config.model.base, config.model) if config.model.base else None
-    record = run_record.start(make_folder(output), config, base)
+    record = run_record.start(make_folder(output), config, base, writes=rank == 0)
     if "model" in record and exported.is_file():
         print(f"Already finished: {exported}; type training.output=… to train another one")
         return
 
-    print("Loading NeMo, which takes a moment")
+    if rank == 0:
+        print("Loading NeMo, which takes a moment")
     from finetuning import model as models
     from finetuning import training
 
     model = training.starting_point(config, base)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(models.labels(model))} letters")
+    if rank == 0:
+        print(
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(models.labels(model))} letters"
+        )
     models.channels_last(model)
     training.fit(model, config, output)
+    if rank != 0:
+        return
 
     models.save(model, exported)
     check_transcripts(model, exported, data["validation"][:16], config)

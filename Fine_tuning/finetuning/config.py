@@ -134,6 +134,9 @@ class Training:
     workers: int = 0  # processes that read audio; 0: the training process itself
     seed: int = 0
     accelerator: str = "auto"  # auto: a GPU when there is one
+    devices: int = 1  # GPUs or, on CPUs, processes on each node; each takes batches of its own
+    num_nodes: int = 1
+    strategy: str = "auto"  # Lightning's; auto: DDP where several processes train together
     precision: str = "auto"  # auto: 16-mixed on a GPU, 32-true on a CPU
     gradient_clip: float | None = None  # largest norm of all gradients together
     checkpoint_minutes: float = 30.0  # between two checkpoints within an epoch
@@ -261,6 +264,10 @@ def check(config: Config) -> None:
             f"training.optimizer.lr={optimizer.lr}, which must be above 0",
         ),
         (not 0 <= training.schedule.warmup_ratio < 1, "training.schedule.warmup_ratio must be at least 0 and below 1"),
+        (
+            min(training.devices, training.num_nodes) < 1,
+            "training.devices and training.num_nodes must be at least 1",
+        ),
         (
             not training.name or "/" in training.name or training.name.startswith("."),
             "training.name must be the name of a file, without a folder",

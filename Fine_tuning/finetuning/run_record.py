@@ -1,5 +1,6 @@
 """What a training run was made from, complete enough to repeat it and to notice that it is not the same any more."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -16,15 +17,25 @@ PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer")
 FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes")
 
 
-def start(output: Path, config: experiment.Config, base: Path | None) -> dict[str, Any]:
+def rank(devices: int) -> int:
+    """This process's number among those that train together, as torchrun, SLURM or Lightning tells it."""
+    told = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID"))
+    if number := next(filter(None, told), None):
+        return int(number)
+    return int(os.environ.get("NODE_RANK", 0)) * devices + int(os.environ.get("LOCAL_RANK", 0))
+
+
+def start(output: Path, config: experiment.Config, base: Path | None, writes: bool = True) -> dict[str, Any]:
     """Write `run.json` for a run that begins, or take the one that stands there when the same run goes on.
 
-    UserError when `output` holds a run made from another configuration, other data or another base model.
+    Of several processes that train together one `writes`. UserError when `output` holds a run made from another
+    configuration, other data or another base model.
     """
     record = _record(config, base)
     before = read_json(output / "run.json")
     if before is None or not (output / "checkpoints").is_dir():  # nothing learnt yet
-        write_json(output / "run.json", record)
+        if writes:
+            write_json(output / "run.json", record)
         return record
     changed = sorted(_changed(before.get("made_from", {}), record["made_from"]))
     if changed:

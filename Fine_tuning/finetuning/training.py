@@ -33,6 +33,9 @@ def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCMod
     return model
 
 
+DDP = "ddp_find_unused_parameters_true"  # what is frozen is unused
+
+
 class Reader:
     """NeMo's dataset, asked for (epoch, index): an utterance's perturbation depends on these and the seed alone."""
 
@@ -109,6 +112,7 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     if training.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("training.accelerator=gpu, and torch finds no GPU; type training.accelerator=auto")
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
+    together = training.devices * training.num_nodes > 1
     best = ModelCheckpoint(
         dirpath=output / "checkpoints", filename="epoch={epoch:03d}-val_loss={val_loss:.3f}",
         monitor="val_loss", save_top_k=training.keep_best, auto_insert_metric_name=False,
@@ -117,7 +121,9 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     trainer = pl.Trainer(
         max_epochs=training.max_epochs,
         accelerator=training.accelerator,
-        devices=1,
+        devices=training.devices,
+        num_nodes=training.num_nodes,
+        strategy=DDP if training.strategy == "auto" and together else training.strategy,
         precision=("16-mixed" if on_gpu else "32-true") if training.precision == "auto" else training.precision,
         gradient_clip_val=training.gradient_clip,
         use_distributed_sampler=False,  # Batches gives every rank its own
@@ -138,7 +144,8 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     connect_optimizer(model, training, len(batches) * training.max_epochs)
     checkpoint, state = last_checkpoint(output / "checkpoints")
     if checkpoint:
-        print(f"Going on from {checkpoint}")
+        if trainer.is_global_zero:
+            print(f"Going on from {checkpoint}")
         done = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
         batches.epoch, batches.start = state["epoch"] + done // len(batches), done % len(batches)
     try:
@@ -150,9 +157,17 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(_NO_MEMORY) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise UserError(_NO_MEMORY) from error
+        if "can't allocate memory" in str(error):
+            raise UserError(_NO_MEMORY) from error
+        if together and any(word in str(error) for word in ("gloo", "NCCL", "Connection")):
+            raise UserError(
+                "a process that trains together with this one has ended; the last checkpoint is intact, the same "
+                "command goes on from there"
+            ) from error
+        raise
+    finally:
+        if torch.distributed.is_initialized():  # NeMo's encoder would ask the other processes at every call
+            torch.distributed.destroy_process_group()
 
 
 _NO_MEMORY = (
