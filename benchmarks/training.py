@@ -1,0 +1,174 @@
+"""A training step of QuartzNet15x5 timed: stock NeMo, our convolutions, and our convolutions on our batches.
+
+    python benchmarks/training.py
+
+Writes results/reference/training.json in about a quarter of an hour. The utterances are noise of the lengths of Common
+Voice clips (log-normal, mean 5.4 s, between 1 and 16 s): what they say does not change how long a step takes. A step is
+features, encoder, decoder, CTC loss, gradients and NovoGrad; each way takes its turn in every round.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
+
+import numpy as np
+import torch
+from clone_to_table import ROOT, cpu_name
+from finetuning import model as models
+from finetuning.batches import Batches, padding
+from nemo.collections.asr.models import EncDecCTCModel
+from nemo.core.optim.novograd import Novograd
+from omegaconf import OmegaConf
+
+RESULT = ROOT / "results" / "reference" / "training.json"
+RATE = 16000  # Hz
+LETTERS_PER_S = 13  # of the texts, about as in Italian
+PUBLISHED_BATCH, BATCH = 32, 16  # utterances; the smaller one is timed, for the sake of time and memory
+MEAN_S = 5.4
+CORES = len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of all ways in turn; the median is what counts")
+    measured = measure(parser.parse_args().rounds)
+    RESULT.write_text(json.dumps(measured, indent=2) + "\n")
+    print(json.dumps(measured, indent=2))
+
+
+def measure(rounds: int) -> dict:
+    """What the JSON holds."""
+    lengths = durations(100_000)
+    shares = {
+        "random": padding(lengths, iter(Batches(lengths, PUBLISHED_BATCH, None, 0))),
+        "by_duration": padding(lengths, iter(Batches(lengths, PUBLISHED_BATCH, PUBLISHED_BATCH * MEAN_S, 0))),
+    }
+    stock = quartznet_15x5()
+    ours = quartznet_15x5()
+    models.channels_last(ours)
+    by_count, by_duration = (Batches(lengths, BATCH, seconds, 0) for seconds in (None, BATCH * MEAN_S))
+    ways = {"stock": (stock, by_count), "convolutions": (ours, by_count), "and batches": (ours, by_duration)}
+    plans = {way: iter(batches) for way, (_, batches) in ways.items()}
+    optimisers = {way: novograd(model) for way, (model, _) in ways.items()}
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    difference = compare(stock, ours, [lengths[index] for _, index in next(iter(by_count))][:4])
+    for i in range(-1, rounds):  # the first one warms up
+        for way, (model, _) in ways.items():
+            spoken, took = step(model, optimisers[way], plans[way], lengths)
+            if i >= 0:
+                speeds[way].append(spoken / took)
+        print(f"round {i}:", {way: round(found[-1], 2) for way, found in speeds.items() if found}, file=sys.stderr)
+    ratios = {way: np.array(found) / np.array(speeds["stock"]) for way, found in speeds.items()}
+    return {
+        "machine": f"{CORES} CPU cores ({cpu_name()})",
+        "versions": {name: version(name) for name in ("nemo_toolkit", "torch")} | {"python": sys.version.split()[0]},
+        "data": f"noise of the lengths of Common Voice clips, {MEAN_S} s on average",
+        "model": f"QuartzNet15x5, {sum(p.numel() for p in stock.parameters()) / 1e6:.1f} M parameters",
+        "rounds": rounds,
+        "batch": BATCH,
+        "audio_s_per_s": {way: figures(found) for way, found in speeds.items()},
+        "stock_to": {way: figures(found) for way, found in ratios.items()},
+        "padding": {way: round(share, 4) for way, share in shares.items()},  # of the published batches of 32
+        "difference": difference,
+    }
+
+
+def durations(count: int) -> list[float]:
+    """Seconds, spread like Common Voice's."""
+    rng = random.Random(0)
+    return [min(16.0, max(1.0, rng.lognormvariate(math.log(5.1), 0.35))) for _ in range(count)]
+
+
+def quartznet_15x5() -> EncDecCTCModel:
+    """NVIDIA's architecture (Kriman et al. 2020, table 1) with the letters of the published English model."""
+    config = OmegaConf.load(ROOT / "configs" / "models" / "quartznet_small.yaml")
+    shape = [(256, 33), (256, 39), (512, 51), (512, 63), (512, 75)]
+    blocks = [block(256, 33, stride=2)]
+    blocks += [block(filters, kernel, repeat=5, residual=True) for filters, kernel in shape for _ in range(3)]
+    blocks += [block(512, 87, dilation=2), block(1024, 1, separable=False)]
+    alphabet = " abcdefghijklmnopqrstuvwxyz'"
+    config.encoder.jasper = blocks
+    config.decoder.feat_in = 1024
+    config.labels = config.decoder.vocabulary = list(alphabet)
+    config.decoder.num_classes = len(alphabet)
+    config.preprocessor.dither = 0.0
+    config.pop("spec_augment")
+    models.quiet()
+    torch.manual_seed(0)
+    return EncDecCTCModel(cfg=config).train()
+
+
+def block(filters: int, kernel: int, stride: int = 1, dilation: int = 1, **more: int | bool) -> dict:
+    """One entry of NeMo's `jasper` list."""
+    same = {"repeat": 1, "residual": False, "separable": True, "dropout": 0.0}
+    return {"filters": filters, "kernel": [kernel], "stride": [stride], "dilation": [dilation], **same, **more}
+
+
+def novograd(model: EncDecCTCModel) -> torch.optim.Optimizer:
+    """As published."""
+    return Novograd(model.parameters(), lr=5e-4, betas=(0.95, 0.5), weight_decay=1e-3)
+
+
+def step(
+    model: EncDecCTCModel,
+    optimiser: torch.optim.Optimizer,
+    plan: Iterator[list[tuple[int, int]]],
+    lengths: list[float],
+) -> tuple[float, float]:
+    """One training step: seconds of audio without padding, and seconds it took."""
+    seconds = [lengths[index] for _, index in next(plan)]
+    batch = noise(seconds)
+    started = time.perf_counter()
+    optimiser.zero_grad()
+    loss(model, batch).backward()
+    optimiser.step()
+    return sum(seconds), time.perf_counter() - started
+
+
+def noise(seconds: list[float]) -> dict[str, torch.Tensor]:
+    """Signals (B, T), texts (B, U) and the lengths of both (B,)."""
+    samples = torch.tensor([round(s * RATE) for s in seconds])
+    letters = torch.tensor([max(1, round(s * LETTERS_PER_S)) for s in seconds])
+    signal = torch.randn(len(seconds), int(samples.max())) / 10
+    signal[torch.arange(signal.shape[1]) >= samples[:, None]] = 0.0
+    text = torch.randint(0, 28, (len(seconds), int(letters.max())))
+    return {"signal": signal, "samples": samples, "text": text, "letters": letters}
+
+
+def loss(model: EncDecCTCModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """As EncDecCTCModel.training_step, without its logging."""
+    log_probs, frames, _ = model(input_signal=batch["signal"], input_signal_length=batch["samples"])
+    return model.loss(log_probs=log_probs, targets=batch["text"], input_lengths=frames, target_lengths=batch["letters"])
+
+
+def compare(stock: EncDecCTCModel, ours: EncDecCTCModel, seconds: list[float]) -> dict[str, float]:
+    """On one batch, relative: of the loss, and of the gradients (of each tensor by its norm; the largest)."""
+    torch.manual_seed(0)
+    batch, losses, gradients = noise(seconds), [], []
+    for model in (stock, ours):
+        model.zero_grad()
+        found = loss(model, batch)
+        found.backward()
+        losses.append(found.item())
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    norms = [float((a - b).norm() / a.norm().clamp_min(1e-6)) for a, b in zip(*gradients, strict=True)]
+    return {"loss": abs(losses[0] - losses[1]) / losses[0], "gradient": max(norms)}
+
+
+def figures(values: list[float]) -> dict[str, float]:
+    """Of the rounds."""
+    return {name: round(float(of(values)), 3) for name, of in (("median", np.median), ("min", np.min), ("max", np.max))}
+
+
+if __name__ == "__main__":
+    main()

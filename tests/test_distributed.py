@@ -1,0 +1,90 @@
+"""Two processes that train together on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Script, assert_refused
+
+pytestmark = pytest.mark.nemo
+
+TOGETHER = ("training.devices=2", "training.accelerator=cpu", "training.workers=0", "training.batch_size=3")
+ONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+# what each process ends with, beside what train.py writes
+EACH_RANK = """
+import os, sys
+import torch
+sys.path.insert(0, {folder!r})
+from pathlib import Path
+from finetuning import config, config_file, training
+arguments = sys.argv[1:]
+experiment = config_file.load(arguments[0], arguments[1:])
+model = training.starting_point(experiment, config.resolve(experiment.model.base))
+training.fit(model, experiment, Path(experiment.training.output))
+torch.save(model.state_dict(), f"{{experiment.training.output}}/rank {{os.environ['RANK']}}.pt")
+"""
+
+
+def test_all_processes_end_with_the_same_weights_after_as_many_steps(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path
+):
+    import torch
+
+    script = tmp_path / "each_rank.py"
+    script.write_text(EACH_RANK.format(folder=str(ROOT / "Fine_tuning")))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run([*torchrun, str(tiny_config), *TOGETHER, f"training.output={tmp_path}"], env=ONE, check=True)
+    one, other = (torch.load(tmp_path / f"rank {rank}.pt") for rank in (0, 1))
+    learnt = [name for name in one if "running_" not in name and "num_batches" not in name]
+    assert len(learnt) > 50
+    assert not [name for name in learnt if not torch.equal(one[name], other[name])]
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert state["global_step"] == 3 * (10 // 2)  # 28 utterances in 10 batches of 3, 3 epochs
+
+
+def test_two_processes_learn_what_one_learns_with_batches_of_twice_the_size(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    rows = {}
+    for name, overrides in (("two", TOGETHER), ("one", ("training.batch_size=6",))):
+        trained = run_script(
+            "train.py", "--config", str(tiny_config), *overrides, f"training.output={tmp_path / name}", env=ONE
+        )
+        assert trained.returncode == 0, trained.stderr[-2000:]
+        assert trained.stdout.count("epoch   3") == 1  # one of them speaks
+        rows[name] = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert record["epochs"] == 3
+    assert len(rows["one"]) == len(rows["two"]) == 4
+    losses = [float(lines[-1].split(",")[3]) for lines in rows.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert (tmp_path / "two" / "Model-IT-finetuned.nemo").is_file()
+
+
+def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_later(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    arguments = ["--config", str(tiny_config), *TOGETHER, f"training.output={tmp_path / 'run'}"]
+    script = str(ROOT / "Fine_tuning" / "train.py")
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments], env=ONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while not last.is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    (child,) = (int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(child, signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert_refused(
+        subprocess.CompletedProcess([], process.returncode, out, err), "trains together", "the same command goes on"
+    )
+    resumed = run_script("train.py", *arguments, env=ONE)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert resumed.stdout.count("Going on from") == 1
+    assert (tmp_path / "run" / "Model-IT-finetuned.nemo").is_file()
