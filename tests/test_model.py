@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ROOT
 from finetuning.errors import UserError
-from small import ARCHITECTURE, ENGLISH, ITALIAN, lively_model
+from releases import SAMPLE
+from small import ARCHITECTURE, ENGLISH, ITALIAN, lively_model, write_clips
 
 pytestmark = pytest.mark.nemo
 
@@ -319,3 +321,38 @@ def test_a_warm_decoder_keeps_what_both_alphabets_write():
         assert torch.equal(new[[*rows, len(alphabet)]], old[[*sources, len(ENGLISH)]])
         assert torch.equal(new[alphabet.index("я")], drawn[alphabet.index("я")])
         assert not torch.isin(drawn, old).any() or name == "bias"
+
+
+def test_channels_last_learns_the_same_on_real_speech(tmp_path: Path):
+    """Loss and gradients of a training step of the shipped model on four clips of the sample, to 1e-4."""
+    import torch
+    from finetuning.inference import read_wavs
+    from finetuning.manifest import read_manifest
+    from finetuning.model import channels_last, restore
+
+    manifest = write_clips(SAMPLE, tmp_path, 4)
+    utterances = read_manifest(manifest)
+    losses, gradients = [], []
+    for changed in (False, True):
+        model = restore(ROOT / "models" / "demo" / "quartznet_small_en.nemo")
+        model.preprocessor.featurizer.dither = 0.0
+        if changed:
+            channels_last(model)
+        model.train()
+        for module in model.modules():
+            module.p = 0.0 if isinstance(module, torch.nn.Dropout) else getattr(module, "p", None)
+        wavs = read_wavs([manifest.parent / u.audio_filepath for u in utterances], 16000)
+        signal = torch.nn.utils.rnn.pad_sequence([torch.tensor(wav) for wav in wavs], batch_first=True)
+        features, frames = model.preprocessor(input_signal=signal, length=torch.tensor([len(wav) for wav in wavs]))
+        encoded, frames = model.encoder(audio_signal=features, length=frames)
+        texts = [[ENGLISH.index(c) for c in u.text if c in ENGLISH] for u in utterances]
+        targets = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+        loss = model.loss(
+            log_probs=model.decoder(encoder_output=encoded), targets=targets,
+            input_lengths=frames, target_lengths=torch.tensor([len(text) for text in texts]),
+        )  # fmt: skip
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
