@@ -98,15 +98,23 @@ class Metrics(pl.Callback):
         """Start the sums of the epoch."""
         if batch_idx == 0:
             self.loss_sum, self.utterances = 0.0, 0
+        self.waited_s += time.monotonic() - self.idle_since
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
+        """Start the clock that tells how long the processor waits for data."""
+        self.waited_s, self.epoch_since = 0.0, time.monotonic()
+        self.idle_since = self.epoch_since
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add up the training loss, weighted by utterances."""
         size = len(batch[1])
         self.loss_sum += outputs["loss"].item() * size
         self.utterances += size
+        self.idle_since = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Forget the validation before."""
+        """Forget the validation before; the training of the epoch ends here."""
+        self.waiting = self.waited_s / (time.monotonic() - self.epoch_since)
         self.losses: list[tuple[float, int]] = []  # mean of a batch in nats, utterances
         self.texts: list[tuple[str, str]] = []  # reference, hypothesis
         self.frames = self.blanks = 0
@@ -164,7 +172,8 @@ class Metrics(pl.Callback):
         trainer.progress_bar_callback.print(
             "epoch {epoch:>3} {phase:<8} train loss {train_loss:>8.2f}   val loss {val_loss:>8.2f}   "
             "val WER {val_wer:.3f}   val CER {val_cer:.3f}".format(**row)
-            + f"\n          {reference}\n        > {hypothesis}"
+            + f"   waited for data {self.waiting:.0%}"
+            f"\n          {reference}\n        > {hypothesis}"
         )
 
 
