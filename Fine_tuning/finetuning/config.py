@@ -250,6 +250,10 @@ def check(config: Config) -> None:
             "training.gradient_clip must be above 0, or null",
         ),
         (not 0 <= training.speed_perturbation < 0.5, "training.speed_perturbation must be at least 0 and below 0.5"),
+        (
+            training.decoder_init not in ("random", "warm"),
+            "training.decoder_init must be one of random, warm",
+        ),
         (training.accelerator not in ACCELERATORS, f"training.accelerator must be one of {', '.join(ACCELERATORS)}"),
         (training.precision not in PRECISIONS, f"training.precision must be one of {', '.join(PRECISIONS)}"),
         (optimizer.name not in OPTIMIZERS, f"training.optimizer.name must be one of {', '.join(OPTIMIZERS)}"),
