@@ -14,7 +14,7 @@ from finetuning.config import Config, SplitBy, resolve
 from finetuning.config_file import from_command_line
 from finetuning.conversion import Log, convert, disk_bytes
 from finetuning.errors import UserError, run
-from finetuning.files import make_folder, refuse_full_disk
+from finetuning.files import alone, make_folder, refuse_full_disk
 from finetuning.manifest import SPLITS, Utterance
 from finetuning.text import Language
 
@@ -24,6 +24,20 @@ def main() -> None:
     config = from_command_line("Step 1: a Common Voice release -> 16 kHz wavs and train/validation/test manifests.")
     output = resolve(config.dataset.output)
     language = Language.of(config.text)
+    refuse_inside_release(resolve(config.dataset.source), output)
+    new = not output.exists()
+    try:
+        with alone(make_folder(output)):
+            create(config, language, output)
+    except UserError:
+        if new:
+            with suppress(OSError):  # it is not empty
+                output.rmdir()
+        raise
+
+
+def create(config: Config, language: Language, output: Path) -> None:
+    """All of it, while no other run writes to `output`."""
     release = open_release(config, output)
     rows, rejected, speakers_named = common_voice.read_rows(release)
     row_count = len(rows) + len(rejected)
@@ -35,6 +49,7 @@ def main() -> None:
     if config.dataset.split.by is SplitBy.release:
         release_splits = common_voice.read_release_splits(release)
     clips, texts, report, refused = choose_rows(rows, language, release, release_splits)
+    selection.refuse_wrong_language(clips, report, config.text.alphabet)
     splits.refuse_impossible(config.dataset.split, {clip.speaker for clip in clips}, speakers_named)
     rejected += refused
 
@@ -53,24 +68,23 @@ def main() -> None:
     print(f"{'written to' if written or new else 'nothing to do, all is up to date in'} {output}")
 
 
-def open_release(config: Config, output: Path) -> Release:
-    """The config's release, downloaded when it is not there; UserError where it is none or `output` lies in it."""
-    source, published, dataset_id = resolve(config.dataset.source), config.dataset.archive, config.dataset.download
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+def refuse_inside_release(source: Path, output: Path) -> None:
+    """UserError where `output` lies in the release."""
+    root = source.parent if source.parent.name.startswith("cv-corpus") else source
+    if source.is_dir() and output.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{output} lies in the release, which is never changed; give another dataset.output=…")
-    make_folder(output)  # first of all: it can be refused
-    try:
-        if not source.exists() and dataset_id and source.name == published.name:
-            data_collective.fetch(dataset_id, published, source)
-        return common_voice.open_release(source, output / "release", published)
-    except UserError as error:
-        with suppress(OSError):  # it is not empty
-            output.rmdir()
-        if not isinstance(error, common_voice.OtherArchive):
-            raise
-        aside = source.replace(source.with_name(source.name + ".wrong"))
-        again = "the same command downloads it again" if dataset_id else "download it again"
-        raise UserError(f"{error}; it is damaged or another release, and was set aside as {aside}: {again}") from error
+
+
+def open_release(config: Config, output: Path) -> Release:
+    """The config's release, downloaded when it is not there."""
+    source, published, dataset_id = resolve(config.dataset.source), config.dataset.archive, config.dataset.download
+    if not source.exists() and dataset_id:
+        if source.name != published.name:
+            raise UserError(
+                f"there is no {source}; only {published.name} is downloaded: give dataset.source=…/{published.name}"
+            )
+        data_collective.fetch(dataset_id, published, source)
+    return common_voice.open_release(source, output / "release", published)
 
 
 def choose_rows(
@@ -93,8 +107,10 @@ def convert_clips(
     trim = config.dataset.trim_silence_db
     log = Log(output, {"source": release.identity, "trim_silence_db": trim})
     missing = log.missing(clips, release.stamps)
+    if log.old_key and log.old_key.get("source") != release.identity:
+        raise UserError(f"{output} holds another release; give another dataset.output=…, or delete that folder")
     if log.old_key not in (None, log.key):
-        print("the source or dataset.trim_silence_db changed: every clip is converted again")
+        print("dataset.trim_silence_db changed: every clip is converted again")
     print(f"{len(clips):,} clips wanted, {len(clips) - len(missing):,} converted already, {len(missing):,} to convert")
     if missing:
         needed = disk_bytes(stated_s.get(clip.path, 0.0) for clip in missing)

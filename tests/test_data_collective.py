@@ -31,6 +31,7 @@ class Collective(BaseHTTPRequestHandler):
     details: dict | None = None  # keys of the dataset's description that differ
     refuses: ClassVar[dict[str, tuple[int, dict, str]]] = {}  # "GET /api/…": status, headers, message
     times: int = 1 << 30  # so often
+    session: object = "as it should be"  # what a download session is told
     dies_after: int | None = None  # bytes of each answer with the file, then the connection is closed
     knows_ranges = True
     says_length = True
@@ -56,7 +57,8 @@ class Collective(BaseHTTPRequestHandler):
             self.reply(200, {**known, **(self.details or {})})
         elif what == f"POST /api/datasets/{ID}/download":
             address = f"http://127.0.0.1:{self.server.server_port}/file?{SIGNED}"
-            self.reply(200, {"downloadUrl": address, "sizeBytes": len(CONTENT), "checksum": SHA256})
+            session = {"downloadUrl": address, "sizeBytes": len(CONTENT), "checksum": SHA256}
+            self.reply(200, session if self.session == "as it should be" else self.session)
         elif what == "GET /file":
             self.send_file()
         else:
@@ -77,7 +79,7 @@ class Collective(BaseHTTPRequestHandler):
             self.wfile.write(rest[piece : piece + (1 << 16)])
             time.sleep(self.delay_s)
 
-    def reply(self, status: int, body: dict, headers: dict | None = None) -> None:
+    def reply(self, status: int, body: object, headers: dict | None = None) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}.items():
@@ -174,7 +176,7 @@ NO_CLIPS = ("dataset.split.by=release", "text.alphabet='§ '")  # every row is r
 
 def assert_came(process: subprocess.CompletedProcess[str]) -> None:
     """The download went well: what stops the run is that no row is left."""
-    assert_refused(process, "no utterance is left")
+    assert_refused(process, "no row is left")
 
 
 def test_from_a_key_to_manifests_and_downloaded_once(run: Run) -> None:
@@ -200,6 +202,24 @@ def test_the_key_may_stand_in_dot_env(run: Run) -> None:
         assert_came(run(address, *NO_CLIPS, key=None))
     (run.folder / ".env").unlink()
     assert log[-1][0] == "GET /file"
+
+
+def test_a_dot_env_that_is_no_text(run: Run) -> None:
+    (run.folder / ".env").write_bytes("MDC_API_KEY=caf\xe9".encode("latin-1"))
+    with serving() as (address, _):
+        assert_refused(run(address, key=None), ".env", "plain text")
+    assert [path.name for path in run.folder.iterdir()] == [".env"]
+
+
+def test_two_runs_do_not_download_the_same(run: Run) -> None:
+    with serving(delay_s=0.05) as (address, _):
+        first = run.start(address, *NO_CLIPS)
+        while not (run.part.is_file() and run.part.stat().st_size > 100_000):
+            time.sleep(0.05)
+            assert first.poll() is None
+        assert_refused(run(address, f"dataset.output={run.folder / 'other'}"), "another run is writing to")
+        first.communicate(timeout=60)
+    run.assert_downloaded()
 
 
 @pytest.mark.parametrize("key", [None, "", "two words", "café", f"{KEY}\n"])
@@ -338,6 +358,7 @@ def test_a_wrong_checksum_keeps_the_file_aside_and_the_next_run_is_right(run: Ru
     with serving(sends=sends) as (address, _):
         refused = run(address)
         assert_refused(refused, "SHA-256", SHA256, "release.tar.gz.wrong", "the same command downloads it again")
+        assert not run.part.parent.exists()
     assert run.archive.with_name("release.tar.gz.wrong").read_bytes() == sends
     assert not run.archive.exists()
     assert not run.output.exists()
@@ -350,7 +371,10 @@ def test_an_archive_fetched_by_hand_is_held_to_the_same_and_another_name_is_not(
     run.archive.write_bytes(CONTENT[:-10])
     with serving() as (address, log):
         refused = run(address)
-        assert_refused(refused, f"{len(CONTENT) - 10:,} bytes and should have {len(CONTENT):,}", "release.tar.gz.wrong")
+        assert_refused(refused, f"{len(CONTENT) - 10:,} bytes and should have {len(CONTENT):,}", "dataset.archive")
+        run.archive.write_bytes(CONTENT[:-1] + b"x")
+        assert_refused(run(address), "SHA-256", SHA256, "delete it", "dataset.archive")
+        assert run.archive.is_file()  # it is the user's
         other = run.folder / "mine.tar.gz"
         other.write_bytes(CONTENT)
         assert_came(run(address, *NO_CLIPS, f"dataset.source={other}", f"dataset.archive.sha256={'a' * 64}"))
@@ -363,6 +387,9 @@ def test_a_server_that_offers_another_archive_than_the_config_states(run: Run) -
         assert_refused(run(address, "dataset.archive.sha256=''"), "must state", str(len(CONTENT)), "0" * 64)
     with serving(details={"filename": "../../up.tar.gz"}) as (address, _):
         assert_refused(run(address), "'../../up.tar.gz'", "by hand")
+    for answer in ([], None, "x", {"downloadUrl": "no address", "sizeBytes": 1}):
+        with serving(session=answer) as (address, _):
+            assert_refused(run(address), "cannot understand the server's answer")
     with serving(details={"sizeBytes": "a lot"}) as (address, _):
         assert_refused(run(address), "cannot understand the server's answer")
     assert "GET /file" not in [entry[0] for entry in log]

@@ -143,3 +143,15 @@ def test_what_a_killed_run_left_over_is_cleared_away_and_nothing_else(config: Co
     write(tmp_path, config, small(), [])
     assert not [name for name in left_over if (tmp_path / name).exists()]
     assert [name for name in kept if (tmp_path / name).exists()] == kept
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_others_as_they_were(config: Config, tmp_path: Path) -> None:
+    """Old and new ones side by side would put clips of the test set into training."""
+    write(tmp_path, config, small(), [])
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    swapped = dict(zip(SPLITS, (small()[name] for name in ("test", "validation", "train")), strict=True))
+    swapped["test"].append(replace(swapped["test"][0], text="\ud800"))  # no UTF-8 can be made of it
+    with pytest.raises(UnicodeEncodeError):
+        write(tmp_path, config, swapped, [])
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.json")} == before
+    assert not list(tmp_path.glob(".*"))

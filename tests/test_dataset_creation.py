@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -302,7 +303,9 @@ def not_utf8() -> dict[str, bytes]:
         (two_speakers, ("dataset.split.by=speaker",), ("2 speakers",)),
         (lambda: small_release(12), ("dataset.split.by=release",), ("no train.tsv",)),
         (lambda: small_release(2), ("dataset.split.by=clip",), ("no utterance is left for",)),
-        (lambda: small_release(12), ("text.alphabet=' x'",), ("no utterance is left for", "12 foreign_character")),
+        (lambda: small_release(12), ("text.alphabet=' x'",), ("no row is left", "'e' in 12", "--config")),
+        (lambda: small_release(12), ("text.alphabet=' ABC'",), ("text.alphabet", "no capital")),
+        (lambda: small_release(12), ("dataset.source=~nobody-here/x",), ("~nobody-here/x",)),
     ],
 )
 def test_releases_that_cannot_work_are_refused_in_a_sentence(make, tmp_path: Path, files, overrides, words) -> None:
@@ -331,12 +334,50 @@ def test_an_output_that_cannot_be_written_is_refused_in_a_sentence(make, tmp_pat
 
 
 def test_a_disk_without_room_for_the_wavs_is_told_before_the_first_is_made(make, tmp_path: Path) -> None:
-    files = small_release()
-    first = good_rows(1)[0]["path"]
-    files["clip_durations.tsv"] = f"clip\tduration[ms]\n{first}\t{10**15}\n".encode()
-    refused = make(write_folder(tmp_path / "it", files), tmp_path / "data", *BY_SPEAKER)
-    assert_refused(refused, "missing wavs", "32000000.00 GB", str(tmp_path / "data"), "make room")
-    assert not (tmp_path / "data" / "wavs").exists()
+    """On a disk of 1 MB; what a row states beyond all reason is not believed."""
+    files, disk = small_release(), tmp_path / "disk"
+    durations = files["clip_durations.tsv"]
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root may make a disk")
+    try:
+        refused = make(write_folder(tmp_path / "it", files), disk / "data", *BY_SPEAKER)
+        assert_refused(refused, "missing wavs", "has 0.00 GB left", str(disk / "data"), "make room")
+        assert not (disk / "data").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    for number, wrong in enumerate((b"nan", b"inf", b"-1", b"1e18")):
+        files["clip_durations.tsv"] = re.sub(rb"\t\d+\n", b"\t" + wrong + b"\n", durations, count=1)
+        made = make(write_folder(tmp_path / f"it{number}", files), tmp_path / f"data{number}", *BY_SPEAKER)
+        assert made.returncode == 0, made.stderr[-2000:]
+
+
+def test_another_release_does_not_replace_a_dataset(make, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    made = make(write_archive(tmp_path / "a.tar.gz", small_release(12)), output, *BY_SPEAKER)
+    assert made.returncode == 0, made.stderr[-2000:]
+    before = digest(output)
+    other = make(write_archive(tmp_path / "b.tar.gz", small_release(9)), output, "dataset.max_duration_s=0.2")
+    assert_refused(other, "holds another release", "dataset.output=")
+    after = digest(output)
+    assert {name: after[name] for name in before if not name.startswith("release/")} == {
+        name: before[name] for name in before if not name.startswith("release/")
+    }
+
+
+def test_what_reads_the_output_may_be_full_or_gone(make, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), f"dataset.output={tmp_path / 'data'}"]
+    command.append(f"dataset.source={write_folder(tmp_path / 'it', small_release(12))}")
+    with Path("/dev/full").open("w") as full:
+        to_full = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert_refused(to_full, "the disk to which the output goes is full")
+    reading, writing = os.pipe()
+    os.close(reading)
+    to_nobody = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert_refused(to_nobody, "nobody reads the output")
+    plain = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert plain.returncode == 0, plain.stderr[-2000:]
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(make, tmp_path: Path) -> None:
@@ -359,8 +400,8 @@ def test_help_is_quick_and_needs_no_heavy_import(run_script: Script) -> None:
 
 def test_two_runs_into_one_folder_exclude_each_other(make, tmp_path: Path) -> None:
     source, output = write_folder(tmp_path / "it", small_release(12)), tmp_path / "data"
-    (output / "wavs").mkdir(parents=True)
-    held = os.open(output / "wavs", os.O_RDONLY)
+    output.mkdir()
+    held = os.open(output, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     assert_refused(make(source, output), "another run is writing to")
     os.close(held)

@@ -55,12 +55,17 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"archive": SAMPLE, "folder": next(folder.glob("*/it"))}
 
 
-def start(source: Path, output: Path) -> subprocess.Popen[str]:
-    """The script in a process group of its own."""
+def start(source: Path, output: Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """The script in a process group of its own, which Ctrl-C reaches also when the tests run in the background."""
     script = [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), "dataset.workers=2"]
     script += [f"dataset.source={source}", f"dataset.output={output}", "dataset.split.by=speaker"]
     return subprocess.Popen(
-        script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        script,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -190,3 +195,20 @@ def test_when_a_worker_is_killed_the_script_goes_on_and_no_clip_is_blamed(
     os.kill(workers_of(process)[0], signal.SIGKILL)
     assert " 0 converted already" in finish(process)
     assert_the_same(output, undisturbed)
+
+
+@pytest.mark.parametrize("gap_s", [0.03, 0.1])
+def test_an_impatient_second_ctrl_c_ends_it_as_the_first_does(
+    sources: dict[str, Path], tmp_path: Path, gap_s: float
+) -> None:
+    process = start(sources["folder"], tmp_path / "data", stderr=subprocess.PIPE)
+    while not MOMENTS["few clips are converted"](tmp_path / "data"):
+        time.sleep(0.01)
+        assert process.poll() is None
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(gap_s)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err[-2000:]
+    assert "Traceback" not in out + err, err[-2000:]
+    assert "the same command goes on" in err

@@ -58,6 +58,10 @@ def test_foreign_characters_are_named_once_and_sorted(italian: Language) -> None
     assert italian.foreign("ø8 è ø@") == "8@ø"
 
 
+def test_a_pattern_may_begin_with_flags() -> None:
+    assert Substitution.of(Rule(name="x", pattern="(?i)A", replace="o")).apply("abA") == "obo"
+
+
 def test_letters_of_a_pattern_without_an_entry_stay() -> None:
     rule = Substitution.of(Rule(name="x", pattern="[ab]", letters={"a": "o"}))
     assert rule.apply("abc") == "obc"

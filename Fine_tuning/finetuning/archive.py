@@ -47,7 +47,7 @@ def members_of(
             yield members()
     except gzip.BadGzipFile as error:
         raise UserError(
-            f"{source} is not a .tar.gz archive, or damaged ({error}); give the release as it was packed, or its folder"
+            f"{source} is not a .tar.gz archive, or damaged ({error}); get it again as it was packed, or its folder"
         ) from error
     except EOFError as error:
         raise UserError(f"{source} is truncated; download it again") from error

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+from finetuning.errors import UserError
+
 RATE = 16000  # Hz, what the models were trained on
 LONGEST_S = 600  # of a clip, more is not read
 WAV_HEADER = 44  # bytes before the samples
@@ -25,6 +27,16 @@ class BadClip(ValueError):
         """
         super().__init__(reason, detail)
         self.reason, self.detail, self.passing = reason, detail, passing
+
+
+def refuse_broken_installation() -> None:
+    """UserError where what reads and writes sound cannot be imported: no clip's fault."""
+    try:
+        import numpy  # noqa: F401
+        import soundfile  # noqa: F401
+        import soxr  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise UserError(f"the installation is broken ({error}); type: pip install -r requirements.txt") from error
 
 
 def convert(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """A Common Voice release, packed or unpacked, as rows of validated.tsv and the bytes of their clips. Never changed."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from finetuning.manifest import SPLITS
 
 TABLES = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv", "clip_durations.tsv")
 RELEASE_SPLITS = dict(zip(SPLITS, ("train.tsv", "dev.tsv", "test.tsv"), strict=True))
+OTHER_ARCHIVE = "delete it and get it again, or correct dataset.archive if it is the one you mean"
 LAYOUT = "a release holds validated.tsv and clips/ together in one folder, packed as .tar.gz or not"
 
 
@@ -61,15 +63,11 @@ class Release:
         return self.source.is_file()
 
 
-class OtherArchive(UserError):
-    """An archive that is not the published one whose name it bears."""
-
-
 def open_release(source: Path, cache: Path, published: Archive | None = None) -> Release:
     """Find the tables and clips of `source`; an archive is checked whole and its tables are copied to `cache`.
 
     UserError: nothing there, not a release, a damaged archive, an archive with a member that is no plain file inside
-    it, or (OtherArchive) one that bears the name of the `published` one and is another; then nothing is written.
+    it, or one that bears the name of the `published` one and is another; then nothing is written.
     """
     if source.is_dir():
         return _open_folder(source)
@@ -78,8 +76,11 @@ def open_release(source: Path, cache: Path, published: Archive | None = None) ->
     identity = {"name": source.name, "size": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns}
     wanted = published if published and source.name == published.name else Archive()
     if wanted.size_bytes and identity["size"] != wanted.size_bytes:
-        raise OtherArchive(f"{source} has {identity['size']:,} bytes and should have {wanted.size_bytes:,}")
+        raise UserError(
+            f"{source} has {identity['size']:,} bytes and should have {wanted.size_bytes:,}; {OTHER_ARCHIVE}"
+        )
     known = read_json(cache / "release.json")
+    known = known if isinstance(known, dict) else {}
     copied = known.get("tables") if known and known.get("identity") == identity else None
     if not copied or "sha256" not in known or not all((cache / table).is_file() for table in copied):
         try:
@@ -94,7 +95,7 @@ def open_release(source: Path, cache: Path, published: Archive | None = None) ->
 
 def _refuse_other(source: Path, found: str, wanted: str) -> None:
     if wanted and found != wanted:
-        raise OtherArchive(f"{source} has the SHA-256 {found} and should have {wanted}")
+        raise UserError(f"{source} has the SHA-256 {found} and should have {wanted}; {OTHER_ARCHIVE}")
 
 
 def _open_folder(source: Path) -> Release:
@@ -207,7 +208,9 @@ def read_durations(release: Release) -> dict[str, float] | None:
     stated = {}
     for _, fields in lines:
         with suppress(ValueError, IndexError):  # a row that states nothing
-            stated[fields[clip]] = float(fields[duration]) / 1000
+            seconds = float(fields[duration]) / 1000
+            if 0 <= seconds < math.inf:
+                stated[fields[clip]] = seconds
     return stated
 
 

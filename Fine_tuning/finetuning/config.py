@@ -189,7 +189,10 @@ class Config:
 
 def resolve(path: str) -> Path:
     """An absolute path; a relative one starts at the project's folder, wherever the script is called from."""
-    return ROOT / Path(path).expanduser()
+    try:
+        return ROOT / Path(path.replace("\0", "")).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise UserError(f"there is no folder {path} ({error}); write the path out") from error
 
 
 def _numbers(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -232,8 +235,8 @@ def check(config: Config) -> None:
         ),
         (min(dataset.workers, training.workers) < 0, "dataset.workers and training.workers must be 0 or more"),
         (
-            " " not in alphabet or len(set(alphabet)) != len(alphabet),
-            "text.alphabet must hold the space and no character twice",
+            " " not in alphabet or len(set(alphabet)) != len(alphabet) or alphabet != alphabet.lower(),
+            "text.alphabet must hold the space, no character twice and no capital: texts are in lower case",
         ),
         (
             min(training.max_epochs, training.batch_size, config.evaluation.batch_size) < 1,

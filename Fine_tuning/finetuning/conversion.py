@@ -1,8 +1,8 @@
 """Many clips -> wavs in a pool of processes, with a log of what is done, so that a rerun goes on where it was."""
 
-import fcntl
 import json
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,6 +22,7 @@ from finetuning.manifest import SPLITS, manifest_path
 BATCH = 16  # clips sent at a time: sending one costs the main process as much as sending all of them
 IN_FLIGHT = 2  # batches a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
 DISK_BYTES_A_CLIP = 4096 + 1024  # the last block of a wav is not full; a kilobyte of lines about it
+ENDS = "ends the process that decodes it"  # or something else did, such as a lack of memory: the next run asks again
 
 Task = tuple[str, str, bytes | Path, Path, float | None]  # path, stamp, clip, wav, dB
 
@@ -105,13 +106,14 @@ def _line(entry: Converted) -> str:
 
 def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: float | None, workers: int) -> None:
     """Convert `clips` and log each result; UserError when the disk is full or a process was killed."""
+    audio.refuse_broken_installation()
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
-        with _alone(make_folder(log.wavs)):
-            log.start()
-            wavs, stamps = {clip.path: log.wavs / clip.wav for clip in clips}, release.stamps
-            tasks = ((p, stamps[p], clip, wavs[p], trim_silence_db) for p, clip in clip_files(release, set(wavs)))
-            log.record(results(tasks, len(wavs), workers))
+        make_folder(log.wavs)
+        log.start()
+        wavs, stamps = {clip.path: log.wavs / clip.wav for clip in clips}, release.stamps
+        tasks = ((p, stamps[p], clip, wavs[p], trim_silence_db) for p, clip in clip_files(release, set(wavs)))
+        log.record(results(tasks, len(wavs), workers))
     except OSError as error:
         raise UserError(
             f"cannot write to {log.wavs} ({error.strerror or error}); what is converted is kept, mend that (where the "
@@ -121,20 +123,7 @@ def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: floa
 
 def disk_bytes(durations_s: Iterable[float]) -> int:
     """What wavs of these durations take on a disk, with their lines in the log, the manifests and dataset.json."""
-    return sum(audio.wav_size(duration_s) + DISK_BYTES_A_CLIP for duration_s in durations_s)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; UserError when another run holds it. The lock dies with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"another run is writing to {folder}; wait for its end") from error
-    finally:
-        os.close(descriptor)
+    return sum(audio.wav_size(min(duration_s, audio.LONGEST_S)) + DISK_BYTES_A_CLIP for duration_s in durations_s)
 
 
 def results(tasks: Iterator[Task], count: int, workers: int) -> Iterator[Converted]:
@@ -163,15 +152,31 @@ def _pooled(batches: Iterator[list[Task]], workers: int, flying: dict[str, list[
     try:
         for batch in batches:
             flying[batch[0][0]] = batch
-            futures.add(pool.submit(_convert_batch, batch))
+            with _uninterrupted():
+                futures.add(pool.submit(_convert_batch, batch))
             while len(futures) >= IN_FLIGHT * workers:
                 done, futures = wait(futures, return_when=FIRST_COMPLETED)
                 yield from _landed(done, flying)
         while futures:
             done, futures = wait(futures, return_when=FIRST_COMPLETED)
             yield from _landed(done, flying)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient second one
+        for worker in list(pool._processes.values()):  # what they are at is half a second of work
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits; processes started meanwhile never get it: it is their parent's, who ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _landed(done: Iterable[Future[list[Converted]]], flying: dict[str, list[Task]]) -> Iterator[Converted]:
@@ -194,14 +199,16 @@ def _one_by_one(tasks: list[Task]) -> Iterator[Converted]:
         with _pool(1) as pool:
             try:
                 while left:
-                    result = pool.submit(_convert_one, *left[0]).result()
+                    with _uninterrupted():
+                        future = pool.submit(_convert_one, *left[0])
+                    result = future.result()
                     left.popleft()
                     fresh = False
                     yield result
             except BrokenProcessPool:
                 if fresh:
                     path, stamp = left.popleft()[:2]
-                    yield Converted(path, stamp, reason="clip_undecodable", detail="ends the process that decodes it")
+                    yield Converted(path, stamp, reason="clip_undecodable", detail=ENDS, passing=True)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -226,14 +233,14 @@ def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: flo
     except OSError:
         raise
     except Exception as error:  # whatever a decoder makes of a broken file, it must not stop a run of hours
-        return Converted(path, stamp, reason="clip_undecodable", detail=f"{error.__class__.__name__}: {error}")
+        detail = f"{error.__class__.__name__}: {error}"
+        return Converted(path, stamp, reason="clip_undecodable", detail=detail, passing=True)
     return Converted(path, stamp, duration_s, decoded_s)
 
 
 def _prepare_worker() -> None:
     """Quiet and mortal: no chatter of libmpg123 on the screen, Ctrl-C is the parent's, no life without it."""
     import multiprocessing
-    import signal
     import threading
 
     def follow_parent() -> None:

@@ -1,16 +1,15 @@
 """A release from the Mozilla Data Collective, by its official client. The key is never shown, logged or written."""
 
 import os
-import shutil
+import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetuning.config import ROOT, Archive
-from finetuning.errors import UserError
-from finetuning.files import make_folder, refuse_full_disk
-from finetuning.registry import reason
+from finetuning.errors import UserError, printable
+from finetuning.files import alone, make_folder, refuse_full_disk, sha256
 
 if TYPE_CHECKING:
     from datacollective import DatasetDetails
@@ -29,46 +28,54 @@ class _Passing(Exception):
 
 
 def fetch(dataset_id: str, published: Archive, archive: Path) -> None:
-    """Download the dataset to `archive`, which appears under its name when it has the published size.
+    """Download the dataset to `archive`, which appears under its name when size and SHA-256 are the published ones.
 
-    A download that broke off goes on, in this run and in the next. Whether the content is the published one is for
-    common_voice.open_release to say, which reads it all. UserError says what to do and what to type.
+    A download that broke off goes on, in this run and in the next. UserError says what to do and what to type.
     """
     _load_key(archive)
     print(
-        f"downloading {dataset_id}, {published.size_bytes / 1e9:.2f} GB, to {archive}; its wavs take about four "
-        "times as much again",
+        f"downloading {dataset_id}, {published.size_bytes / 1e9:.2f} GB, to {archive}; the wavs come on top",
         flush=True,
     )
     folder = make_folder(archive.with_name(archive.name + ".download"))
-    fruitless, had = 0, _bytes_in(folder)
     try:
-        while True:
-            try:
-                _attempt(dataset_id, published, archive, folder)
-                return shutil.rmtree(folder)
-            except _Passing as fault:
-                fruitless, had = (fruitless if _bytes_in(folder) <= had else 0), _bytes_in(folder)
-                if fruitless == len(WAITS_S) or (fault.wait_s or 0) > LONGEST_WAIT_S:
-                    raise UserError(
-                        f"cannot download {dataset_id} ({fault}); {had:,} bytes are kept, the same command goes on "
-                        "from there"
-                    ) from fault
-                wait_s = WAITS_S[fruitless] if fault.wait_s is None else fault.wait_s
-                print(f"\n{fault}; {had:,} bytes are kept, another attempt in {wait_s:g} s", flush=True)
-                time.sleep(wait_s)
-                fruitless += 1
+        with alone(folder):
+            _attempts(dataset_id, published, archive, folder)
     finally:
         with suppress(OSError):  # it holds what is to go on
             folder.rmdir()
 
 
+def _attempts(dataset_id: str, published: Archive, archive: Path, folder: Path) -> None:
+    """Until the archive is there, or some attempts in a row have brought no byte."""
+    fruitless, had = 0, _bytes_in(folder)
+    while not archive.is_file():
+        try:
+            _attempt(dataset_id, published, archive, folder)
+        except _Passing as fault:
+            fruitless, had = (fruitless if _bytes_in(folder) <= had else 0), _bytes_in(folder)
+            if fruitless == len(WAITS_S) or (fault.wait_s or 0) > LONGEST_WAIT_S:
+                raise UserError(
+                    f"cannot download {dataset_id} ({fault}); {had:,} bytes are kept, the same command goes on"
+                ) from fault
+            wait_s = WAITS_S[fruitless] if fault.wait_s is None else fault.wait_s
+            print(f"\n{fault}; {had:,} bytes are kept, another attempt in {wait_s:g} s", flush=True)
+            time.sleep(wait_s)
+            fruitless += 1
+
+
 def _load_key(archive: Path) -> None:
     """MDC_API_KEY from the environment, or from .env in the project's folder or the current one."""
-    from dotenv import find_dotenv, load_dotenv
+    from dotenv import load_dotenv
 
-    load_dotenv(ROOT / ".env")
-    load_dotenv(find_dotenv(usecwd=True))
+    if not os.environ.get("MDC_API_KEY"):
+        os.environ.pop("MDC_API_KEY", None)  # an empty one would hide that of the file
+    for file in (ROOT / ".env", Path(".env")):
+        try:
+            load_dotenv(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {file} ({error}); write it anew as plain text: MDC_API_KEY=…") from error
+    os.environ.setdefault("MDC_API_URL", f"{SITE}/api")  # the client would look for one in all folders above
     key = os.environ.get("MDC_API_KEY", "")
     if not key:
         raise UserError(
@@ -85,7 +92,6 @@ def _bytes_in(folder: Path) -> int:
 
 def _attempt(dataset_id: str, published: Archive, archive: Path, folder: Path) -> None:
     """One session with the server; _Passing or UserError where it does not end with `archive` in its place."""
-    import requests
     from datacollective import get_dataset_details
     from datacollective.errors import DownloadError
 
@@ -95,12 +101,12 @@ def _attempt(dataset_id: str, published: Archive, archive: Path, folder: Path) -
         page = details.datasetUrl or page
         _refuse_unpublished(dataset_id, details, published)
         _download(details, published.size_bytes, folder / details.filename)
-        (folder / details.filename).replace(archive)
+        _verify(folder / details.filename, published.sha256, archive)
     except (UserError, _Passing):
         raise
     except DownloadError as error:  # of the file itself; whatever it was stands behind it
         fault, of_file = error.__cause__, True
-    except (requests.RequestException, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # what the client makes of an answer nobody foresaw is none of its own kinds
         fault = error
     else:
         return
@@ -151,6 +157,20 @@ def _download(details: "DatasetDetails", size: int, whole: Path) -> None:
         raise _Passing("the connection broke off")
 
 
+def _verify(whole: Path, wanted: str, archive: Path) -> None:
+    """Give what has come its name; what is not the published archive is set aside, with UserError."""
+    found = sha256(whole)
+    name = archive.name if found == wanted else archive.name + ".wrong"
+    whole.replace(archive.with_name(name))
+    for left in whole.parent.iterdir():
+        left.unlink()
+    if found != wanted:
+        raise UserError(
+            f"what was downloaded has the SHA-256 {found} and should have {wanted}; it was set aside as {name}, the "
+            "same command downloads it again"
+        )
+
+
 def _keep_the_end(path: Path, size: int) -> None:
     """Cut everything before the last `size` bytes off, without a second copy on the disk."""
     surplus = path.stat().st_size - size
@@ -168,7 +188,11 @@ def _explained(fault: BaseException | None, of_file: bool, dataset_id: str, page
     import requests
     from datacollective import AuthenticationError, RateLimitError
 
-    said = str(fault).partition(" — ")[2]  # the server's own words, where the client passes them on
+    from finetuning.registry import reason
+
+    said = textwrap.shorten(
+        printable(str(fault).partition(" — ")[2]), 300, placeholder=" …"
+    )  # the server's own words, where the client passes them on
     said = "" if os.environ["MDC_API_KEY"] in said else f" ({said})" if said else ""
     match fault:
         case KeyboardInterrupt():
@@ -184,6 +208,8 @@ def _explained(fault: BaseException | None, of_file: bool, dataset_id: str, page
             return _Passing(reason(fault))
         case requests.HTTPError() if fault.response.status_code < 500:
             return UserError(f"cannot download {dataset_id} ({reason(fault)}{said}); look at {page}")
+        case ValueError():  # no JSON, no address
+            pass
         case requests.RequestException():
             return _Passing(reason(fault))
         case OSError(errno=None) if of_file:  # 403, 404, 410: the address was signed for a limited time

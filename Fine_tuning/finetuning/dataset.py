@@ -1,6 +1,7 @@
 """What step 1 leaves: manifests, rejected.jsonl, dataset.json, dataset.png. What is right already is left alone."""
 
 import json
+import os
 import textwrap
 from collections import Counter
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 from finetuning import figures, splits
 from finetuning.common_voice import Rejected
 from finetuning.config import Config
-from finetuning.errors import UserError
+from finetuning.errors import UserError, printable
 from finetuning.files import clear_left_over, read_json, sha256_of, write_json, written_whole
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
 from finetuning.selection import TextReport
@@ -63,7 +64,7 @@ def describe(
 def changes(output: Path, config: Config, release: str) -> list[str]:
     """Keys whose value is another than in the run that wrote the dataset.json in `output`; none in a first run."""
     before = read_json(output / "dataset.json")
-    if before is None:
+    if not isinstance(before, dict):
         return []
     now = settings(config)
     changed = [key for key in now if now[key] != before.get("config", {}).get(key)]
@@ -82,8 +83,7 @@ def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejec
     about_stale = read_json(output / "dataset.json") != about
     if stale or rejected_stale or about_stale:
         picture.unlink(missing_ok=True)
-    for split in stale:
-        write_manifest(manifest_path(output, split), chosen[split])
+    _write_manifests(output, {split: chosen[split] for split in stale})
     if rejected_stale:
         with written_whole(path) as text:
             text.write(lines)
@@ -98,6 +98,23 @@ def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejec
     return drawn
 
 
+def _write_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
+    """Write all that changed before the first gets its name, and never have old and new ones side by side: a killed run
+    may leave none of them, and not clips of the test set in a training manifest.
+    """
+    new = {split: output / f".{os.getpid()}-new-{split}" for split in changed}
+    try:
+        for split, utterances in changed.items():
+            write_manifest(new[split], utterances)
+        for split in changed:
+            manifest_path(output, split).unlink(missing_ok=True)
+        for split in changed:
+            new[split].replace(manifest_path(output, split))
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)
+
+
 def _read(manifest: Path) -> list[Utterance] | None:
     try:
         return read_manifest(manifest, check_audio=False)
@@ -110,8 +127,8 @@ def table(about: dict[str, Any]) -> str:
     lines = [f"{'':22}{'hours':>10}{'share':>9}{'clips':>11}{'speakers':>11}{'sentences':>11}"]
     hours = sum(split["hours"] for split in about["splits"].values()) or 1.0
     for name, split in about["splits"].items():
-        figures = f"{split['clips']:11,}{split['speakers']:11,}{split['sentences']:11,}"
-        lines.append(f"{name:22}{split['hours']:10.3f}{split['hours'] / hours:9.1%}{figures}")
+        counts = f"{split['clips']:11,}{split['speakers']:11,}{split['sentences']:11,}"
+        lines.append(f"{name:22}{split['hours']:10.3f}{split['hours'] / hours:9.1%}{counts}")
     lines.append("in both")
     for pair, both in about["overlap"].items():
         lines.append(f"  {pair:50}{_figure(both['speakers']):>11}{both['sentences']:11,}")
@@ -141,7 +158,7 @@ def _foreign_characters(found: list[dict[str, Any]]) -> list[str]:
 
 def _character(one: dict[str, Any]) -> str:
     character = one["character"] if one["character"].isprintable() else " "
-    sentence = textwrap.shorten(one["sentence"], 60, placeholder="…")
+    sentence = textwrap.shorten(printable(one["sentence"]), 60, placeholder="…")
     return f"{character} U+{ord(one['character']):04X}{one['rows']:8,} rows  {sentence}"
 
 

@@ -1,5 +1,6 @@
 """Files written whole or not at all, and their checksums."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +33,19 @@ def refuse_full_disk(folder: Path, needed_bytes: int, what: str) -> None:
             f"{what} needs {needed_bytes / 1e9:.2f} GB on the disk of {folder}, which has {free / 1e9:.2f} GB left; "
             "make room or name a folder elsewhere"
         )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; UserError when another run holds it. The lock dies with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another run is writing to {folder}; wait for its end") from error
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

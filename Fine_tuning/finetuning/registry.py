@@ -1,5 +1,6 @@
 """Where a model is: a file of the user's, or one of the registry's that is downloaded once. Needs no NeMo."""
 
+import http.client
 import re
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def _fetch(address: str, part: Path, name: str) -> int | None:
 def reason(error: requests.RequestException) -> str:
     """Why, in a few words: requests' own sentences hold objects' addresses and whole tracebacks."""
     if isinstance(error, requests.HTTPError):
-        return f"the server answers {error.response.status_code} {error.response.reason}"
+        status = error.response.status_code  # in our words: the server's may hold anything
+        return f"the server answers {status} {http.client.responses.get(status, '')}".rstrip()
     if isinstance(error, requests.Timeout):
         return "the server does not answer"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):

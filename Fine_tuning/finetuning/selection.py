@@ -7,6 +7,7 @@ from operator import eq
 from finetuning.common_voice import Clip, Rejected
 from finetuning.config import Dataset
 from finetuning.conversion import Converted
+from finetuning.errors import UserError
 from finetuning.manifest import Utterance
 from finetuning.text import Language
 
@@ -61,6 +62,16 @@ def _foreign_characters(sentences: dict[str, list[str]]) -> list[ForeignCharacte
         for character, those in sentences.items()
     ]
     return sorted(found, key=lambda foreign: (-foreign.rows, foreign.character))
+
+
+def refuse_wrong_language(clips: list[Clip], report: TextReport, alphabet: str) -> None:
+    """UserError where letters outside the alphabet have left no row at all."""
+    if not clips and report.foreign_characters:
+        worst = ", ".join(f"{one.character!r} in {one.rows:,}" for one in report.foreign_characters[:5])
+        raise UserError(
+            f"no row is left: all hold characters outside of text.alphabet, which is {alphabet!r} ({worst} rows); is "
+            "this --config the one of the language?"
+        )
 
 
 def is_file_name(path: str) -> bool:

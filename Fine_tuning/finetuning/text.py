@@ -39,7 +39,7 @@ class Substitution:
             raise UserError(f"text.rules: {rule.name!r} has neither a pattern nor letters")
         try:
             pattern = re.compile(rule.pattern or "[" + re.escape("".join(rule.letters)) + "]")
-            re.sub(f"(?:{pattern.pattern})|", rule.replace, "")  # finds a replacement with a group that is not there
+            pattern.sub(rule.replace, "")  # finds a replacement with a group that is not there
         except (re.error, IndexError) as error:
             raise UserError(f"text.rules: {rule.name!r} is not a regular expression ({error})") from error
         if wrong := [key for key in rule.letters if len(key) != 1]:
