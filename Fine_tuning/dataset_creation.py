@@ -111,7 +111,10 @@ def convert_clips(
         raise UserError(f"{output} holds another release; give another dataset.output=…, or delete that folder")
     if log.old_key not in (None, log.key):
         print("dataset.trim_silence_db changed: every clip is converted again")
-    print(f"{len(clips):,} clips wanted, {len(clips) - len(missing):,} converted already, {len(missing):,} to convert")
+    print(
+        f"{len(clips):,} clips wanted, {len(clips) - len(missing):,} converted already, {len(missing):,} to convert",
+        flush=True,
+    )
     if missing:
         needed = disk_bytes(stated_s.get(clip.path, 0.0) for clip in missing)
         refuse_full_disk(output, needed, "the set of missing wavs")

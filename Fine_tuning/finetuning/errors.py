@@ -21,13 +21,11 @@ def run(script: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
         sys.exit(_say("error: nobody reads the output any more; what is finished is kept, type it again", 2))
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         if error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_say("error: the disk to which the output goes is full; make room, type it again", 2))
         sys.exit(_say(f"error: cannot read or write {error.filename} ({error.strerror}); mend that, type it again", 2))
     except KeyboardInterrupt:
@@ -40,5 +38,9 @@ def printable(text: str) -> str:
 
 
 def _say(sentence: str, status: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:  # nowhere to go: Python would try again at its end, and end with a status of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"\n{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     return status
