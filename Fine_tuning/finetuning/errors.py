@@ -1,6 +1,7 @@
 """What a user sees when something is wrong: one sentence and exit status 2, never a traceback."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ class UserError(ValueError):
 def run(script: Callable[[], None]) -> None:
     """Call `script` and turn what a user can mend into one sentence on stderr and exit status 2 (130 for Ctrl-C)."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal that cannot show a letter
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter
     try:
         script()
         sys.stdout.flush()
