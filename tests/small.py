@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = ROOT / "configs" / "models" / "quartznet_small.yaml"
 ENGLISH = " abcdefghijklmnopqrstuvwxyz'"
-ITALIAN = ENGLISH + "àèéìòù"
+ITALIAN = ENGLISH + "àèéìíîòóùú"
 
 
 def lively_model(alphabet: str, architecture: Path = ARCHITECTURE, seed: int = 0) -> "EncDecCTCModel":
