@@ -7,16 +7,17 @@ writes into training.output: the model, image.png, metrics.csv, run.json, checkp
 after an interruption it goes on from the last checkpoint.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetuning import config as experiment
-from finetuning import run_record
+from finetuning import run_record, signs
 from finetuning.config import Config
 from finetuning.config_file import from_command_line
 from finetuning.errors import UserError, run
 from finetuning.figures import loss_curve
-from finetuning.files import make_folder, sha256
+from finetuning.files import alone, clear_left_over, make_folder, sha256
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest
 from finetuning.metrics import read_metrics
 
@@ -28,58 +29,102 @@ def main() -> None:
     """Train one model."""
     config = from_command_line(__doc__)
     output = experiment.resolve(config.training.output)
-    exported = output / f"{config.training.name}.nemo"
     rank = run_record.rank(config.training.devices)
-    data = {split: checked_utterances(config, split) for split in SPLITS[:2]}
-    for split, utterances in data.items() if rank == 0 else ():
-        print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
+    data = read_data(config, speaks=rank == 0)
+    base = find_base(config)
+    if config.training.overfit:
+        self_test(config, base)
+        return
+    with alone(make_folder(output)) if rank == 0 else nullcontext():  # the others belong to the first
+        train(config, base, output, data["validation"], rank)
 
+
+def train(config: Config, base: Path | None, output: Path, validation: list[Utterance], rank: int) -> None:
+    """Train from `base`, or go on, and leave the model and what belongs to it in `output`."""
+    exported = output / f"{config.training.name}.nemo"
+    record = run_record.start(output, config, base, writes=rank == 0)
+    if "model" in record and exported.is_file():
+        print(f"Already finished: {exported}; type training.output=… to train another one")
+        return
+
+    if rank == 0:
+        for folder in filter(Path.is_dir, (output, output / "checkpoints")):
+            clear_left_over(folder)
+    model = starting_point(config, base, speaks=rank == 0)
+    from finetuning import checkpoints, training
+    from finetuning import model as models
+
+    start = checkpoints.last_checkpoint(output / "checkpoints", model, writes=rank == 0)
+    circumstances = training.circumstances(config.training, start)
+    if rank == 0:
+        if start.path:
+            print(f"Going on from {start.path}")
+        run_record.add_session(output, record, **circumstances)
+    warnings = training.fit(model, config, output, start)
+    if rank != 0:
+        return
+
+    models.save(model, exported)
+    check_transcripts(model, exported, validation[:16], config)
+    metrics = read_metrics(output / "metrics.csv")
+    loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
+    last = {name: float(metrics[name].iloc[-1]) for name in ("val_loss", "val_wer", "val_cer")}
+    figures = {"device": circumstances["device"], "epochs": len(metrics), "warnings": warnings, **last}
+    run_record.finish(output, record, model=sha256(exported), **figures)
+    print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
+    for warning in warnings:
+        print(f"There was a warning, {warning}")
+
+
+def read_data(config: Config, speaks: bool) -> dict[str, list[Utterance]]:
+    """The training and validation utterances; one process of several `speaks`."""
+    data = {split: checked_utterances(config, split) for split in SPLITS[:2]}
+    for split, utterances in data.items() if speaks else ():
+        print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
+    unknown = signs.unknown_letters(*([u.text for u in utterances] for utterances in data.values()))
+    if unknown and speaks:
+        print(f"warning: {unknown}")
+    return data
+
+
+def find_base(config: Config) -> Path | None:
+    """The file of the base model, downloaded when it is not there; None to train from scratch."""
     if not (config.model.base or config.model.architecture):
         raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
     if not config.model.base and not experiment.resolve(config.model.architecture).is_file():
         raise UserError(f"there is no model configuration {config.model.architecture}; model.architecture names a file")
     from finetuning.registry import find
 
-    base = find(config.model.base, config.model) if config.model.base else None
-    record = run_record.start(make_folder(output), config, base, writes=rank == 0)
-    if "model" in record and exported.is_file():
-        print(f"Already finished: {exported}; type training.output=… to train another one")
-        return
+    return find(config.model.base, config.model) if config.model.base else None
 
-    if rank == 0:
+
+def starting_point(config: Config, base: Path | None, speaks: bool) -> "EncDecCTCModel":
+    """The model as training begins, its convolutions fast on a CPU."""
+    if speaks:
         print("Loading NeMo, which takes a moment")
     from finetuning import model as models
     from finetuning import training
 
     model = training.starting_point(config, base)
-    if rank == 0:
-        print(
-            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(models.labels(model))} letters"
-        )
     models.channels_last(model)
-    training.fit(model, config, output)
-    if rank != 0:
-        return
+    if speaks:
+        parameters = sum(p.numel() for p in model.parameters())
+        print(f"{parameters / 1e6:.2f} M parameters, {len(models.labels(model))} letters")
+    return model
 
-    models.save(model, exported)
-    check_transcripts(model, exported, data["validation"][:16], config)
-    metrics = read_metrics(output / "metrics.csv")
-    loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
-    validation = {name: float(metrics[name].iloc[-1]) for name in ("val_loss", "val_wer", "val_cer")}
-    run_record.finish(
-        output,
-        record,
-        model=sha256(exported),
-        device=training.device(config.training.accelerator),
-        epochs=len(metrics),
-        **validation,
-    )
-    print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
+
+def self_test(config: Config, base: Path | None) -> None:
+    """Say whether the model can learn a few utterances by heart; writes nothing."""
+    model = starting_point(config, base, speaks=True)
+    from finetuning.self_test import learn_by_heart
+
+    steps = learn_by_heart(model, config)
+    print(f"Self-test passed: {config.training.overfit} utterances are learnt by heart after {steps} steps")
 
 
 def checked_utterances(config: Config, split: str) -> list[Utterance]:
     """The utterances of a manifest whose letters are all in the alphabet: NeMo drops the others without a word."""
-    path = manifest_path(experiment.resolve(config.dataset.output), split)
+    path = manifest_path(experiment.data_folder(config), split)
     utterances = read_manifest(path)
     for utterance in utterances:
         foreign = sorted(set(utterance.text) - set(config.text.alphabet))
@@ -96,7 +141,7 @@ def check_transcripts(model: "EncDecCTCModel", exported: Path, utterances: list[
     from finetuning.inference import transcribe
     from finetuning.model import restore
 
-    folder = experiment.resolve(config.dataset.output)
+    folder = experiment.data_folder(config)
     trained, restored = (transcribe(m, utterances, folder) for m in (model, restore(exported)))
     if trained != restored:
         exported.unlink()

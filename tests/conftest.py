@@ -1,4 +1,6 @@
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import tarfile
@@ -24,6 +26,27 @@ def run_script() -> Script:
             text=True,
             timeout=timeout,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """As run_script, in this process, where NeMo is loaded once for all."""
+
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "Fine_tuning" / name), *arguments])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        status = 0
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # also when the tests run in the background
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return subprocess.CompletedProcess(sys.argv, status, *capfd.readouterr())
 
     return run
 

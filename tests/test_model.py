@@ -80,6 +80,29 @@ def without_the_key_3_0_0_wants(config: dict[str, Any]) -> None:
         del config["decoding"][search]["boosting_tree"]["key_phrase_items_list"]
 
 
+def as_nemo_1_0_wrote_it(config: dict[str, Any]) -> None:
+    """As the published base model's: keys of its time, the paths it was trained from, no decoding."""
+    for key in ("decoding", "nemo_version", "labels"):
+        config.pop(key, None)
+    config["preprocessor"]["stft_conv"] = False
+    config["spec_augment"] = {"_target_": "nemo.collections.asr.modules.SpectrogramAugmentation"}
+    config["spec_augment"] |= {"rect_freq": 50, "rect_masks": 5, "rect_time": 120}
+    data = {"labels": list(ENGLISH), "batch_size": 32, "trim_silence": True, "max_duration": 16.7}
+    tarred = {"is_tarred": True, "tarred_audio_filepaths": "/data/audio_{0..1023}.tar"}
+    config["train_ds"] = {"manifest_filepath": "/data/train.json", **data, **tarred}
+    config["validation_ds"] = {"manifest_filepath": "/data/dev.json", **data}
+    schedule = {"name": "CosineAnnealing", "monitor": "val_loss", "reduce_on_plateau": False, "warmup_ratio": 0.02}
+    config["optim"] = {"name": "novograd", "lr": 0.05, "betas": [0.95, 0.5], "sched": schedule}
+    config["target"] = "nemo.collections.asr.models.ctc_models.EncDecCTCModel"
+
+
+def as_nemo_wrote_it_before_1_0(config: dict[str, Any]) -> None:
+    as_nemo_1_0_wrote_it(config)
+    for section in ("preprocessor", "spec_augment", "encoder", "decoder"):
+        params = config[section]
+        config[section] = {"cls": params.pop("_target_"), "params": params}
+
+
 def test_the_same_seed_builds_the_same_model() -> None:
     import torch
     from finetuning.model import build, labels
@@ -117,8 +140,10 @@ def test_stock_nemo_restores_what_is_saved(model: Any, saved: Path) -> None:
         config_changed(lambda config: config.update(decoding=None)),
         config_changed(without_the_key_3_0_0_wants),  # as NeMo 2.5 and 2.6
         config_changed(lambda config: config.pop("target")),
+        config_changed(as_nemo_1_0_wrote_it),
+        config_changed(as_nemo_wrote_it_before_1_0),
     ],
-    ids=["no decoding", "empty decoding", "decoding of 2.5", "no target"],
+    ids=["no decoding", "empty decoding", "decoding of 2.5", "no target", "1.0", "before 1.0"],
 )
 def test_files_of_other_nemo_versions(model: Any, saved: Path, tmp_path: Path, change: dict[str, Change]) -> None:
     import torch
@@ -153,6 +178,15 @@ class Hostile:
         return Path.touch, (Path("executed"),)
 
 
+def hostile_checkpoint(_: bytes) -> bytes:
+    """As torch writes one."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save({"encoder": Hostile()}, content)
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -160,12 +194,14 @@ class Hostile:
         ({"model_weights.ckpt": lambda _: None}, "no model_weights.ckpt"),
         ({"model_weights.ckpt": lambda content: content[:5000]}, "small.nemo is not a .nemo file"),
         ({"model_weights.ckpt": lambda _: pickle.dumps(Hostile())}, "weights cannot be read"),
+        ({"model_weights.ckpt": hostile_checkpoint}, "weights cannot be read"),
         ({"model_config.yaml": lambda _: b"a: [1"}, "small.nemo is not a .nemo file"),
         ({"model_config.yaml": lambda _: b"- 1"}, "small.nemo is not a .nemo file"),
         (config_changed(lambda config: config.update(tokenizer={"dir": "x"})), "does not write characters by CTC"),
         (config_changed(lambda config: config["decoder"].pop("vocabulary")), "does not write characters by CTC"),
         (config_changed(lambda config: config["encoder"]["jasper"].pop()), "small.nemo is not a .nemo file"),
         (config_changed(lambda config: config["encoder"].update(_target_="os.system")), "os.system"),
+        (config_changed(lambda config: config["preprocessor"].update(_target_="os.system")), "os.system"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )

@@ -1,15 +1,12 @@
-"""What happens beside the training itself: the phase of an epoch, its random state, metrics, checkpoints, the bar."""
+"""What happens beside the training itself: the phase of an epoch, its random state, its metrics."""
 
-import os
 import random
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from nemo.collections.asr.models import EncDecCTCModel
 from torch import nn
 
@@ -18,8 +15,6 @@ from finetuning.errors import UserError
 from finetuning.metrics import read_metrics, with_row, write_metrics
 from finetuning.model import labels
 from finetuning.scoring import character_error_rate, word_errors
-
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 def set_phase(model: EncDecCTCModel, epoch: int, frozen_epochs: int, batch_norm: str = "train") -> str:
@@ -184,72 +179,3 @@ def of_all_ranks(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
-
-
-class LastCheckpoints(Checkpoint):
-    """The state to go on from, at the end of every epoch and every so often, and the one before it."""
-
-    def __init__(self, folder: Path, minutes: float) -> None:
-        """`folder` for last.ckpt and previous.ckpt; `minutes` between two of them within an epoch."""
-        self.folder, self.seconds = folder, 60 * minutes
-
-    def on_train_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Start the clock."""
-        self.saved_at = time.monotonic()
-
-    def on_train_batch_start(self, trainer: pl.Trainer, model: EncDecCTCModel, batch: Any, batch_idx: int) -> None:
-        """Save between two steps: Lightning has counted the one before as completed only here."""
-        due = time.monotonic() - self.saved_at > self.seconds and batch_idx
-        if trainer.strategy.broadcast(due) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Save after the metrics of the epoch are written."""
-        self._save(trainer)
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        new, last = self.folder / ".new.ckpt", self.folder / LAST
-        try:
-            trainer.save_checkpoint(new)
-            if trainer.is_global_zero:
-                with new.open("rb") as file:
-                    os.fsync(file.fileno())
-                if last.is_file():
-                    last.replace(self.folder / PREVIOUS)
-                new.replace(last)
-        except OSError as error:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
-            raise UserError(
-                f"cannot write a checkpoint to {self.folder} ({error.strerror or error}); the one before is intact: "
-                "make room, type the same command again"
-            ) from error
-        self.saved_at = time.monotonic()
-
-
-def last_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The newest checkpoint that can be read, and what it holds; None and nothing where there is none.
-
-    UserError when there are some and none can be read.
-    """
-    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
-    for path in found:
-        try:
-            return path, torch.load(path, map_location="cpu", weights_only=False)
-        except Exception as error:  # torch, zipfile and pickle each have their own
-            print(f"{path} cannot be read ({type(error).__name__}): trying the one before")
-    if found:
-        raise UserError(f"no checkpoint in {folder} can be read; delete that folder to start over")
-    return None, {}
-
-
-class Bar(TQDMProgressBar):
-    """Lightning's bar without the running number of the logger's version, and gone when an epoch ends."""
-
-    def get_metrics(self, trainer: pl.Trainer, model: pl.LightningModule) -> dict[str, Any]:
-        """What stands behind the bar: loss and learning rate of the last batch."""
-        metrics = super().get_metrics(trainer, model)
-        if "train_loss" not in metrics:
-            return {}
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        return {"loss": f"{float(trainer.callback_metrics['train_loss']):.1f}", "lr": f"{rate:.1e}"}

@@ -66,6 +66,7 @@ class Dataset:
     encoder_frames_per_second: float = 50.0  # QuartzNet: 10 ms window stride, stride 2
     trim_silence_db: float | None = None  # cut leading and trailing sound this far below the peak
     workers: int = 0  # processes; 0: one for each core
+    shards: str | None = None  # folder for the same in a few large tars; steps 2 and 3 read them when it is given
     split: Split = field(default_factory=Split)
 
 
@@ -133,6 +134,7 @@ class Training:
     batch_duration_s: float | None = None  # instead of batch_size: utterances of nearly equal duration
     workers: int = 0  # processes that read audio; 0: the training process itself
     seed: int = 0
+    deterministic: bool = False  # also on a GPU, as far as torch can
     accelerator: str = "auto"  # auto: a GPU when there is one
     devices: int = 1  # GPUs or, on CPUs, processes on each node; each takes batches of its own
     num_nodes: int = 1
@@ -143,6 +145,7 @@ class Training:
     keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
     encoder_lr_scale: float = 1.0  # the encoder's learning rate is the optimizer's times this
     speed_perturbation: float = 0.0  # each training clip is played up to this share faster or slower
+    overfit: int = 0  # above 0: no training, but a self-test that learns so many utterances by heart
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -195,6 +198,11 @@ def resolve(path: str) -> Path:
         raise UserError(f"there is no folder {path} ({error}); write the path out") from error
 
 
+def data_folder(config: Config) -> Path:
+    """The folder whose manifests steps 2 and 3 read: `dataset.shards` or, without it, `dataset.output`."""
+    return resolve(config.dataset.shards or config.dataset.output)
+
+
 def _numbers(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
     """Every number of the tree with its dotted key."""
     for name, value in part.items() if isinstance(part, dict) else enumerate(part):
@@ -233,6 +241,14 @@ def check(config: Config) -> None:
             dataset.trim_silence_db is not None and dataset.trim_silence_db <= 0,
             "dataset.trim_silence_db must be above 0, or null",
         ),
+        (
+            bool(dataset.shards) and data_folder(config).resolve() == resolve(dataset.output).resolve(),
+            "dataset.shards must be another folder than dataset.output, or null",
+        ),
+        (
+            (dataset.shards or "").isdecimal(),
+            "dataset.shards must name a folder, or be null; how many tars there are follows from the data",
+        ),
         (min(dataset.workers, training.workers) < 0, "dataset.workers and training.workers must be 0 or more"),
         (
             " " not in alphabet or len(set(alphabet)) != len(alphabet) or alphabet != alphabet.lower(),
@@ -256,6 +272,15 @@ def check(config: Config) -> None:
         (
             training.decoder_init not in ("random", "warm"),
             "training.decoder_init must be one of random, warm",
+        ),
+        (training.batch_norm not in ("train", "frozen"), "training.batch_norm must be one of train, frozen"),
+        (
+            training.batch_duration_s is not None and training.batch_duration_s <= 0,
+            "training.batch_duration_s must be above 0, or null",
+        ),
+        (
+            min(training.checkpoint_minutes, training.encoder_lr_scale, training.overfit) < 0,
+            "training.checkpoint_minutes, training.encoder_lr_scale and training.overfit must be 0 or more",
         ),
         (training.accelerator not in ACCELERATORS, f"training.accelerator must be one of {', '.join(ACCELERATORS)}"),
         (training.precision not in PRECISIONS, f"training.precision must be one of {', '.join(PRECISIONS)}"),

@@ -3,22 +3,37 @@
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 
 class UserError(ValueError):
     """A mistake outside the program: says what is wrong, where, and what to type next."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends before it takes the machine away, ends what Ctrl-C ends."""
+
+
+ENDING = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
 def run(script: Callable[[], None]) -> None:
-    """Call `script` and turn what a user can mend into one sentence on stderr and exit status 2 (130 for Ctrl-C)."""
+    """Call `script` and turn what a user can mend into one sentence on stderr and exit status 2.
+
+    The status is 130 after Ctrl-C and 143 after SIGTERM.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter
     try:
-        script()
+        with _interruptible():
+            script()
         sys.stdout.flush()
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
@@ -30,8 +45,45 @@ def run(script: Callable[[], None]) -> None:
         if error.filename is None:
             sys.exit(_say("error: the disk to which the output goes is full; make room, type it again", 2))
         sys.exit(_say(f"error: cannot read or write {error.filename} ({error.strerror}); mend that, type it again", 2))
-    except KeyboardInterrupt:
-        sys.exit(_say("interrupted: what is finished is kept, the same command goes on from there", 130))
+    except MemoryError:
+        sys.exit(_say("error: not enough memory; what is finished is kept: make some free, type it again", 2))
+    except KeyboardInterrupt as end:
+        for number in ENDING:  # the impatient second one
+            signal.signal(number, signal.SIG_IGN)
+        said, status = ("ended by SIGTERM", 143) if isinstance(end, Terminated) else ("interrupted", 130)
+        sys.exit(_say(f"{said}: what is finished is kept, the same command goes on from there", status))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt or Terminated where a signal comes, also when a library makes something else of them."""
+    received: list[KeyboardInterrupt] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        received.append(ENDING[number](number))
+        raise received[-1]
+
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a shell's background have it
+            signal.signal(number, end)
+    before, sys.unraisablehook = sys.unraisablehook, _once_more
+    try:
+        yield
+    except Exception as error:  # an import that is interrupted can end in any
+        if received:
+            raise received[-1] from error
+        raise
+    finally:
+        sys.unraisablehook = before
+
+
+def _once_more(swallowed: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again, in a moment, that came while an object was destroyed: nothing can be raised there."""
+    if not isinstance(swallowed.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(swallowed)
+    again = threading.Timer(0.1, os.kill, (os.getpid(), *swallowed.exc_value.args))
+    again.daemon = True
+    return again.start()
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,6 @@
 """Files written whole or not at all, and their checksums."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -37,15 +38,36 @@ def refuse_full_disk(folder: Path, needed_bytes: int, what: str) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; UserError when another run holds it. The lock dies with the process."""
+    """Hold `folder` for this process; UserError when another run holds it. The lock dies with the process.
+
+    A file system that knows no locks for folders, as on some clusters, lets everybody in.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing to {folder}; wait for its end") from error
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
         yield
-    except BlockingIOError as error:
-        raise UserError(f"another run is writing to {folder}; wait for its end") from error
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a process that was forked: it may outlive this one for a moment, its lock must not."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -58,7 +80,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}); nothing was replaced") from error
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); nothing was replaced: mend that (where the disk is "
+            "full, make room), type the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,9 +1,11 @@
 """A NeMo character CTC model: restored, built, given another alphabet, made fast on a CPU, saved."""
 
 import copy
+import errno
 import logging
 import pickle
 import tarfile
+import tempfile
 import textwrap
 import unicodedata
 import warnings
@@ -21,6 +23,7 @@ from nemo.collections.asr.models import EncDecCTCModel  # noqa: E402
 from nemo.collections.asr.parts.submodules.ctc_decoding import CTCDecodingConfig  # noqa: E402
 from nemo.collections.asr.parts.submodules.jasper import GroupShuffle, MaskedConv1d  # noqa: E402
 from nemo.utils import logging as nemo_logging  # noqa: E402
+from nemo.utils.model_utils import maybe_update_config_version  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from torch import nn  # noqa: E402
@@ -51,6 +54,7 @@ def restore(path: Path) -> EncDecCTCModel:
     quiet()
     with _refusing(path, "a .nemo file of a character CTC model"):
         config = EncDecCTCModel.restore_from(str(path), map_location="cpu", return_config=True)
+        config = maybe_update_config_version(config)  # before 1.0, a module was `cls` and `params`
         if not config.get("decoder", {}).get("vocabulary") or "tokenizer" in config or "joint" in config:
             raise ValueError("it does not write characters by CTC")
         defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(CTCDecodingConfig)))
@@ -85,9 +89,14 @@ def _refusing(path: Path, what: str) -> Iterator[None]:
         OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError,
         tarfile.TarError, pickle.UnpicklingError, yaml.YAMLError, OmegaConfBaseException, HydraException,
     ) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise UserError(f"no room to unpack {path}; {_ROOM}") from error
         reason = "its weights cannot be read" if isinstance(error, pickle.UnpicklingError) else str(error)
         reason = textwrap.shorten(reason or type(error).__name__, 200, placeholder=" …")
         raise UserError(f"{path} is not {what} ({reason}); fetch or make it again, or name another") from error
+
+
+_ROOM = f"make some in {tempfile.gettempdir()} or set TMPDIR to another folder, type the same command again"
 
 
 def labels(model: EncDecCTCModel) -> list[str]:
@@ -125,6 +134,8 @@ def save(model: EncDecCTCModel, path: Path) -> None:
     try:
         with replacing(path) as temporary:
             model.save_to(str(temporary))
+    except RuntimeError as error:  # of torch, which writes the weights to a temporary folder and cannot say why not
+        raise UserError(f"cannot write the weights of {path}; {_ROOM}") from error
     finally:
         model._cfg = own
 

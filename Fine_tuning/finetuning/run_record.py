@@ -12,9 +12,9 @@ from finetuning.errors import UserError
 from finetuning.files import read_json, sha256, write_json
 from finetuning.manifest import manifest_path
 
-PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer")
+PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer", "numpy", "soundfile", "librosa")
 # where and how fast a run goes on may change in its middle; what it learns from may not
-FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes")
+FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes", "overfit")
 
 
 def rank(devices: int) -> int:
@@ -46,14 +46,31 @@ def start(output: Path, config: experiment.Config, base: Path | None, writes: bo
     return before
 
 
+def add_session(output: Path, record: dict[str, Any], **circumstances: Any) -> None:
+    """Add this start of the run to its record, and say when it goes on with other code than it was begun with.
+
+    `circumstances` is where and from which step it goes on.
+    """
+    now = {"commit": git_commit(), "versions": versions()}
+    if changed := sorted(_changed({key: record[key] for key in now}, now)):
+        print(f"Going on with other code than this run was begun with ({', '.join(changed)}): run.json keeps both")
+    record["sessions"] = [*record.get("sessions", []), {**now, **circumstances}]
+    write_json(output / "run.json", record)
+
+
 def finish(output: Path, record: dict[str, Any], **results: Any) -> None:
     """Add what came out of the run to its record; from then on the run counts as finished."""
     write_json(output / "run.json", {**record, **results})
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what a run learns."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
 def _record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
     settings = config.as_dict()
-    folder = experiment.resolve(config.dataset.output)
+    folder = experiment.data_folder(config)
     training = {key: value for key, value in settings["training"].items() if key not in FREE_TO_CHANGE}
     architecture = config.model.architecture
     return {
@@ -68,7 +85,7 @@ def _record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
         },
         "config": settings,
         "commit": git_commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
     }
 
 

@@ -1,15 +1,17 @@
 """Fine-tuning in two phases with Lightning: first the encoder's convolutions are frozen, then everything learns."""
 
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import soundfile
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from nemo.collections.asr.data.audio_to_text import AudioToCharDataset
 from nemo.collections.asr.models import EncDecCTCModel
+from nemo.collections.asr.parts.preprocessing.features import WaveformFeaturizer
 from nemo.collections.asr.parts.preprocessing.perturb import process_augmentations
 from omegaconf import open_dict
 from soundfile import LibsndfileError
@@ -17,10 +19,15 @@ from torch.utils.data import DataLoader
 
 from finetuning import config as experiment
 from finetuning.batches import Batches
-from finetuning.callbacks import Bar, LastCheckpoints, Metrics, Phases, last_checkpoint
-from finetuning.errors import UserError
-from finetuning.manifest import manifest_path
+from finetuning.callbacks import Metrics, Phases
+from finetuning.checkpoints import BEGINNING, BestCheckpoints, LastCheckpoints, Start, WholeFiles
+from finetuning.errors import Terminated, UserError
+from finetuning.faults import in_one_sentence
+from finetuning.manifest import manifest_path, read_line
 from finetuning.model import build, labels, restore, set_alphabet
+from finetuning.selection import frames_needed
+from finetuning.shards import Member, opened
+from finetuning.watch import Bar, Watch
 
 
 def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCModel:
@@ -34,6 +41,24 @@ def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCMod
 
 
 DDP = "ddp_find_unused_parameters_true"  # what is frozen is unused
+WHOLE = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
+
+
+class Featurizer(WaveformFeaturizer):
+    """NeMo's, of a wav wherever it lies."""
+
+    def process(self, file_path: str | Member, *args: Any, **how: Any) -> torch.Tensor:
+        """Samples, (time,)."""
+        return super().process(opened(file_path), *args, **how)
+
+
+def _item(line: str, manifest: str) -> dict[str, Any]:
+    """A line of a manifest for NeMo, which would look for each wav, the one in a shard too, as a file of its own."""
+    utterance = read_line(line, manifest)
+    wav = utterance.wav(Path(manifest).parent)
+    unused = dict.fromkeys(("offset", "speaker", "orig_sr", "token_labels", "lang"))
+    place = str(wav) if isinstance(wav, Path) else wav
+    return {"audio_file": place, "duration": utterance.duration, "text": utterance.text, **unused}
 
 
 class Reader:
@@ -48,14 +73,32 @@ class Reader:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """As NeMo's; UserError names a wav that cannot be read."""
+        """As NeMo's; UserError names a wav that cannot be read, or is shorter than its manifest says."""
         epoch, index = key
         random.seed(f"{self.seed} {epoch} {index}")
+        utterance = self.dataset.manifest_processor.collection[index]
         try:
+            if not isinstance(utterance.audio_file, Member):  # that one looks itself
+                found_s = soundfile.info(utterance.audio_file).duration
+                if found_s < WHOLE * utterance.duration:  # libsndfile reads what there is
+                    raise OSError(f"it lasts {found_s:.2f} s of {utterance.duration:.2f} s")
             return self.dataset[index]
         except (OSError, LibsndfileError) as error:
-            path = self.dataset.manifest_processor.collection[index].audio_file
-            raise UserError(f"cannot read {path} ({error}); run step 1 again, it makes only what is missing") from error
+            raise UserError(
+                f"cannot read {utterance.audio_file} ({error}); run step 1 again, it makes only what is missing"
+            ) from error
+
+
+class Loader(DataLoader):
+    """Leaves Ctrl-C to the process that trains, which ends those that read."""
+
+    def __iter__(self) -> Any:
+        """As torch's; a process started meanwhile never gets Ctrl-C."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def connect_data(model: EncDecCTCModel, config: experiment.Config, trainer: pl.Trainer) -> tuple[Batches, Batches]:
@@ -65,33 +108,59 @@ def connect_data(model: EncDecCTCModel, config: experiment.Config, trainer: pl.T
         "prob": 1.0, "sr": model.cfg.preprocessor.sample_rate, "resample_type": "scipy", "num_rates": 5,
         "min_speed_rate": 1 - change, "max_speed_rate": 1 + change,
     }  # fmt: skip
-    model._train_dl, train = _loader(model, config, trainer, "train", {"speed": speed} if change else None)
-    model._validation_dl, validation = _loader(model, config, trainer, "validation", None)
+    model._train_dl, train = loader(model, config, trainer, "train", {"speed": speed} if change else None)
+    model._validation_dl, validation = loader(model, config, trainer, "validation")
     return train, validation
 
 
-def _loader(
-    model: EncDecCTCModel, config: experiment.Config, trainer: pl.Trainer, split: str, augmentor: dict[str, Any] | None
+def loader(
+    model: EncDecCTCModel,
+    config: experiment.Config,
+    trainer: pl.Trainer,
+    split: str,
+    augmentor: dict[str, Any] | None = None,
 ) -> tuple[DataLoader, Batches]:
+    """The utterances of a manifest in batches for this rank, but not those that are too short for CTC."""
     training = config.training
     dataset = AudioToCharDataset(
-        manifest_filepath=str(manifest_path(experiment.resolve(config.dataset.output), split)),
+        manifest_filepath=str(manifest_path(experiment.data_folder(config), split)),
+        manifest_parse_func=_item,
         labels=labels(model),
         sample_rate=model.cfg.preprocessor.sample_rate,
-        augmentor=process_augmentations(augmentor) if augmentor else None,
         normalize=False,  # an English cleaner
         parser="base",
     )
-    durations_s = [utterance.duration for utterance in dataset.manifest_processor.collection]
+    dataset.featurizer = Featurizer(
+        model.cfg.preprocessor.sample_rate, augmentor=process_augmentations(augmentor) if augmentor else None
+    )
+    utterances = dataset.manifest_processor.collection
+    utterances.data = utterances.data[: training.overfit or None]
+    change = training.speed_perturbation if split == "train" else 0.0
+    utterances.data = _long_enough(utterances.data, model, change, split, trainer.is_global_zero)
+    durations_s = [utterance.duration for utterance in utterances]
     batches = Batches(
         durations_s, training.batch_size, training.batch_duration_s, training.seed,
         trainer.global_rank, trainer.world_size, shuffle=split == "train",
     )  # fmt: skip
-    loader = DataLoader(
+    data = Loader(
         Reader(dataset, training.seed), batch_sampler=batches, collate_fn=dataset.collate_fn,
         num_workers=training.workers, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    return loader, batches
+    return data, batches
+
+
+def _long_enough(utterances: list[Any], model: EncDecCTCModel, change: float, split: str, speaks: bool) -> list[Any]:
+    """Those to whose letters CTC can give a probability: the others have no loss, and the text teaches nothing."""
+    frame_s = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
+    kept = [u for u in utterances if frames_needed(u.text_tokens) <= u.duration / (1 + change) / frame_s + 1e-6]
+    if not kept:
+        raise UserError(f"every utterance of the {split} manifest is too short for its text; run step 1 again")
+    if speaks and len(kept) < len(utterances):
+        print(
+            f"{split}: {len(utterances) - len(kept):,} of {len(utterances):,} utterances are left out, too short for "
+            "their texts: CTC needs a frame for each letter and one more between equal letters"
+        )
+    return kept
 
 
 def connect_optimizer(model: EncDecCTCModel, training: experiment.Training, steps: int) -> None:
@@ -103,37 +172,46 @@ def connect_optimizer(model: EncDecCTCModel, training: experiment.Training, step
             model.cfg.optim_param_groups = {"encoder": {"lr": training.optimizer.lr * training.encoder_lr_scale}}
 
 
-def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
-    """Train until `max_epochs`, going on from the last checkpoint in `output` when there is one.
-
-    Writes checkpoints/, tensorboard/ and metrics.csv below `output`; the model holds the last epoch's weights after.
-    """
-    training = config.training
+def hardware(training: experiment.Training) -> dict[str, Any]:
+    """What Lightning's Trainer is told about where and how exactly it computes."""
     if training.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("training.accelerator=gpu, and torch finds no GPU; type training.accelerator=auto")
-    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     together = training.devices * training.num_nodes > 1
-    best = ModelCheckpoint(
-        dirpath=output / "checkpoints", filename="epoch={epoch:03d}-val_loss={val_loss:.3f}",
-        monitor="val_loss", save_top_k=training.keep_best, auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )  # fmt: skip
+    return {
+        "accelerator": training.accelerator,
+        "devices": training.devices,
+        "num_nodes": training.num_nodes,
+        "strategy": DDP if training.strategy == "auto" and together else training.strategy,
+        "precision": precision(training),
+        "gradient_clip_val": training.gradient_clip,
+        "deterministic": "warn" if training.deterministic else None,  # not an error: CTC's gradients on a GPU are not
+        "use_distributed_sampler": False,  # Batches gives every rank its own
+    }
+
+
+def fit(model: EncDecCTCModel, config: experiment.Config, output: Path, start: Start = BEGINNING) -> list[str]:
+    """Train until `max_epochs`, from the beginning or from where a run was cut off; gives the warnings.
+
+    Writes checkpoints/, tensorboard/ and metrics.csv below `output`; the model holds the last epoch's weights after.
+    UserError for what a user can mend, Terminated after SIGTERM.
+    """
+    training = config.training
+    together = training.devices * training.num_nodes > 1
+    metrics = Metrics(output / "metrics.csv", training.frozen_epochs)
+    watch = Watch(metrics, training.schedule.warmup_ratio)
+    last = LastCheckpoints(output / "checkpoints", training.checkpoint_minutes)
     trainer = pl.Trainer(
         max_epochs=training.max_epochs,
-        accelerator=training.accelerator,
-        devices=training.devices,
-        num_nodes=training.num_nodes,
-        strategy=DDP if training.strategy == "auto" and together else training.strategy,
-        precision=("16-mixed" if on_gpu else "32-true") if training.precision == "auto" else training.precision,
-        gradient_clip_val=training.gradient_clip,
-        use_distributed_sampler=False,  # Batches gives every rank its own
+        **hardware(training),
         logger=TensorBoardLogger(output, name="tensorboard", version=""),
+        plugins=[WholeFiles()],
         callbacks=[
             Phases(training.frozen_epochs, training.batch_norm, training.seed),
-            Metrics(output / "metrics.csv", training.frozen_epochs),
-            Bar(leave=False),
-            best,
-            LastCheckpoints(output / "checkpoints", training.checkpoint_minutes),
+            metrics,
+            watch,
+            Bar(watch),
+            BestCheckpoints(output / "checkpoints", training.keep_best),
+            last,
         ],
         num_sanity_val_steps=0,
         enable_model_summary=False,
@@ -142,41 +220,46 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path) -> None:
     model.set_trainer(trainer)
     batches, _ = connect_data(model, config, trainer)
     connect_optimizer(model, training, len(batches) * training.max_epochs)
-    checkpoint, state = last_checkpoint(output / "checkpoints")
-    if checkpoint:
-        if trainer.is_global_zero:
-            print(f"Going on from {checkpoint}")
-        done = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
-        batches.epoch, batches.start = state["epoch"] + done // len(batches), done % len(batches)
+    batches.epoch, batches.start = start.epochs, start.batches
     try:
-        trainer.fit(model, ckpt_path=checkpoint)
-    except SystemExit as error:  # how Lightning ends after Ctrl-C
-        raise KeyboardInterrupt from error
-    except UserError as error:  # of a reading process it comes with that one's traceback before it
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("finetuning.errors.UserError: ")) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(_NO_MEMORY) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise UserError(_NO_MEMORY) from error
-        if together and any(word in str(error) for word in ("gloo", "NCCL", "Connection")):
-            raise UserError(
-                "a process that trains together with this one has ended; the last checkpoint is intact, the same "
-                "command goes on from there"
-            ) from error
+        with in_one_sentence(together):
+            trainer.fit(model, ckpt_path=start.path)
+    except UserError as error:
+        if last.ending:  # the processes that read get SIGTERM too, and end sooner
+            raise Terminated from error
         raise
     finally:
         if torch.distributed.is_initialized():  # NeMo's encoder would ask the other processes at every call
             torch.distributed.destroy_process_group()
+    return list(watch.said.values())
 
 
-_NO_MEMORY = (
-    "not enough memory for a batch; the last checkpoint is intact; type a smaller training.batch_size=… or "
-    "training.batch_duration_s=…, in a new training.output"
-)
+def precision(training: experiment.Training) -> str:
+    """What training computes in, as Lightning calls it."""
+    if training.precision != "auto":
+        return training.precision
+    return "16-mixed" if on_gpu(training.accelerator) else "32-true"
+
+
+def on_gpu(accelerator: str) -> bool:
+    """Whether training runs on a GPU here."""
+    return accelerator != "cpu" and torch.cuda.is_available()
 
 
 def device(accelerator: str) -> str:
     """What training runs on here, in words."""
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name() if on_gpu(accelerator) else f"CPU, {torch.get_num_threads()} threads"
+
+
+def circumstances(training: experiment.Training, start: Start) -> dict[str, Any]:
+    """Where a run goes on, and on what: for its record."""
+    return {
+        "epochs_done": start.epochs,
+        "steps_done": start.steps,
+        "device": device(training.accelerator),
+        "threads": torch.get_num_threads(),
+        "devices": training.devices,
+        "num_nodes": training.num_nodes,
+        "precision": precision(training),
+        "workers": training.workers,
+    }
