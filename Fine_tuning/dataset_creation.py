@@ -2,13 +2,15 @@
 
     python Fine_tuning/dataset_creation.py [--config FILE] [section.key=value …]
 
-Running it again does only what is missing. The release itself is never changed.
+Running it again does only what is missing. The release itself is never changed. With dataset.shards=FOLDER the wavs are
+also packed into a few large tars.
 """
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
-from finetuning import common_voice, data_collective, dataset, selection, splits
+from finetuning import common_voice, data_collective, dataset, packing, selection, splits
 from finetuning.common_voice import Clip, Rejected, Release
 from finetuning.config import Config, SplitBy, resolve
 from finetuning.config_file import from_command_line
@@ -24,21 +26,29 @@ def main() -> None:
     config = from_command_line("Step 1: a Common Voice release -> 16 kHz wavs and train/validation/test manifests.")
     output = resolve(config.dataset.output)
     language = Language.of(config.text)
-    refuse_inside_release(resolve(config.dataset.source), output)
-    new = not output.exists()
+    folders = {"dataset.output": output}
+    if config.dataset.shards:
+        folders["dataset.shards"] = resolve(config.dataset.shards)
+    for key, folder in folders.items():
+        refuse_inside_release(resolve(config.dataset.source), key, folder)
+    new = [folder for folder in folders.values() if not folder.exists()]
     try:
-        with alone(make_folder(output)):
+        with ExitStack() as held:
+            for folder in folders.values():
+                held.enter_context(alone(make_folder(folder)))
             create(config, language, output)
     except UserError:
-        if new:
+        for folder in reversed(new):
             with suppress(OSError):  # it is not empty
-                output.rmdir()
+                folder.rmdir()
         raise
 
 
 def create(config: Config, language: Language, output: Path) -> None:
-    """All of it, while no other run writes to `output`."""
+    """All of it, while no other run writes to `output` or to dataset.shards."""
     release = open_release(config, output)
+    if config.dataset.shards:
+        packing.refuse_taken(resolve(config.dataset.shards), release.name)
     rows, rejected, speakers_named = common_voice.read_rows(release)
     row_count = len(rows) + len(rejected)
     print(f"{release.name}: {row_count:,} rows in validated.tsv, {len(release.stamps):,} clips")
@@ -66,13 +76,25 @@ def create(config: Config, language: Language, output: Path) -> None:
     written = dataset.write(output, chosen, sorted(rejected), about)
     print(dataset.table(about))
     print(f"{'written to' if written or new else 'nothing to do, all is up to date in'} {output}")
+    if config.dataset.shards:
+        stamps = {f"wavs/{clip.wav}": [log.key, log.done[clip.path].stamp] for clip in clips}
+        pack(output, chosen, stamps, about, resolve(config.dataset.shards))
 
 
-def refuse_inside_release(source: Path, output: Path) -> None:
-    """UserError where `output` lies in the release."""
+def pack(
+    output: Path, chosen: dict[str, list[Utterance]], stamps: dict[str, Any], about: dict[str, Any], folder: Path
+) -> None:
+    """The same dataset in shards of dataset.shards, and which of them hold which split."""
+    numbers, written = packing.pack(output, chosen, stamps, about, folder)
+    print(f"{'packed into' if written else 'nothing to pack, all is up to date in'} {folder}")
+    print(", ".join(f"{split} audio_{{{own[0]}..{own[-1]}}}.tar" for split, own in numbers.items()))
+
+
+def refuse_inside_release(source: Path, key: str, folder: Path) -> None:
+    """UserError where the `folder` that `key` names, to be written to, lies in the release."""
     root = source.parent if source.parent.name.startswith("cv-corpus") else source
-    if source.is_dir() and output.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{output} lies in the release, which is never changed; give another dataset.output=…")
+    if source.is_dir() and folder.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{folder} lies in the release, which is never changed; give another {key}=…")
 
 
 def open_release(config: Config, output: Path) -> Release:

@@ -23,6 +23,7 @@ NOT_CONTENT = (
     "download",
     "archive",
     "workers",
+    "shards",
 )  # keys of the section that change nothing in what is made
 
 
@@ -76,14 +77,14 @@ def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejec
 
     dataset.png is drawn last: it goes first when anything changes, so that no picture of another dataset is left.
     """
-    stale = [split for split in SPLITS if _read(manifest_path(output, split)) != chosen[split]]
+    stale = [split for split in SPLITS if read_whole(manifest_path(output, split)) != chosen[split]]
     lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
     path, picture = output / "rejected.jsonl", output / "dataset.png"
     rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
     about_stale = read_json(output / "dataset.json") != about
     if stale or rejected_stale or about_stale:
         picture.unlink(missing_ok=True)
-    _write_manifests(output, {split: chosen[split] for split in stale})
+    write_manifests(output, {split: chosen[split] for split in stale})
     if rejected_stale:
         with written_whole(path) as text:
             text.write(lines)
@@ -98,7 +99,7 @@ def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejec
     return drawn
 
 
-def _write_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
+def write_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
     """Write all that changed before the first gets its name, and never have old and new ones side by side: a killed run
     may leave none of them, and not clips of the test set in a training manifest.
     """
@@ -115,10 +116,11 @@ def _write_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _read(manifest: Path) -> list[Utterance] | None:
+def read_whole(manifest: Path) -> list[Utterance] | None:
+    """The utterances of a manifest, or None where it has to be written anew."""
     try:
         return read_manifest(manifest, check_audio=False)
-    except UserError:  # missing or damaged: to be written anew
+    except UserError:  # missing or damaged
         return None
 
 

@@ -4,19 +4,25 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from finetuning import audio, shards
 from finetuning.errors import UserError
 from finetuning.files import written_whole
+from finetuning.shards import Member
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One line of a manifest. The first three fields are what NeMo reads; the others may be empty."""
+    """One line of a manifest. The first three fields are what NeMo reads; the others may be empty.
 
-    audio_filepath: str  # relative to the manifest
+    The last two are there when the wav lies in a shard; `shard_id` is NeMo's name for it.
+    """
+
+    audio_filepath: str  # relative to the manifest; in a shard: the member's name
     duration: float  # seconds
     text: str  # normalised
     sentence: str = ""  # as it stands in the release
@@ -24,6 +30,25 @@ class Utterance:
     gender: str = ""
     age: str = ""
     accents: str = ""
+    shard_id: int | None = None  # the number of the tar
+    shard_offset: int | None = None  # bytes in it before the wav's header
+
+    @property
+    def wav_size(self) -> int:
+        """Bytes of the wav, as step 1 writes it."""
+        return audio.wav_size(min(self.duration, audio.LONGEST_S))
+
+    def wav(self, folder: Path) -> Path | Member:
+        """Where the wav lies, when the manifest lies in `folder`."""
+        if self.shard_id is None:
+            return folder / self.audio_filepath
+        return Member(shard_path(folder, self.shard_id), self.audio_filepath, self.shard_offset, self.wav_size)
+
+
+@cache
+def shard_path(folder: Path, shard_id: int) -> Path:
+    """A shard by its number, named as NeMo names them."""
+    return folder / f"audio_{shard_id}.tar"
 
 
 def manifest_path(folder: Path, split: str) -> Path:
@@ -35,14 +60,15 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write the utterances in the order given; the file appears under its name only when it is whole."""
     with written_whole(path) as lines:
         for utterance in utterances:
-            lines.write(json.dumps(vars(utterance), ensure_ascii=False) + "\n")
+            fields = {name: value for name, value in vars(utterance).items() if value is not None}
+            lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
 def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:
     """The utterances of a manifest, fields unknown to this project left out.
 
-    UserError names the first line that is not an utterance, the first wav that is missing (`check_audio`), or says that
-    the manifest is missing or empty.
+    UserError names the first line that is not an utterance, the first wav or shard that is missing (`check_audio`), or
+    says that the manifest is missing or empty.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # a sentence may hold U+2028 or U+0085
@@ -52,20 +78,22 @@ def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the manifest {path} ({error})") from error
-    utterances = [_utterance(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    utterances = [read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if not utterances:
         raise UserError(f"{path} holds no utterance; run step 1 again or correct the split")
     if check_audio:
-        for number, utterance in enumerate(utterances, start=1):
-            if not (path.parent / utterance.audio_filepath).is_file():
+        wavs = [utterance.wav(path.parent) for utterance in utterances]
+        shards.check(wav for wav in wavs if isinstance(wav, Member))
+        for number, wav in enumerate(wavs, start=1):
+            if isinstance(wav, Path) and not wav.is_file():
                 raise UserError(
-                    f"{path}, utterance {number}: there is no {path.parent / utterance.audio_filepath}; "
-                    "run step 1 again, it makes only what is missing"
+                    f"{path}, utterance {number}: there is no {wav}; run step 1 again, it makes only what is missing"
                 )
     return utterances
 
 
-def _utterance(path: Path, number: int, line: str) -> Utterance:
+def read_line(line: str, where: str) -> Utterance:
+    """The utterance of one line; UserError, which names `where` it stands, when it is none."""
     try:
         fields = json.loads(line)
         known = {name: fields[name] for name in Utterance.__dataclass_fields__ if name in fields}
@@ -74,8 +102,9 @@ def _utterance(path: Path, number: int, line: str) -> Utterance:
             raise TypeError("audio_filepath and text must be strings")
         if not (isinstance(utterance.duration, int | float) and 0 < utterance.duration < math.inf):
             raise TypeError("duration must be a number of seconds")
+        place = (utterance.shard_id, utterance.shard_offset)
+        if place != (None, None) and not all(isinstance(number, int) and number >= 0 for number in place):
+            raise TypeError("shard_id and shard_offset must both be numbers, as step 1 writes them")
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}, line {number} is not an utterance with audio_filepath, duration and text ({error})"
-        ) from error
+        raise UserError(f"{where} is not an utterance with audio_filepath, duration and text ({error})") from error
     return utterance

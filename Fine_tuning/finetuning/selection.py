@@ -1,8 +1,10 @@
 """Which rows of a release become utterances, and why the others do not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 from operator import eq
+from typing import Any
 
 from finetuning.common_voice import Clip, Rejected
 from finetuning.config import Dataset
@@ -134,9 +136,10 @@ def _fault(sound: Converted, text: str, stated_s: float, dataset: Dataset) -> tu
     return None
 
 
-def frames_needed(text: str) -> int:
+def frames_needed(text: Sequence[Any]) -> int:
     """Frames below which CTC gives `text` no probability: one a letter, and a blank between equal neighbours.
 
-    Graves et al. 2006, section 3: "anno" needs a-n-blank-n-o, five frames.
+    Graves et al. 2006, section 3: "anno" needs a-n-blank-n-o, five frames. `text` may hold the numbers of its
+    letters instead.
     """
     return len(text) + sum(map(eq, text, text[1:]))
