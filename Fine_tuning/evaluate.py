@@ -7,8 +7,9 @@ finished is not run again.
 """
 
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetuning import config as experiment
 from finetuning import predictions
@@ -19,30 +20,34 @@ from finetuning.manifest import Utterance, manifest_path, read_manifest
 from finetuning.predictions import Prediction
 
 if TYPE_CHECKING:
+    import numpy as np
+    from finetuning.results import Result
+    from finetuning.slices import Groups
     from nemo.collections.asr.models import EncDecCTCModel
 
 
 def main() -> None:
-    """Evaluate what there is, print the table, and end with an error when a model could not be evaluated."""
+    """Evaluate what there is, print the tables, and end with an error when a model could not be evaluated."""
     config = from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
-    from finetuning import results, scoring
+    from finetuning import page, results, slices
 
     models = display_names(config)
-    manifest = manifest_path(experiment.resolve(config.dataset.output), "test")
+    manifest = manifest_path(experiment.data_folder(config), "test")
     utterances = read_references(manifest)
+    groups = slices.groups(utterances, read_training(manifest.parent))
     folder = make_folder(experiment.resolve(config.evaluation.results))
     hours = sum(utterance.duration for utterance in utterances) / 3600
     print(f"{config.name}: {len(utterances):,} test utterances, {hours:.2f} h, {len(models)} model(s)")
 
     data = {"manifest": sha256(manifest)}
-    rows, missing = [], []
+    rows, samples, speeds, missing = [], [], [], []
     for name, source in models.items():
         work = experiment.resolve(config.evaluation.predictions) / name
         try:
             path = find(source, config)
             hashes = {"model": sha256(path), **data}
             inputs = {"sha256": hashes, "alphabet": config.text.alphabet, "versions": results.versions()}
-            found = predictions.read(work) if read_json(work / "inputs.json") == inputs else None
+            found = stored(work, inputs, utterances)
             model = restore(path) if found is None else None
         except UserError as error:
             print(f"\n{name} is not evaluated: {error}", file=sys.stderr)
@@ -53,13 +58,19 @@ def main() -> None:
             found = infer(name, model, utterances, manifest.parent, work, config.evaluation.batch_size)
         else:
             print(f"{name}: model and manifest are as before, predictions are reused from {work}")
-        letters = set(config.text.alphabet).union(*(utterance.text for utterance in utterances))
-        letters_missing = "".join(sorted(letters - set(read_json(work / "letters.json"))))
-        rows.append(results.result(name, scoring.score(found), hours, letters_missing, hashes))
-        results.write(folder, rows[-1])
+        row, resampled = scored(name, found, utterances, groups, hashes, config)
+        results.write(folder, row)
+        rows.append(row)
+        samples.append(resampled)
+        speeds.append(results.speed(name, read_json(work / "inference.json")))
 
     if rows:
-        print(f"\n{results.table(rows, config.evaluation)}\n\nresults in {folder}, one file a model")
+        compared = results.comparisons(rows, samples)
+        write_json(folder / f"{results.COMPARISONS}.json", compared)
+        print(f"\n{results.table(rows, config.evaluation, compared)}\n\n{slices.table(rows)}")
+        print(f"\nReal-time factor, processing time / duration of the audio: {', '.join(speeds)}.")
+        print(f"\nresults in {folder}, one file a model")
+        print(f"where they fail, utterance by utterance: {page.write(config, models, rows, utterances)}")
     if missing:
         raise UserError(f"not evaluated, for the reasons above: {', '.join(missing)}")
 
@@ -72,6 +83,8 @@ def display_names(config: experiment.Config) -> dict[str, str]:
         if name in named:
             raise UserError(f"evaluation.models: {named[name]} and {model} would both be called {name}; rename a file")
         named[name] = model
+    if "comparisons" in named:
+        raise UserError(f"evaluation.models: {named['comparisons']} would be called as another result; rename the file")
     if not named:
         raise UserError(f"{config.file} names no model; type evaluation.models=[runs/…/NAME.nemo]")
     return named
@@ -86,6 +99,12 @@ def read_references(manifest: Path) -> list[Utterance]:
     return utterances
 
 
+def read_training(folder: Path) -> list[Utterance] | None:
+    """The utterances of the training manifest in `folder`; None where there is none."""
+    manifest = manifest_path(folder, "train")
+    return read_manifest(manifest, check_audio=False) if manifest.is_file() else None
+
+
 def find(source: str, config: experiment.Config) -> Path:
     """The model's file; UserError with the command that makes or fetches it."""
     from finetuning import registry
@@ -94,6 +113,43 @@ def find(source: str, config: experiment.Config) -> Path:
     if experiment.resolve(source) == made_by_step_2 and not made_by_step_2.is_file():
         raise UserError(f"there is no {source} yet; make it with: python Fine_tuning/train.py --config {config.file}")
     return registry.find(source, config.model)
+
+
+def stored(work: Path, inputs: dict[str, Any], utterances: list[Utterance]) -> list[Prediction] | None:
+    """The predictions made of the same inputs, in manifest order; None where there are none yet."""
+    if read_json(work / "inputs.json") != inputs or not (work / "letters.json").is_file():
+        return None
+    found = predictions.read(work)
+    if found is not None and [p.audio_filepath for p in found] != [u.audio_filepath for u in utterances]:
+        raise UserError(f"{work / predictions.NAME} is damaged; delete it and run the same command again")
+    return found
+
+
+def scored(
+    name: str,
+    found: list[Prediction],
+    utterances: list[Utterance],
+    groups: "Groups",
+    hashes: dict[str, str],
+    config: experiment.Config,
+) -> tuple["Result", "np.ndarray"]:
+    """The model's row with all that stands behind it, and its WER and CER over resamples, to compare it by."""
+    from finetuning import results, scoring, slices
+    from tqdm import tqdm
+
+    letters = read_json(experiment.resolve(config.evaluation.predictions) / name / "letters.json")
+    needed = set(config.text.alphabet).union(*(utterance.text for utterance in utterances))
+    units, hours = scoring.units(utterances), sum(utterance.duration for utterance in utterances) / 3600
+    score = scoring.score(tqdm(found, desc="scoring", unit=" utterances", delay=2, leave=False))
+    resampled = scoring.resampled(score, units)
+    row = {
+        **results.result(name, score, hours, "".join(sorted(needed - set(letters))), hashes),
+        **results.intervals(resampled, units),
+        "nemo_wer": results.rounded(scoring.nemo_word_error_rate(found, score, letters)),
+        **results.origin(experiment.data_folder(config)),
+        "slices": slices.scored(groups, score),
+    }
+    return row, resampled
 
 
 def restore(path: Path) -> "EncDecCTCModel":
@@ -107,8 +163,12 @@ def restore(path: Path) -> "EncDecCTCModel":
 def infer(
     name: str, model: "EncDecCTCModel", utterances: list[Utterance], audio: Path, work: Path, batch_size: int
 ) -> list[Prediction]:
-    """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio."""
-    from finetuning.inference import predict
+    """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio.
+
+    inference.json tells how long it took: seconds, seconds of audio, device and threads. A pass that goes on after an
+    interruption adds its part; a part that was killed is in neither of the two sums.
+    """
+    from finetuning.inference import machine, predict
     from finetuning.model import labels
     from tqdm import tqdm
 
@@ -116,14 +176,26 @@ def infer(
     done = predictions.read_part(work)
     if done:
         print(f"{name}: goes on after {len(done):,} of {len(utterances):,} utterances")
+    else:
+        (work / "inference.json").unlink(missing_ok=True)
+    before = read_json(work / "inference.json") or {}
+    seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
     bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
     with predictions.appending(work) as part, bar:
         bar.update(sum(prediction.duration for prediction in done.values()))
-        for batch in predict(model, utterances, audio, batch_size, done):
-            new = {number: prediction for number, prediction in batch if number not in done}
-            predictions.append(part, new)
-            done |= new
-            bar.update(sum(prediction.duration for prediction in new.values()))
+        try:
+            start = time.perf_counter()
+            for batch in predict(model, utterances, audio, batch_size, done):
+                seconds += time.perf_counter() - start
+                audio_seconds += sum(prediction.duration for _, prediction in batch)
+                new = {number: prediction for number, prediction in batch if number not in done}
+                predictions.append(part, new)
+                done |= new
+                bar.update(sum(prediction.duration for prediction in new.values()))
+                start = time.perf_counter()
+        finally:
+            spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3), **machine(model)}
+            write_json(work / "inference.json", spent)
     found = [done[number] for number in range(len(utterances))]
     predictions.finish(work, found)
     return found

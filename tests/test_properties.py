@@ -4,6 +4,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import kaldialign
 import pytest
 from finetuning import common_voice, selection, splits
 from finetuning.common_voice import Clip
@@ -12,6 +13,7 @@ from finetuning.config_file import load
 from finetuning.conversion import Converted
 from finetuning.errors import UserError
 from finetuning.manifest import SPLITS, Utterance, read_manifest, write_manifest
+from finetuning.scoring import character_errors, word_errors
 from finetuning.text import Language
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -250,3 +252,21 @@ def test_by_clip_the_shares_are_met_to_a_clip_and_what_is_shared_is_counted(
         assert clips["speaker"]["clips"] >= both["speakers"] and clips["sentence"]["clips"] >= both["sentences"]
         assert all(0 <= counted["share"] <= 1 for counted in clips.values())
         assert clips["neither"]["clips"] <= len(chosen[name]) - max(clips[w]["clips"] for w in ("speaker", "sentence"))
+
+
+# --- the scores
+
+
+said = st.text("ab è'", max_size=20)
+
+
+@thorough
+@given(st.lists(st.tuples(said.filter(str.strip), said), min_size=1, max_size=4))
+def test_errors_are_as_many_as_another_tool_counts(pairs: list[tuple[str, str]]) -> None:
+    references, hypotheses = zip(*pairs, strict=True)
+    for count, parts in ((word_errors, str.split), (character_errors, str.strip)):
+        ours = count(references, hypotheses)
+        theirs = [kaldialign.edit_distance(parts(r), parts(h)) for r, h in pairs]
+        length, errors = sum(t["ref_len"] for t in theirs), sum(t["total"] for t in theirs)
+        assert ours.rate == pytest.approx(errors / length, abs=1e-12)
+        assert ours.insertions - ours.deletions == sum(t["ins"] - t["del"] for t in theirs)

@@ -1,32 +1,72 @@
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from finetuning import results
 from finetuning.config import Evaluation, Published
-from finetuning.scoring import Errors, Score
+from finetuning.scoring import Score, Units, resampled
 
 HASHES = {"model": "0" * 64, "manifest": "1" * 64}
-SCORE = Score(10, 9.99159, 0, Errors(900, 80, 20, 4), Errors(5000, 50, 20, 10))
+# ten utterances of 100 words and 507 characters
+SCORE = Score(9.99159, 0, np.array([[90, 8, 2, 0]] * 6 + [[90, 8, 2, 1]] * 4), np.array([[500, 5, 2, 1]] * 10))
+SPEAKERS = Units("speakers", np.arange(10) % 5)
 
 
 def row(model: str = "m", score: Score = SCORE, missing: str = "") -> results.Result:
     return results.result(model, score, 0.5, missing, HASHES)
 
 
+def sure(model: str, low: float = 0.09, high: float = 0.12, **more: object) -> results.Result:
+    return row(model) | {"cer_interval": [0.015, 0.017], "wer_interval": [low, high], **more}
+
+
 def test_figures_are_fractions_of_the_counts() -> None:
     found = row()
     assert (found["words"], found["insertions"], found["deletions"], found["substitutions"]) == (1000, 4, 20, 80)
     assert (found["wer"], found["characters"], found["cer"]) == (0.104, 5070, 0.015779)  # 80 / 5070
-    assert found["loss"] == 9.99159
-    assert set(found["versions"]) == {"nemo", "torch", "jiwer", "python"}
+    assert (found["loss"], found["utterances"]) == (9.9916, 10)
+    assert set(found["versions"]) == {"nemo", "torch", "jiwer", "numpy", "python"}
 
 
 def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: Path) -> None:
-    first = results.write(tmp_path, row("a")).read_bytes()
-    assert results.write(tmp_path, row("a")).read_bytes() == first
-    assert json.loads(first) == row("a")
+    def whole() -> results.Result:
+        return row("a") | results.intervals(resampled(SCORE, SPEAKERS), SPEAKERS)
+
+    first = results.write(tmp_path, whole()).read_bytes()
+    assert results.write(tmp_path, whole()).read_bytes() == first
+    assert json.loads(first) == whole()
     assert str(tmp_path) not in first.decode()
+
+
+def test_intervals_say_what_was_resampled() -> None:
+    """In their two utterances two speakers have no insertion, two have one, and one has two."""
+    units = Units("speakers", np.array([0, 0, 1, 1, 2, 3, 4, 4, 2, 3]))
+    found = results.intervals(resampled(SCORE, units), units)
+    assert (found["resampled"], found["resampled_units"]) == ("speakers", 5)
+    assert found["cer_interval"] == [0.015779, 0.015779]  # all utterances have the same
+    low, high = found["wer_interval"]
+    assert 0.1 <= low < 0.104 < high <= 0.11
+
+
+def test_each_pair_of_models_is_compared(tmp_path: Path) -> None:
+    better = replace(SCORE, word_counts=SCORE.word_counts - [0, 1, 0, 0] + [1, 0, 0, 0])
+    scores = {"a": SCORE, "b": better, "c": SCORE}
+    samples = [resampled(score, SPEAKERS) for score in scores.values()]
+    found = results.comparisons([row(name, score) for name, score in scores.items()], samples)
+    assert [(pair["one"], pair["other"]) for pair in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert found[0] == {
+        "one": "a",
+        "other": "b",
+        "wer_difference": 0.01,
+        "wer_interval": [0.01, 0.01],  # one word in 100 of every utterance
+        "cer_difference": 0.0,
+        "cer_interval": [0.0, 0.0],
+    }
+    table = results.table([row(name) for name in "abc"], Evaluation(), found)
+    assert "a minus b: WER +0.0100 [+0.010, +0.010], a real difference." in table
+    assert "a minus c: WER +0.0000 [+0.000, +0.000], may be chance, 0 lies within." in table
+    assert "b minus c: WER -0.0100 [-0.010, -0.010], a real difference." in table
 
 
 def test_table_of_our_rows() -> None:
@@ -38,26 +78,67 @@ def test_table_of_our_rows() -> None:
     ]
 
 
+def test_intervals_stand_beside_the_rates_where_there_are_some() -> None:
+    known = sure("a" * 40, resampled="speakers", resampled_units=1234)
+    lines = results.table([known, row("older")], Evaluation()).splitlines()
+    assert lines[2].endswith("|    9.9916 | 0.0158 [0.015, 0.017] | 0.1040 [0.090, 0.120] |")
+    assert lines[3].endswith("|    9.9916 |                0.0158 |                0.1040 |")
+    assert max(map(len, lines[:4])) <= 120
+    assert lines[5] == "In brackets: 95 % interval, bootstrap with 1,000 resamples of 1,234 speakers."
+
+
+def test_a_rough_interval_is_said_to_be_one() -> None:
+    few = results.table([sure("m", resampled="speakers", resampled_units=9)], Evaluation())
+    assert few.endswith("of 9 speakers. It is rough and rather too narrow: they are few.")
+    nameless = results.table([sure("m", resampled="utterances", resampled_units=40)], Evaluation())
+    assert nameless.endswith("of 40 utterances. No two speakers are named: it may be too narrow.")
+
+
 def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
-    partly = Score(**(asdict(SCORE) | {"words": SCORE.words, "characters": SCORE.characters, "loss_left_out": 2}))
-    table = results.table([row("en", partly, "àè"), row("it")], Evaluation())
+    table = results.table([row("en", replace(SCORE, loss_left_out=2), "àè"), row("it")], Evaluation())
     assert "| en [1] [2] |" in table
-    assert "[1] The loss is over the letters this model has; it lacks: à è." in table
+    assert "[1] The loss is over the letters this model has; it lacks: à è. CER and WER are over all.\n" in table
     assert "[2] The loss leaves out 2 of 10 utterances" in table
     assert "| it  " in table
 
 
+def test_what_nemo_would_say_is_told_where_it_is_something_else() -> None:
+    en, it, same = row("en", missing="à") | {"nemo_wer": 0.09}, row("it") | {"nemo_wer": 0.1041}, row("same")
+    table = results.table([en, it, same | {"nemo_wer": 0.10401}], Evaluation())
+    assert "NeMo's own test would say WER 0.0900: it drops these letters from the references." in table
+    assert "[2] NeMo's own test would say WER 0.1041: it drops the space before an apostrophe" in table
+    assert "| same   " in table
+
+
 def test_no_loss_at_all_is_said() -> None:
-    nothing = Score(1, None, 1, Errors(0, 1, 0, 0), Errors(0, 1, 0, 0))
+    nothing = Score(None, 1, np.array([[0, 1, 0, 0]]), np.array([[0, 1, 0, 0]]))
     assert "|      none | 1.0000 | 1.0000 |" in results.table([row("m", nothing)], Evaluation())
 
 
 def test_published_rows_are_marked_and_compared_by_name() -> None:
     evaluation = Evaluation(published=[Published("m", 9.0, 0.02, 0.1), Published("other", 1, 1, 1)])
     evaluation.published_on, evaluation.note = "some other data", "The note."
-    table = results.table([row("m")], evaluation)
-    assert "Published figures, on some other data:" in table
+    table = results.table([row("m") | {"release": "cv-24/it", "split": "clip"}], evaluation)
+    assert "Published figures, on some other data, drawn and normalised by their authors:" in table
     assert "| m (published)     |    9.0000 | 0.0200 | 0.1000 |" in table
     assert "m, ours minus published: loss +0.9916, CER -0.0042, WER +0.0040. Not the same test set: " in table
+    assert "ours is of cv-24/it, split by clip, 10 utterances, 0.50 h, normalised by this configuration." in table
+    assert "ours is of a release not known, its split not known, 10 utt" in results.table([row("m")], evaluation)
     assert "other, ours minus" not in table
     assert table.endswith("\n\nThe note.")
+
+
+def test_the_origin_is_that_of_step_1(tmp_path: Path) -> None:
+    assert results.origin(tmp_path) == {"release": None, "split": None}
+    about = {"release": "cv-24/it", "config": {"dataset.split": {"by": "clip"}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    assert results.origin(tmp_path) == {"release": "cv-24/it", "split": "clip"}
+    (tmp_path / "dataset.json").write_text('{"release": "cv-24/it", "config": []}')
+    assert results.origin(tmp_path) == {"release": None, "split": None}
+
+
+def test_the_real_time_factor() -> None:
+    measured = {"seconds": 3.0, "audio_seconds": 120.0, "device": "cpu", "threads": 2}
+    assert results.speed("m", measured) == "m 0.025 (cpu, 2 thread(s))"
+    assert results.speed("m", measured | {"device": "cuda"}) == "m 0.025 (cuda)"
+    assert results.speed("m", None) == results.speed("m", measured | {"audio_seconds": 0.0}) == "m not measured"

@@ -1,7 +1,8 @@
 """What a model wrote for each utterance: kept batch by batch, so that an interrupted run goes on where it stopped.
 
 In the folder of a model: `predictions.jsonl` (complete, in manifest order), `predictions.jsonl.part` (as far as it got,
-in the order of inference, each line with its utterance's number) and `inputs.json` (what they were made from).
+in the order of inference, each line with its utterance's number), `inputs.json` (what they were made from),
+`letters.json` (what the model writes) and `inference.json` (how long it took, and on what).
 """
 
 import json

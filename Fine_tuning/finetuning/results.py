@@ -4,20 +4,26 @@ import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetuning.config import Evaluation, Published
-from finetuning.files import write_json
-from finetuning.scoring import Score
+from finetuning.files import read_json, write_json
+from finetuning.scoring import RESAMPLES, Score, Units, interval
 
 COLUMNS = ("Model", "Test loss", "CER", "WER")
+COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
+FEW_UNITS = 10  # speakers or utterances; fewer make an interval rough
 Result = dict[str, Any]  # as results/<experiment>/<model>.json
+Comparison = dict[str, Any]  # one of comparisons.json
 
 
 def versions() -> dict[str, str]:
     """Of what takes part in an evaluation; read without importing any of it."""
-    packages = {"nemo": "nemo_toolkit", "torch": "torch", "jiwer": "jiwer"}
+    packages = {"nemo": "nemo_toolkit", "torch": "torch", "jiwer": "jiwer", "numpy": "numpy"}
     return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version()}
 
 
@@ -25,14 +31,15 @@ def result(model: str, score: Score, hours: float, letters_missing: str, sha256:
     """One row of the table with everything needed to defend it; the same run gives the same result.
 
     `letters_missing`: of the alphabet, not written by the model, and so left out of its loss. `sha256`: of model and
-    manifest. Insertions, deletions and substitutions are of words.
+    manifest. Insertions, deletions and substitutions are of words. The loss is kept to 4 decimals: those behind them
+    depend on the batch size.
     """
     words, characters = score.words, score.characters
     return {
         "model": model,
-        "loss": _rounded(score.loss),
-        "cer": _rounded(characters.rate),
-        "wer": _rounded(words.rate),
+        "loss": rounded(score.loss, 4),
+        "cer": rounded(characters.rate),
+        "wer": rounded(words.rate),
         "words": words.reference,
         "insertions": words.insertions,
         "deletions": words.deletions,
@@ -41,8 +48,8 @@ def result(model: str, score: Score, hours: float, letters_missing: str, sha256:
         "character_insertions": characters.insertions,
         "character_deletions": characters.deletions,
         "character_substitutions": characters.substitutions,
-        "utterances": score.utterances,
-        "hours": _rounded(hours),
+        "utterances": len(score.word_counts),
+        "hours": rounded(hours),
         "loss_left_out": score.loss_left_out,
         "letters_missing": letters_missing,
         "decoder": {"name": "greedy"},
@@ -51,8 +58,42 @@ def result(model: str, score: Score, hours: float, letters_missing: str, sha256:
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 6)
+def intervals(samples: np.ndarray, units: Units) -> Result:
+    """The part of a result that says how sure it is; `samples`: WER and CER of each resample, (RESAMPLES, 2)."""
+    wer, cer = (list(map(rounded, interval(column))) for column in samples.T)
+    return {"cer_interval": cer, "wer_interval": wer, "resampled": units.kind, "resampled_units": units.count}
+
+
+def origin(folder: Path) -> Result:
+    """The part of a result that says what the test set was drawn from, as step 1 left it; None where it did not."""
+    about = read_json(folder / "dataset.json")
+    try:
+        return {"release": about["release"], "split": about["config"]["dataset.split"]["by"]}
+    except (KeyError, TypeError):  # no such file, or not from step 1
+        return {"release": None, "split": None}
+
+
+def comparisons(rows: Sequence[Result], samples: Sequence[np.ndarray]) -> list[Comparison]:
+    """Each pair of models: the difference of their rates, `one` minus `other`, and its interval (paired bootstrap)."""
+    found = []
+    for (one, of_one), (other, of_other) in combinations(zip(rows, samples, strict=True), 2):
+        wer, cer = (list(map(rounded, interval(column))) for column in (of_one - of_other).T)
+        found.append(
+            {
+                "one": one["model"],
+                "other": other["model"],
+                "wer_difference": rounded(one["wer"] - other["wer"]),
+                "wer_interval": wer,
+                "cer_difference": rounded(one["cer"] - other["cer"]),
+                "cer_interval": cer,
+            }
+        )
+    return found
+
+
+def rounded(value: float | None, digits: int = 6) -> float | None:
+    """To so many decimals; None for NaN."""
+    return None if value is None or math.isnan(value) else round(value, digits)
 
 
 def write(folder: Path, row: Result) -> Path:
@@ -62,18 +103,21 @@ def write(folder: Path, row: Result) -> Path:
     return path
 
 
-def table(rows: Sequence[Result], evaluation: Evaluation) -> str:
-    """Our rows with their footnotes; the published rows, marked as such; our row minus the published one; the note."""
+def table(rows: Sequence[Result], evaluation: Evaluation, compared: Sequence[Comparison] = ()) -> str:
+    """Our rows with their footnotes and what is compared; the published rows, marked as such; our row minus the
+    published one; the note.
+    """
     cells, footnotes = [], []
     for row in rows:
         marks = ""
         for footnote in _footnotes(row):
             footnotes.append(f"[{len(footnotes) + 1}] {footnote}")
             marks += f" [{len(footnotes)}]"
-        cells.append((row["model"] + marks, *map(_figure, (row["loss"], row["cer"], row["wer"]))))
-    parts = [_markdown(cells), "\n".join(footnotes)]
+        cells.append((row["model"] + marks, _figure(row["loss"]), _rate(row, "cer"), _rate(row, "wer")))
+    parts = [markdown(COLUMNS, cells), "\n".join(footnotes), _sureness(rows), "\n".join(map(_difference, compared))]
     if evaluation.published:
-        parts += [f"Published figures, on {evaluation.published_on or 'data not stated'}:", published_table(evaluation)]
+        on = evaluation.published_on or "data not stated"
+        parts += [f"Published figures, on {on}, drawn and normalised by their authors:", published_table(evaluation)]
         pairs = [(row, p) for row in rows for p in evaluation.published if p.model == row["model"]]
         parts.append("\n".join(_comparison(row, p) for row, p in pairs))
     return "\n\n".join(part for part in (*parts, evaluation.note) if part)
@@ -81,14 +125,23 @@ def table(rows: Sequence[Result], evaluation: Evaluation) -> str:
 
 def published_table(evaluation: Evaluation) -> str:
     """The published rows alone, each marked as such."""
-    return _markdown([(f"{p.model} (published)", *map(_figure, (p.loss, p.cer, p.wer))) for p in evaluation.published])
+    cells = [(f"{p.model} (published)", *map(_figure, (p.loss, p.cer, p.wer))) for p in evaluation.published]
+    return markdown(COLUMNS, cells)
 
 
 def _footnotes(row: Result) -> list[str]:
     footnotes = []
+    nemo = row.get("nemo_wer")
+    differs = nemo is not None and _figure(nemo) != _figure(row["wer"])
+    nemo = f" NeMo's own test would say WER {nemo:.4f}" if differs else ""
     if row["letters_missing"]:
         letters = " ".join(row["letters_missing"])
-        footnotes.append(f"The loss is over the letters this model has; it lacks: {letters}. CER and WER are over all.")
+        nemo = nemo and f"{nemo}: it drops these letters from the references."
+        footnotes.append(
+            f"The loss is over the letters this model has; it lacks: {letters}. CER and WER are over all.{nemo}"
+        )
+    elif nemo:
+        footnotes.append(f"{nemo.strip()}: it drops the space before an apostrophe from the hypotheses.")
     if row["loss_left_out"]:
         footnotes.append(
             f"The loss leaves out {row['loss_left_out']} of {row['utterances']} utterances: more letters than frames. "
@@ -97,28 +150,69 @@ def _footnotes(row: Result) -> list[str]:
     return footnotes
 
 
+def _sureness(rows: Sequence[Result]) -> str:
+    """What stands in brackets; empty where no row has an interval."""
+    drawn = sorted({(row["resampled"], row["resampled_units"]) for row in rows if "resampled" in row})
+    if not drawn:
+        return ""
+    units = " or ".join(f"{count:,} {kind}" for kind, count in drawn)
+    few = any(count < FEW_UNITS for _, count in drawn)
+    return (
+        f"In brackets: 95 % interval, bootstrap with {RESAMPLES:,} resamples of {units}."
+        + (" It is rough and rather too narrow: they are few." if few else "")
+        + (" No two speakers are named: it may be too narrow." if "utterances" in dict(drawn) else "")
+    )
+
+
+def _difference(pair: Comparison) -> str:
+    low, high = pair["wer_interval"]
+    says = "a real difference" if low > 0 or high < 0 else "may be chance, 0 lies within"
+    return f"{pair['one']} minus {pair['other']}: WER {pair['wer_difference']:+.4f} [{low:+.3f}, {high:+.3f}], {says}."
+
+
 def _comparison(row: Result, published: Published) -> str:
     differences = ", ".join(
         f"{name} {row[key] - getattr(published, key):+.4f}"
         for key, name in (("loss", "loss"), ("cer", "CER"), ("wer", "WER"))
         if row[key] is not None
     )
+    split = f"split by {row['split']}" if row.get("split") else "its split not known"
     return (
-        f"{row['model']}, ours minus published: {differences}. Not the same test set: ours has "
-        f"{row['utterances']:,} utterances, {row['hours']:.2f} h."
+        f"{row['model']}, ours minus published: {differences}. Not the same test set: ours is of "
+        f"{row.get('release') or 'a release not known'}, {split}, {row['utterances']:,} utterances, "
+        f"{row['hours']:.2f} h, normalised by this configuration."
     )
+
+
+def speed(name: str, measured: dict[str, Any] | None) -> str:
+    """The real-time factor of a model's inference.json: processing time / duration of the audio, below 1 if faster.
+
+    Processing: reading wavs, features, network, greedy decoding and loss; not loading the model.
+    """
+    if not measured or not measured["audio_seconds"]:
+        return f"{name} not measured"
+    threads = f", {measured['threads']} thread(s)" if measured["device"] == "cpu" else ""
+    return f"{name} {measured['seconds'] / measured['audio_seconds']:.2g} ({measured['device']}{threads})"
+
+
+def _rate(row: Result, name: str) -> str:
+    """A rate and, where there is one, its interval."""
+    if f"{name}_interval" not in row:
+        return _figure(row[name])
+    low, high = row[f"{name}_interval"]
+    return f"{_figure(row[name])} [{low:.3f}, {high:.3f}]"
 
 
 def _figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table that is a table on a screen too."""
-    widths = [max(len(row[column]) for row in (COLUMNS, *rows)) for column in range(len(COLUMNS))]
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that is a table on a screen too; all columns but the first are aligned to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     rule = "|".join([f"|{'-' * (widths[0] + 2)}", *(f"{'-' * (width + 1)}:" for width in widths[1:])]) + "|"
     lines = []
-    for name, *figures in (COLUMNS, *rows):
+    for name, *figures in (header, *rows):
         cells = [name.ljust(widths[0]), *(f.rjust(width) for f, width in zip(figures, widths[1:], strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([lines[0], rule, *lines[1:]])

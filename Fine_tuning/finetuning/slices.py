@@ -1,0 +1,85 @@
+"""Parts of the test set that may be easier or harder: who speaks, what is read, how long it is."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from finetuning.errors import printable
+from finetuning.manifest import Utterance
+from finetuning.results import Result, markdown, rounded
+from finetuning.scoring import Score, total
+
+SEEN, UNSEEN = "seen in training", "not seen in training"
+DURATIONS_S = {"under 2 s": 2, "2 to 4 s": 4, "4 to 6 s": 6, "6 to 10 s": 10, "10 s and more": np.inf}
+MOST_VALUES = 20  # of gender, age or accents; the rarer ones are put together
+SHOWN_VALUES = 3  # on the screen
+
+Groups = dict[str, dict[str, np.ndarray]]  # slice: group: numbers of its utterances
+
+
+def groups(utterances: Sequence[Utterance], training: Sequence[Utterance] | None) -> Groups:
+    """Which utterances are in which group of which slice; each is in one group of every slice there is.
+
+    A slice of what no utterance states is left out, and so are speaker and sentence without the `training` utterances:
+    "seen" means heard or read in them, whatever else a model was trained on. Sentences are compared as normalised.
+    """
+    named = {}
+    if training is not None:
+        speakers, texts = {u.speaker for u in training}, {u.text for u in training}
+        if any(u.speaker for u in utterances) and speakers != {""}:
+            named["speaker"] = [_seen(u.speaker in speakers) if u.speaker else "not stated" for u in utterances]
+        named["sentence"] = [_seen(u.text in texts) for u in utterances]
+    named["duration"] = [next(name for name, end in DURATIONS_S.items() if u.duration < end) for u in utterances]
+    order = {"speaker": [SEEN, UNSEEN, "not stated"], "sentence": [SEEN, UNSEEN], "duration": list(DURATIONS_S)}
+    for field in ("gender", "age", "accents"):
+        values = [getattr(u, field) for u in utterances]
+        if any(values):
+            frequent = [value for value, _ in sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))]
+            known = {value: value or "not stated" for value in frequent[:MOST_VALUES]}
+            named[field] = [known.get(value, "others") for value in values]
+            order[field] = [*known.values(), "others"]
+    found = {}
+    for name, members in named.items():
+        numbers = {group: [] for group in order[name]}
+        for number, group in enumerate(members):
+            numbers[group].append(number)
+        found[name] = {group: np.array(chosen) for group, chosen in numbers.items() if chosen}
+    return found
+
+
+def _seen(is_seen: bool) -> str:
+    return SEEN if is_seen else UNSEEN
+
+
+def scored(of: Groups, score: Score) -> dict[str, dict[str, dict[str, Any]]]:
+    """By slice and group: how much there is and its error rates."""
+    return {name: {group: _scored(score, numbers) for group, numbers in part.items()} for name, part in of.items()}
+
+
+def _scored(score: Score, numbers: np.ndarray) -> dict[str, Any]:
+    words, characters = total(score.word_counts[numbers]), total(score.character_counts[numbers])
+    return {
+        "utterances": len(numbers),
+        "words": words.reference,
+        "characters": characters.reference,
+        "wer": rounded(words.rate),
+        "cer": rounded(characters.rate),
+    }
+
+
+def table(rows: Sequence[Result]) -> str:
+    """WER by slice, a column for each model, at most 15 lines: of gender the most frequent, age and accents not."""
+    first = rows[0]["slices"]
+    lines = []
+    for name in ("speaker", "sentence", "duration", "gender"):
+        for group, of in list(first.get(name, {}).items())[: SHOWN_VALUES if name == "gender" else None]:
+            share = f"{of['utterances']:,} ({of['utterances'] / rows[0]['utterances']:.0%})"
+            rates = [f"{row['slices'][name][group]['wer']:.4f}" for row in rows]
+            lines.append((f"{name} {printable(group)}", share, f"{of['words']:,}", *rates))
+    header = ("WER by", "Utterances", "Words", *(row["model"] for row in rows))
+    shown = markdown(header, lines)
+    if "sentence" not in first:
+        shown += "\n\nWhat was seen in training is not known: there is no training manifest."
+    return shown
