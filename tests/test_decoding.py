@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from finetuning.decoding import greedy
+from finetuning.decoding import greedy, words
 
 LABELS = ["a", "b", " "]  # the blank, written _ below, is 3
 
@@ -28,3 +28,19 @@ def frames(path: str) -> np.ndarray:
 )
 def test_best_path(path: str, text: str) -> None:
     assert greedy(frames(path), LABELS) == text
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("_aab__ _b__b", [("ab", 1, 4), ("bb", 8, 12)]),
+        ("  a ", [("a", 2, 3)]),
+        ("aaa", [("a", 0, 1)]),  # where a letter begins; how long it is held says nothing
+        ("a _ b", [("a", 0, 1), ("b", 4, 5)]),
+        ("_ _", []),
+        ("", []),
+    ],
+)
+def test_words_have_the_frames_of_their_letters(path: str, found: list[tuple[str, int, int]]) -> None:
+    assert words(frames(path), LABELS) == found
+    assert [word for word, *_ in found] == greedy(frames(path), LABELS).split()

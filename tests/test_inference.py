@@ -1,8 +1,10 @@
 """A real small model on real clips: results that depend on nothing but model and wav; the loss by hand."""
 
 import itertools
+import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from conftest import ROOT
+from finetuning.decoding import greedy
 from finetuning.errors import UserError
 from finetuning.manifest import Utterance, read_manifest
-from small import ARCHITECTURE, ITALIAN, lively_model, write_clips
+from finetuning.predictions import Prediction
+from small import ARCHITECTURE, ENGLISH, ITALIAN, lively_model, write_clips
 
 pytestmark = pytest.mark.nemo
 
@@ -70,6 +75,22 @@ def test_results_do_not_depend_on_batch_size_or_order(model: Any, clips: tuple[P
         assert other == pytest.approx(losses[0], abs=1e-3)
     shuffled = transcribe(model, [utterances[number] for number in order], folder, 3)
     assert shuffled == [texts[0][number] for number in order]
+
+
+def test_texts_do_not_depend_on_the_number_of_threads(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
+    import torch
+    from finetuning.inference import machine, transcribe
+
+    folder, utterances = clips
+    texts = {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            texts[threads] = transcribe(model, utterances[:5], folder, 4)
+            assert machine(model)["threads"] == threads
+    finally:
+        torch.set_num_threads(1)
+    assert texts[1] == texts[2]
 
 
 def test_frames_and_texts_are_nemos(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
@@ -212,3 +233,78 @@ def test_a_file_that_is_no_wav_is_named(tmp_path: Path) -> None:
     for name in ("text.wav", "none.wav"):
         with pytest.raises(UserError, match=f"cannot read .*{name}"):
             read_wavs([tmp_path / name], 16000)
+
+
+def nemos_metric(model: Any, texts: list[str], frames: list[np.ndarray]) -> float:
+    """The WER that NeMo's own test says: its parser's references, its greedy decoding, its metric."""
+    import torch
+    from nemo.collections.asr.metrics.wer import WER
+    from nemo.collections.common.parts.preprocessing.parsers import make_parser
+    from torch.nn.utils.rnn import pad_sequence
+
+    letters = list(model.decoder.vocabulary)
+    parser = make_parser(labels=letters, name="base", unk_id=-1, blank_id=-1)
+    targets = [torch.tensor(parser(text), dtype=torch.long) for text in texts]
+    metric = WER(decoding=model.decoding, log_prediction=False)
+    metric.update(
+        predictions=pad_sequence([torch.from_numpy(own) for own in frames], batch_first=True),
+        predictions_lengths=torch.tensor([len(own) for own in frames]),
+        targets=pad_sequence(targets, batch_first=True),
+        targets_lengths=torch.tensor([len(target) for target in targets]),
+    )
+    return metric.compute()[0].item()
+
+
+@pytest.fixture(scope="module")
+def english() -> Any:
+    from finetuning.inference import ready
+    from finetuning.model import restore
+
+    return ready(restore(ROOT / "models" / "demo" / "quartznet_small_en.nemo"))
+
+
+def sample(language: str, folder: Path) -> list[Utterance]:
+    """12 clips of the shipped sample."""
+    archive = ROOT / "datasets" / "sample" / f"cv-corpus-sample-{language}.tar.gz"
+    return read_manifest(write_clips(archive, folder, 12))
+
+
+def test_the_result_depends_neither_on_the_batch_size_nor_on_the_order_of_the_manifest(
+    english: Any, tmp_path: Path
+) -> None:
+    from finetuning import results, scoring
+    from finetuning.inference import predict
+
+    utterances = [replace(u, speaker=f"speaker {n % 5}") for n, u in enumerate(sample("en", tmp_path))]
+    found, losses = set(), []
+    for size, order in ((1, range(12)), (5, random.Random(0).sample(range(12), 12)), (16, range(11, -1, -1))):
+        chosen = [utterances[number] for number in order]
+        said = dict(pair for batch in predict(english, chosen, tmp_path, size) for pair in batch)
+        score, units = scoring.score(said[number] for number in range(12)), scoring.units(chosen)
+        row = results.result("m", score, 1.0, "", {}) | results.intervals(scoring.resampled(score, units), units)
+        losses.append(row.pop("loss"))
+        found.add(json.dumps(row))
+    assert len(found) == 1
+    assert losses == pytest.approx([losses[0]] * 3, abs=2e-4)
+
+
+@pytest.mark.parametrize("language", ["en", "it"])
+def test_error_rates_are_nemos(english: Any, language: str, tmp_path: Path) -> None:
+    """The shipped English model, on English, and on Italian, of which NeMo's own test drops the accented letters."""
+    from finetuning.scoring import nemo_word_error_rate, score
+    from nemo.collections.asr.metrics.wer import word_error_rate
+
+    utterances = sample(language, tmp_path)
+    frames = list(all_frames(english, (tmp_path, utterances), list(range(12)), 4).values())
+    said = [Prediction("", u.text, greedy(own, ENGLISH), None, 1) for u, own in zip(utterances, frames, strict=True)]
+    ours, references = score(said), [u.text for u in utterances]
+    theirs = nemos_metric(english, references, frames)
+    assert nemo_word_error_rate(said, ours, ENGLISH) == pytest.approx(theirs, abs=1e-6)
+    if language == "en":
+        assert 0 < ours.words.rate < 0.5
+        assert ours.words.rate == pytest.approx(theirs, abs=1e-6)
+        theirs = word_error_rate([p.pred_text.strip() for p in said], references, use_cer=True)
+        assert ours.characters.rate == pytest.approx(theirs, abs=1e-6)
+    else:
+        assert any(letter not in ENGLISH for text in references for letter in text)
+        assert ours.words.rate != pytest.approx(theirs, abs=1e-3)

@@ -1,7 +1,8 @@
-"""From a manifest to log-probabilities: the one way this project runs a model."""
+"""From a manifest, or segments of recordings, to log-probabilities: the one way this project runs a model."""
 
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -9,11 +10,15 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from torch.nn import functional as F
 
-from finetuning.decoding import greedy
+from finetuning.decoding import greedy, words
 from finetuning.errors import UserError
 from finetuning.manifest import Utterance
 from finetuning.model import channels_last, labels
 from finetuning.predictions import Prediction
+from finetuning.segments import Segment
+from finetuning.shards import Member, opened
+from finetuning.subtitles import Word
+from finetuning.transcripts import Passage
 
 
 def ready(model: EncDecCTCModel) -> EncDecCTCModel:
@@ -24,20 +29,25 @@ def ready(model: EncDecCTCModel) -> EncDecCTCModel:
     return model
 
 
+def machine(model: EncDecCTCModel) -> dict[str, Any]:
+    """What the model runs on: the kind of device, and how many threads torch computes with on a CPU."""
+    return {"device": model.device.type, "threads": torch.get_num_threads()}
+
+
 def predict(
     model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path, batch_size: int, done: Container[int] = ()
 ) -> Iterator[list[tuple[int, Prediction]]]:
     """Batch by batch, the number of each utterance and its prediction by the best path; longest utterances first.
 
-    Wavs are read from `folder`. A batch whose numbers are all `done` is skipped; one that is not is run whole, so that
-    a run that goes on computes what an uninterrupted one does.
+    `folder` is that of their manifest. A batch whose numbers are all `done` is skipped; one that is not is run whole,
+    so that a run that goes on computes what an uninterrupted one does.
     """
     letters = labels(ready(model))
     for numbers in batches(utterances, batch_size):
         if all(number in done for number in numbers):
             continue
         chosen = [utterances[number] for number in numbers]
-        frames = log_probabilities(model, read_wavs([folder / u.audio_filepath for u in chosen], sample_rate(model)))
+        frames = log_probabilities(model, read_wavs([u.wav(folder) for u in chosen], sample_rate(model)))
         yield [
             (number, Prediction(u.audio_filepath, u.text, greedy(own, letters), loss(own, u.text, letters), u.duration))
             for number, u, own in zip(numbers, chosen, frames, strict=True)
@@ -48,6 +58,24 @@ def transcribe(model: EncDecCTCModel, utterances: Sequence[Utterance], folder: P
     """The text of the best path of each utterance, in the order given."""
     found = dict(pair for batch in predict(model, utterances, folder, batch_size) for pair in batch)
     return [found[number].pred_text for number in range(len(utterances))]
+
+
+def hear(model: EncDecCTCModel, segments: Sequence[Segment]) -> list[Passage]:
+    """What is said in each segment, by its best path: nothing where there is nothing to hear. `model` is `ready`."""
+    rate, letters = sample_rate(model), labels(model)
+    frame_s = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
+    audible = [segment for segment in segments if segment.is_audible(rate)]
+    frames = dict(zip(map(id, audible), log_probabilities(model, [s.samples for s in audible]), strict=True))
+    passages = []
+    for segment in segments:
+        own = frames.get(id(segment), np.zeros((0, len(letters) + 1)))  # (T, V + 1)
+        start_s, duration_s = segment.start / rate, len(segment.samples) / rate
+        spoken = [
+            Word(text, start_s + first * frame_s, start_s + min(end * frame_s, duration_s))
+            for text, first, end in words(own, letters)
+        ]
+        passages.append(Passage(round(start_s, 3), round(duration_s, 3), greedy(own, letters), spoken))
+    return passages
 
 
 def batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]:
@@ -61,21 +89,21 @@ def sample_rate(model: EncDecCTCModel) -> int:
     return int(model.cfg.preprocessor.get("sample_rate", 16000))
 
 
-def read_wavs(paths: Sequence[Path], rate: int) -> list[np.ndarray]:
+def read_wavs(wavs: Sequence[Path | Member], rate: int) -> list[np.ndarray]:
     """Samples of each wav, between -1 and 1; UserError names the first that is not a mono wav at `rate` Hz."""
-    return [_read_wav(path, rate) for path in paths]
+    return [_read_wav(wav, rate) for wav in wavs]
 
 
-def _read_wav(path: Path, rate: int) -> np.ndarray:
+def _read_wav(wav: Path | Member, rate: int) -> np.ndarray:
     try:
-        samples, found = soundfile.read(path, dtype="float32")
+        samples, found = soundfile.read(opened(wav), dtype="float32")
     except (OSError, soundfile.SoundFileError) as error:
-        raise UserError(f"cannot read {path} as a wav; delete it and run step 1 again") from error
+        raise UserError(f"cannot read {wav} as a wav; delete it and run step 1 again") from error
     if found != rate or samples.ndim != 1:
         channels = 1 if samples.ndim == 1 else samples.shape[1]
-        raise UserError(f"{path} has {found} Hz and {channels} channel(s), not {rate} Hz and 1; make it with step 1")
+        raise UserError(f"{wav} has {found} Hz and {channels} channel(s), not {rate} Hz and 1; make it with step 1")
     if len(samples) < rate // 20:
-        raise UserError(f"{path} is shorter than 0.05 s; delete it and run step 1 again")
+        raise UserError(f"{wav} is shorter than 0.05 s; delete it and run step 1 again")
     return samples
 
 
@@ -86,6 +114,8 @@ def log_probabilities(model: EncDecCTCModel, wavs: Sequence[np.ndarray]) -> list
     Padding is cut off and, by the encoder's masked convolutions, has no influence; an encoder without masks (NeMo's
     `conv_mask: false`) gets its wavs one by one. `model` must be `ready`.
     """
+    if not wavs:
+        return []
     if len(wavs) > 1 and not model.cfg.encoder.get("conv_mask", True):
         return [frames for wav in wavs for frames in log_probabilities(model, [wav])]
     lengths = torch.tensor([len(wav) for wav in wavs], device=model.device)

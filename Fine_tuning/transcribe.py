@@ -1,0 +1,155 @@
+"""A model and recordings -> what is said in them, as text, JSON lines or subtitles.
+
+    python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt] [--output FOLDER]
+
+Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where it is
+quiet. With --output each recording gets a file of its own, and the same command goes on with those that have none yet;
+without, transcripts are printed. Notices and the progress bar go to stderr.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetuning.errors import UserError, printable, run
+from finetuning.files import alone, make_folder, sha256
+
+if TYPE_CHECKING:
+    from finetuning.segments import Segment
+    from finetuning.transcripts import Finished, Passage, Recording
+    from nemo.collections.asr.models import EncDecCTCModel
+    from tqdm import tqdm
+
+FORMATS = ("text", "jsonl", "srt")
+BATCH = 4  # segments at a time; with many more, padding costs a CPU more than company gains it
+
+
+def main() -> None:
+    """Transcribe what can be read, and end with an error when something could not."""
+    arguments = command_line()
+    from finetuning.config_file import load
+    from finetuning.registry import find
+    from finetuning.transcripts import Finished, recordings
+
+    given = recordings(arguments.recordings)
+    if arguments.format == "srt" and not arguments.output and len(given) > 1:
+        raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
+    readable = [recording for recording in given if is_readable(recording)]
+    path = find(arguments.model, load("configs/italian.yaml", []).model)
+    folder = make_folder(Path(arguments.output)) if arguments.output else None
+    with alone(folder) if folder else nullcontext():
+        finished, left = None, readable
+        if folder:
+            finished = Finished(folder, arguments.format, sha256(path))
+            left = finished.start(readable)
+        if len(left) < len(readable):
+            say(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
+        done = transcribe(restore(path), left, finished, arguments.format, named=len(given) > 1) if left else 0
+    if bad := len(given) - (len(readable) - len(left)) - done:
+        raise UserError(
+            f"{bad:,} of {len(given):,} recordings are not transcribed, or not wholly, for the reasons above"
+        )
+
+
+def command_line() -> argparse.Namespace:
+    """What was typed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "model", metavar="MODEL", help="a .nemo file, or a name of model.registry in configs/italian.yaml"
+    )
+    parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
+    parser.add_argument("--output", metavar="FOLDER", help="for one file a recording")
+    return parser.parse_args()
+
+
+def say(sentence: object) -> None:
+    """A notice, in one line, that neither mixes with the transcripts nor with the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(printable(str(sentence)), file=sys.stderr)
+
+
+def is_readable(recording: "Recording") -> bool:
+    """Whether its file can be opened; says why not, before a model is loaded for nothing."""
+    from finetuning.segments import check
+
+    try:
+        check(recording.audio)
+    except UserError as error:
+        say(error)
+        return False
+    return True
+
+
+def restore(path: Path) -> "EncDecCTCModel":
+    """The model of `path`, ready to run."""
+    say(f"loading {path.name} (NeMo takes a while)")
+    from finetuning import model as models
+    from finetuning.inference import ready
+
+    return ready(models.restore(path))
+
+
+def transcribe(
+    model: "EncDecCTCModel", recordings: list["Recording"], finished: "Finished | None", style: str, named: bool
+) -> int:
+    """Print each transcript, or write it among those `finished`; how many recordings were transcribed wholly."""
+    from finetuning.segments import duration_s
+    from finetuning.transcripts import render
+    from tqdm import tqdm
+
+    whole = 0
+    with tqdm(total=sum(duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
+        for recording, passages, failure in heard(model, recordings, bar):
+            if failure:
+                say(failure)
+            if finished and (passages or not failure):
+                finished.write(recording, render(style, recording.audio, passages), whole=not failure)
+            elif not finished:
+                tqdm.write(render(style, recording.audio, passages, named), file=sys.stdout, end="")
+                sys.stdout.flush()
+            whole += not failure
+    return whole
+
+
+def heard(
+    model: "EncDecCTCModel", recordings: list["Recording"], bar: "tqdm"
+) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
+    """Each recording with what is said in it, and what is wrong with it; in `bar` the seconds heard."""
+    from finetuning.inference import hear, sample_rate
+    from finetuning.segments import Segment
+
+    parts = parts_of(recordings, sample_rate(model))
+    passages: list[Passage] = []
+    while batch := list(islice(parts, BATCH)):
+        told = iter(hear(model, [part for _, part in batch if isinstance(part, Segment)]))
+        for recording, part in batch:
+            if isinstance(part, Segment):
+                passages.append(next(told))
+                bar.update(passages[-1].duration_s)
+            else:
+                yield recording, [passage for passage in passages if passage.text.strip()], part
+                passages = []
+
+
+def parts_of(recordings: list["Recording"], rate: int) -> Iterator[tuple["Recording", "Segment | UserError | None"]]:
+    """The segments of each recording and then, for its end, None or what is wrong with it."""
+    from finetuning.segments import blocks, segments
+
+    for recording in recordings:
+        failure = None
+        try:
+            for segment in segments(blocks(recording.audio, rate), rate):
+                yield recording, segment
+        except UserError as error:
+            failure = error
+        yield recording, failure
+
+
+if __name__ == "__main__":
+    run(main)
