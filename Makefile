@@ -19,15 +19,14 @@ demo-base: .venv/.complete
 	cp runs/demo_english/quartznet_small_en.nemo models/demo/
 	cp runs/demo_english/run.json models/demo/quartznet_small_en.run.json
 
-# the demo's Italian epochs without the English base, for comparison
-demo-scratch: .venv/.complete
-	$(RUN) Fine_tuning/dataset_creation.py --config configs/demo.yaml
+# the demo's Italian epochs without the English base, compared with the demo's own models
+demo-scratch: demo
 	$(RUN) Fine_tuning/train.py --config configs/demo.yaml model.base=null \
 		model.architecture=configs/models/quartznet_small.yaml training.frozen_epochs=0 \
 		training.output=runs/demo_scratch training.name=Model-IT-from-scratch
 	$(RUN) Fine_tuning/evaluate.py --config configs/demo.yaml \
-		evaluation.models=[runs/demo_scratch/Model-IT-from-scratch.nemo] \
-		evaluation.predictions=runs/demo_scratch/predictions evaluation.results=results/demo_scratch
+		evaluation.models=[models/demo/quartznet_small_en.nemo,runs/demo/Model-IT-finetuned.nemo,runs/demo_scratch/Model-IT-from-scratch.nemo] \
+		evaluation.results=results/demo_scratch
 
 test: .venv/.complete
 	$(RUN) -m pytest

@@ -14,7 +14,7 @@ from finetuning.errors import UserError, run
 from finetuning.figures import loss_curve
 from finetuning.files import read_json, written_whole
 from finetuning.metrics import read_metrics
-from finetuning.results import published_table, table
+from finetuning.results import COMPARISONS, published_table, table
 
 README = ROOT / "README.md"
 REFERENCE = ROOT / "results" / "reference"
@@ -45,14 +45,17 @@ def parts() -> dict[str, str]:
     """Markdown by the name of the mark."""
     timing = measured("timing.json", "clone_to_table.py")
     rows = [read_json(REFERENCE / f"{name}.json") for name in timing["models"]]
+    compared = read_json(REFERENCE / f"{COMPARISONS}.json") or []
     italian = load("configs/italian.yaml", []).evaluation
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
-        "demo": table(rows, load("configs/demo.yaml", []).evaluation),
-        "published": f"On {italian.published_on}:\n\n{published_table(italian)}",
+        "demo": table(rows, load("configs/demo.yaml", []).evaluation, compared),
+        "published": f"On {italian.published_on}, drawn and normalised by its authors:\n\n{published_table(italian)}",
         "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
         f"then the three scripts {minutes(timing['scripts_s'])} ({steps}).",
+        "recipes": recipes(measured("recipes.json", "recipes.py")),
         "dataset_creation": speed(measured("dataset_creation.json", "dataset_creation.py")),
+        "training": training(measured("training.json", "training.py")),
     }
 
 
@@ -91,6 +94,49 @@ def speed(of: dict) -> str:
         f"Without the audio, {table['rows']:,} rows took {table['s']:.0f} s and {table['peak_mb']} MB.",
     ]
     return "\n".join([*lines, "", *about])
+
+
+def training(of: dict) -> str:
+    """A training step beside stock NeMo's, what is padded, and that the gradients are the same."""
+    ways = {
+        "stock": "stock NeMo, random batches",
+        "convolutions": "channels last, random batches",
+        "and batches": "channels last, batches by duration",
+    }
+    lines = ["| A training step on the CPU | Seconds of audio/s | Stock NeMo |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "stock" else f"{of['stock_to'][way]['median']:.2f} ×"
+        lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['model']}, batches of {of['batch']} or of as many "
+        f"seconds; {of['data']}.",
+        f"Padding, batches of 32: {of['padding']['random']:.0%} of what is computed with random batches, "
+        f"{of['padding']['by_duration']:.1%} with batches by duration.",
+        f"In double precision the loss differs from stock NeMo's by {of['difference']['loss']:.0e} of it and the "
+        f"gradients by {of['difference']['gradients']:.0e} of their norm.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def recipes(of: dict) -> str:
+    """What changes of the recipe bring, with the spread over seeds."""
+    names = {
+        "warm": "the demo: warm decoder",
+        "random": "random decoder, as published",
+        "batches by duration": "warm decoder, batches by duration",
+        "from scratch": "without the English base",
+    }
+    reached = f"Epochs to validation WER {of['validation_wer']:g}"
+    lines = [f"| Recipe | Test WER | Test CER | {reached} |", "|---|---:|---:|---:|"]
+    for variant, found in of["variants"].items():
+        spread = [f"{found['mean'][key]:.3f} ± {found['standard_deviation'][key]:.3f}" for key in ("wer", "cer")]
+        epochs = ", ".join(str(run["reached"] or "never") for run in found["runs"])
+        lines.append(f"| {names[variant]} | {' | '.join(spread)} | {epochs} |")
+    about = (
+        f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
+        f"{of['variants']['warm']['runs'][0]['epochs']} epochs each."
+    )
+    return "\n".join([*lines, "", about])
 
 
 def short(value: float) -> str:

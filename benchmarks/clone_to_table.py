@@ -3,8 +3,8 @@
     python benchmarks/clone_to_table.py
 
 Clones this checkout's last commit to a temporary folder and writes results/reference/ here: the times, and what the
-demo measured there (the rows of the table, and of its comparison from scratch, and metrics.csv). Packages come from the
-machine's own package index, without pip's cache.
+demo and its comparison from scratch measured there (the rows of the table, their differences, and metrics.csv).
+Packages come from the machine's own package index, without pip's cache.
 """
 
 import json
@@ -31,7 +31,8 @@ def main() -> None:
             step: run([python, f"Fine_tuning/{step}.py", "--config", "configs/demo.yaml"], clone) for step in STEPS
         }
         run(["make", "demo-scratch"], cwd=clone)
-        rows = [*(clone / "results" / "demo").glob("*.json"), *(clone / "results" / "demo_scratch").glob("*.json")]
+        found = [*(clone / "results" / "demo_scratch").glob("*.json")]  # the demo's models and the one from scratch
+        rows = [path for path in found if path.name != "comparisons.json"]
         rows.sort(key=lambda path: (path.name.startswith("Model"), "scratch" in path.name))
         timing = {
             "machine": f"{os.cpu_count()} CPU cores ({cpu_name()}) without a GPU",
@@ -42,7 +43,7 @@ def main() -> None:
         }
         reference = ROOT / "results" / "reference"
         reference.mkdir(parents=True, exist_ok=True)
-        for path in [*rows, clone / "runs" / "demo" / "metrics.csv"]:
+        for path in [*found, clone / "runs" / "demo" / "metrics.csv"]:
             shutil.copy(path, reference)
         (reference / "timing.json").write_text(json.dumps(timing, indent=2) + "\n")
     print(json.dumps(timing, indent=2))

@@ -1,0 +1,102 @@
+"""What changes of the recipe bring, on the shipped sample (synthetic speech): each trained from three seeds.
+
+    python benchmarks/recipes.py [VARIANT ...]
+
+Trains and evaluates configs/demo.yaml with the overrides of VARIANTS, as many runs at a time as there are cores, each
+with one thread, and writes results/reference/recipes.json. All of it takes about an hour and a half on two cores. Type
+it again after an interruption: runs that are finished are only read. The seed is that of the training (decoder, order
+of the batches, masks, perturbation); the split, and so the test set, is the same in all runs.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from statistics import mean, stdev
+
+from clone_to_table import ROOT, cpu_name
+
+SEEDS = (0, 1, 2)
+FROM_SCRATCH = ("model.base=null", "model.architecture=configs/models/quartznet_small.yaml", "training.frozen_epochs=0")
+VARIANTS = {
+    "warm": ("training.decoder_init=warm",),  # the demo as it is
+    "random": ("training.decoder_init=random",),
+    "batches by duration": ("training.batch_duration_s=17",),
+    "from scratch": FROM_SCRATCH,
+}
+VALIDATION_WER = 0.3  # whose first epoch is told
+RUNS = ROOT / "runs" / "recipes"
+RESULT = ROOT / "results" / "reference" / "recipes.json"
+CORES = len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    """Run what is missing, then write what all runs gave."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{', '.join(VARIANTS)}; all without any")
+    chosen = parser.parse_args().variants or list(VARIANTS)
+    if unknown := set(chosen) - set(VARIANTS):
+        parser.error(f"no variant is called {', '.join(unknown)}")
+    script("dataset_creation")
+    with ThreadPoolExecutor(CORES) as pool:
+        jobs = {(variant, seed): pool.submit(one, variant, seed) for seed in SEEDS for variant in chosen}
+        runs = {key: job.result() for key, job in jobs.items()}
+    known = json.loads(RESULT.read_text())["variants"] if RESULT.is_file() else {}
+    for variant in chosen:
+        known[variant] = summary([runs[variant, seed] for seed in SEEDS])
+    measured = {
+        "machine": f"{CORES} CPU cores ({cpu_name()}), one thread a run",
+        "data": "shipped sample, synthetic speech, test speakers unheard in training",
+        "seeds": list(SEEDS),
+        "validation_wer": VALIDATION_WER,
+        "variants": {variant: known[variant] for variant in VARIANTS if variant in known},
+    }
+    RESULT.write_text(json.dumps(measured, indent=2) + "\n")
+    print(json.dumps(measured, indent=2))
+
+
+def one(variant: str, seed: int) -> dict[str, float | int | None]:
+    """Train and evaluate; what came out."""
+    name = f"{variant.replace(' ', '_')}-{seed}"
+    output = RUNS / name
+    script("train", f"training.output={output}", f"training.name={name}", f"training.seed={seed}", *VARIANTS[variant])
+    script(
+        "evaluate", f"evaluation.models=[{output / name}.nemo]", f"evaluation.predictions={output / 'predictions'}",
+        f"evaluation.results={output / 'results'}", f"training.output={output}",
+    )  # fmt: skip
+    with (output / "metrics.csv").open() as table:
+        wers = [float(row["val_wer"]) for row in csv.DictReader(table)]
+    result = json.loads((output / "results" / f"{name}.json").read_text())
+    reached = next((epoch for epoch, wer in enumerate(wers, start=1) if wer <= VALIDATION_WER), None)
+    return {"epochs": len(wers), "reached": reached, **{key: result[key] for key in ("loss", "cer", "wer")}}
+
+
+def script(name: str, *overrides: str) -> None:
+    """One of the three scripts on the demo's configuration; its output goes to a log, which is shown when it fails."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    about = overrides[1].partition("=")[2].replace("/", "_") if overrides else "demo"
+    command = [sys.executable, str(ROOT / "Fine_tuning" / f"{name}.py"), "--config", "configs/demo.yaml", *overrides]
+    log = RUNS / f"{name}-{about}.log"
+    with log.open("w") as out:
+        status = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        ).returncode
+    if status:
+        raise SystemExit(f"failed: {' '.join(command)}\n{log.read_text()[-2000:]}")
+
+
+def summary(runs: list[dict]) -> dict:
+    """The runs of a variant, the mean of each figure and its standard deviation over seeds."""
+    figures = {key: [run[key] for run in runs] for key in ("loss", "cer", "wer")}
+    return {
+        "runs": runs,
+        "mean": {key: round(mean(values), 4) for key, values in figures.items()},
+        "standard_deviation": {key: round(stdev(values), 4) for key, values in figures.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
