@@ -276,12 +276,14 @@ def test_channels_last_computes_the_same(model: Any, saved: Path, tmp_path: Path
     import torch
     from finetuning.model import channels_last, restore, save
     from nemo.collections.asr.models import EncDecCTCModel
+    from torch import nn
 
     fast = restore(saved)
     channels_last(fast)
     channels_last(fast)  # twice is as good as once
-    swapped = [m for m in fast.encoder.modules() if type(m).__name__ in ("DepthwiseConv1d", "PointwiseConv1d")]
-    assert len(swapped) == sum(type(m) is torch.nn.Conv1d for m in model.encoder.modules())
+    classes = ("DepthwiseConv1d", "PointwiseConv1d", "ChannelsLastBatchNorm1d")
+    swapped = [m for m in fast.encoder.modules() if type(m).__name__ in classes]
+    assert len(swapped) == sum(type(m) in (nn.Conv1d, nn.BatchNorm1d) for m in model.encoder.modules())
     torch.testing.assert_close(encoded(fast), encoded(model), rtol=0, atol=1e-5)
     assert fast.state_dict().keys() == model.state_dict().keys()
     assert type(pickle.loads(pickle.dumps(swapped[0]))) is type(swapped[0])
@@ -360,7 +362,7 @@ def test_a_warm_decoder_keeps_what_both_alphabets_write():
 
 
 def test_channels_last_learns_the_same_on_real_speech(tmp_path: Path):
-    """Loss and gradients of a training step of the shipped model on four clips of the sample, to 1e-4."""
+    """Loss, gradients and batch statistics of a training step of the shipped model on four clips, to 1e-4."""
     import torch
     from finetuning.inference import read_wavs
     from finetuning.manifest import read_manifest
@@ -368,7 +370,7 @@ def test_channels_last_learns_the_same_on_real_speech(tmp_path: Path):
 
     manifest = write_clips(SAMPLE, tmp_path, 4)
     utterances = read_manifest(manifest)
-    losses, gradients = [], []
+    losses, gradients, statistics = [], [], []
     for changed in (False, True):
         model = restore(ROOT / "models" / "demo" / "quartznet_small_en.nemo")
         model.preprocessor.featurizer.dither = 0.0
@@ -390,5 +392,7 @@ def test_channels_last_learns_the_same_on_real_speech(tmp_path: Path):
         loss.backward()
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        statistics.append(torch.cat([b.flatten() for name, b in model.named_buffers() if "running" in name]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
+    torch.testing.assert_close(statistics[0], statistics[1], rtol=1e-4, atol=1e-5)

@@ -149,7 +149,7 @@ def _portable(config: DictConfig) -> DictConfig:
 
 
 def channels_last(model: EncDecCTCModel) -> None:
-    """Compute the encoder's convolutions with channels last, which suits a CPU; the same results to 1e-5.
+    """Compute the encoder's convolutions and batch normalisation with channels last, which suits a CPU; same to 1e-5.
 
     Only the way of computing changes: parameters, checkpoints and `.nemo` files stay stock, and on a GPU so does the
     computation. Encoders that reshape channels in groups are left as they are: they need channels first.
@@ -164,6 +164,8 @@ def channels_last(model: EncDecCTCModel) -> None:
                 conv.__class__ = DepthwiseConv1d
             elif conv.groups == 1 and conv.kernel_size == conv.stride == (1,) and conv.padding == (0,):
                 conv.__class__ = PointwiseConv1d
+        elif type(module) is nn.BatchNorm1d:
+            module.__class__ = ChannelsLastBatchNorm1d
 
 
 class DepthwiseConv1d(nn.Conv1d):
@@ -187,3 +189,16 @@ class PointwiseConv1d(nn.Conv1d):
         if x.device.type != "cpu":
             return super().forward(x)
         return F.linear(x.transpose(1, 2), self.weight[:, :, 0], self.bias).transpose(1, 2)
+
+
+class ChannelsLastBatchNorm1d(nn.BatchNorm1d):
+    """Of an image of height 1, for which torch's kernel keeps channels last; of (B, C, T) it would turn them around."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, T) -> (B, C, T)
+        """As nn.BatchNorm1d."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return super().forward(x.unsqueeze(2)).squeeze(2)
+
+    def _check_input_dim(self, x: torch.Tensor) -> None:
+        """Nothing to check: an image on the CPU."""
