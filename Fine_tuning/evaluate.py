@@ -55,7 +55,7 @@ def main() -> None:
             continue
         if found is None:
             predictions.prepare(work, inputs)
-            found = infer(name, model, utterances, manifest.parent, work, config.evaluation.batch_size)
+            found = infer(name, model, path, utterances, manifest.parent, work, config.evaluation.batch_size)
         else:
             print(f"{name}: model and manifest are as before, predictions are reused from {work}")
         row, resampled = scored(name, found, utterances, groups, hashes, config)
@@ -161,14 +161,21 @@ def restore(path: Path) -> "EncDecCTCModel":
 
 
 def infer(
-    name: str, model: "EncDecCTCModel", utterances: list[Utterance], audio: Path, work: Path, batch_size: int
+    name: str,
+    model: "EncDecCTCModel",
+    path: Path,
+    utterances: list[Utterance],
+    audio: Path,
+    work: Path,
+    batch_size: int,
 ) -> list[Prediction]:
     """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio.
 
     inference.json tells how long it took: seconds, seconds of audio, device and threads. A pass that goes on after an
     interruption adds its part; a part that was killed is in neither of the two sums.
     """
-    from finetuning.inference import machine, predict
+    from finetuning.exported import network
+    from finetuning.inference import machine, predict, ready
     from finetuning.model import labels
     from tqdm import tqdm
 
@@ -180,22 +187,23 @@ def infer(
         (work / "inference.json").unlink(missing_ok=True)
     before = read_json(work / "inference.json") or {}
     seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
+    compiled = network(ready(model), path)
     bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
     with predictions.appending(work) as part, bar:
         bar.update(sum(prediction.duration for prediction in done.values()))
         try:
             start = time.perf_counter()
-            for batch in predict(model, utterances, audio, batch_size, done):
+            for number, prediction in predict(model, compiled, utterances, audio, batch_size, done):
                 seconds += time.perf_counter() - start
-                audio_seconds += sum(prediction.duration for _, prediction in batch)
-                new = {number: prediction for number, prediction in batch if number not in done}
-                predictions.append(part, new)
-                done |= new
-                bar.update(sum(prediction.duration for prediction in new.values()))
+                audio_seconds += prediction.duration
+                if number not in done:
+                    predictions.append(part, number, prediction)
+                    done[number] = prediction
+                    bar.update(prediction.duration)
                 start = time.perf_counter()
         finally:
-            spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3), **machine(model)}
-            write_json(work / "inference.json", spent)
+            spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
+            write_json(work / "inference.json", spent | machine(model, compiled))
     found = [done[number] for number in range(len(utterances))]
     predictions.finish(work, found)
     return found

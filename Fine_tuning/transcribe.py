@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from finetuning.segments import Segment
     from finetuning.transcripts import Finished, Passage, Recording
     from nemo.collections.asr.models import EncDecCTCModel
+    from openvino import CompiledModel
     from tqdm import tqdm
 
 FORMATS = ("text", "jsonl", "srt")
-BATCH = 4  # segments at a time; with many more, padding costs a CPU more than company gains it
+BATCH = 16  # segments at a time
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
             left = finished.start(readable)
         if len(left) < len(readable):
             say(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
-        done = transcribe(restore(path), left, finished, arguments.format, named=len(given) > 1) if left else 0
+        done = transcribe(*restore(path), left, finished, arguments.format, named=len(given) > 1) if left else 0
     if bad := len(given) - (len(readable) - len(left)) - done:
         raise UserError(
             f"{bad:,} of {len(given):,} recordings are not transcribed, or not wholly, for the reasons above"
@@ -86,17 +87,24 @@ def is_readable(recording: "Recording") -> bool:
     return True
 
 
-def restore(path: Path) -> "EncDecCTCModel":
-    """The model of `path`, ready to run."""
+def restore(path: Path) -> tuple["EncDecCTCModel", "CompiledModel | None"]:
+    """The model of `path`, ready to run, and its network where a library is faster than torch."""
     say(f"loading {path.name} (NeMo takes a while)")
     from finetuning import model as models
+    from finetuning.exported import network
     from finetuning.inference import ready
 
-    return ready(models.restore(path))
+    model = ready(models.restore(path))
+    return model, network(model, path)
 
 
 def transcribe(
-    model: "EncDecCTCModel", recordings: list["Recording"], finished: "Finished | None", style: str, named: bool
+    model: "EncDecCTCModel",
+    network: "CompiledModel | None",
+    recordings: list["Recording"],
+    finished: "Finished | None",
+    style: str,
+    named: bool,
 ) -> int:
     """Print each transcript, or write it among those `finished`; how many recordings were transcribed wholly."""
     from finetuning.segments import duration_s
@@ -105,7 +113,7 @@ def transcribe(
 
     whole = 0
     with tqdm(total=sum(duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
-        for recording, passages, failure in heard(model, recordings, bar):
+        for recording, passages, failure in heard(model, network, recordings, bar):
             if failure:
                 say(failure)
             if finished and (passages or not failure):
@@ -118,7 +126,7 @@ def transcribe(
 
 
 def heard(
-    model: "EncDecCTCModel", recordings: list["Recording"], bar: "tqdm"
+    model: "EncDecCTCModel", network: "CompiledModel | None", recordings: list["Recording"], bar: "tqdm"
 ) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
     """Each recording with what is said in it, and what is wrong with it; in `bar` the seconds heard."""
     from finetuning.inference import hear, sample_rate
@@ -127,7 +135,7 @@ def heard(
     parts = parts_of(recordings, sample_rate(model))
     passages: list[Passage] = []
     while batch := list(islice(parts, BATCH)):
-        told = iter(hear(model, [part for _, part in batch if isinstance(part, Segment)]))
+        told = iter(hear(model, network, [part for _, part in batch if isinstance(part, Segment)]))
         for recording, part in batch:
             if isinstance(part, Segment):
                 passages.append(next(told))

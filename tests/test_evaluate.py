@@ -121,7 +121,7 @@ def test_predictions_are_in_manifest_order_with_the_manifests_own_text(
         assert (result["resampled"], result["resampled_units"]) == ("speakers", 4)
         spent = json.loads((out / "predictions" / name / "inference.json").read_text())
         assert spent["audio_seconds"] == pytest.approx(sum(line["duration"] for line in manifest))
-        assert (spent["device"], spent["threads"], spent["seconds"] > 0) == ("cpu", 1, True)
+        assert (spent["device"], spent["by"], spent["threads"], spent["seconds"] > 0) == ("cpu", "openvino", 1, True)
         assert (result["loss_left_out"], result["letters_missing"]) == (1, "àèéìíîòóùú" if name == "english" else "")
 
 
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 
 @pytest.mark.nemo
 def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, tmp_path: Path) -> None:
-    """Stopped by a wav that is gone, in the last of three batches."""
+    """Stopped by a wav that is gone, the last of six: those that are being computed then are not counted."""
     from evaluate import infer
     from finetuning.model import restore
 
@@ -187,7 +187,7 @@ def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, t
     shortest = tmp_path / "it" / min(utterances, key=lambda u: u.duration).audio_filepath
     shortest.rename(tmp_path / "gone.wav")
     predictions.prepare(work, {})
-    run = partial(infer, "m", restore(models / "italian.nemo"), utterances, tmp_path / "it", work, 2)
+    run = partial(infer, "m", restore(path := models / "italian.nemo"), path, utterances, tmp_path / "it", work, 2)
 
     def spent() -> dict[str, Any]:
         return json.loads((work / "inference.json").read_text())
@@ -195,7 +195,7 @@ def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, t
     with pytest.raises(UserError, match="cannot read"):
         run()
     first, durations = spent(), sorted(u.duration for u in utterances)
-    assert first["audio_seconds"] == pytest.approx(sum(durations[2:]))
+    assert durations[-1] <= first["audio_seconds"] <= sum(durations[1:])
     (tmp_path / "gone.wav").rename(shortest)
     run()
     assert spent()["audio_seconds"] == pytest.approx(sum(durations))

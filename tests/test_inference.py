@@ -30,6 +30,17 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
+def exported(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same network in OpenVINO."""
+    from finetuning.exported import network
+    from finetuning.model import save
+
+    path = tmp_path_factory.mktemp("exported") / "lively.nemo"
+    save(model, path)
+    return network(model, path)
+
+
+@pytest.fixture(scope="module")
 def clips(sample_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Utterance]]:
     """A folder and its utterances: 10 clips of different length, and one of 0.1 s."""
     manifest = write_clips(sample_archive, tmp_path_factory.mktemp("clips") / "it", 10)
@@ -53,8 +64,10 @@ def all_frames(model: Any, clips: tuple[Path, list[Utterance]], order: list[int]
     return found
 
 
-def test_results_do_not_depend_on_batch_size_or_order(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
-    from finetuning.inference import predict, transcribe
+def test_results_do_not_depend_on_batch_size_or_order(
+    model: Any, exported: Any, clips: tuple[Path, list[Utterance]]
+) -> None:
+    from finetuning.inference import predict
 
     folder, utterances = clips
     order = list(range(len(utterances)))
@@ -64,37 +77,43 @@ def test_results_do_not_depend_on_batch_size_or_order(model: Any, clips: tuple[P
         together = all_frames(model, clips, order, size)
         for number, frames in alone.items():
             np.testing.assert_allclose(together[number], frames, rtol=0, atol=1e-3)
-    texts = [transcribe(model, utterances, folder, size) for size in (1, 3, 16)]
-    assert texts[0] == texts[1] == texts[2]
-    assert len(set(texts[0])) > len(utterances) // 2, "the test would pass on a model that always writes the same"
-    losses = [
-        {number: prediction.loss for batch in predict(model, utterances, folder, size) for number, prediction in batch}
-        for size in (1, 3, 16)
-    ]
-    for other in losses[1:]:
-        assert other == pytest.approx(losses[0], abs=1e-3)
-    shuffled = transcribe(model, [utterances[number] for number in order], folder, 3)
-    assert shuffled == [texts[0][number] for number in order]
+    shuffled = [utterances[number] for number in order]
+    ways = [dict(predict(model, None, utterances, folder, size)) for size in (1, 3, 16)]
+    ways += [dict(predict(model, exported, utterances, folder, 16))]
+    for network in (None, exported):
+        found = dict(predict(model, network, shuffled, folder, 3))
+        ways.append({order[place]: prediction for place, prediction in found.items()})
+    texts = [{number: prediction.pred_text for number, prediction in way.items()} for way in ways]
+    assert all(other == texts[0] for other in texts)
+    assert len(set(texts[0].values())) > len(utterances) // 2, "it would pass on a model that always writes the same"
+    losses = [{number: prediction.loss for number, prediction in way.items()} for way in ways]
+    assert all(other == pytest.approx(losses[0], abs=1e-3) for other in losses)
 
 
-def test_texts_do_not_depend_on_the_number_of_threads(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
+def test_texts_do_not_depend_on_the_number_of_threads(
+    model: Any, clips: tuple[Path, list[Utterance]], tmp_path: Path
+) -> None:
     import torch
-    from finetuning.inference import machine, transcribe
+    from finetuning.exported import network
+    from finetuning.inference import machine, predict
+    from finetuning.model import save
 
     folder, utterances = clips
-    texts = {}
+    save(model, tmp_path / "lively.nemo")
+    texts = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            texts[threads] = transcribe(model, utterances[:5], folder, 4)
-            assert machine(model)["threads"] == threads
+            for way in (None, network(model, tmp_path / "lively.nemo")):
+                assert machine(model, way)["threads"] == threads
+                texts.append({n: p.pred_text for n, p in predict(model, way, utterances[:5], folder, 4)})
     finally:
         torch.set_num_threads(1)
-    assert texts[1] == texts[2]
+    assert all(other == texts[0] for other in texts)
 
 
-def test_frames_and_texts_are_nemos(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
-    from finetuning.inference import transcribe
+def test_frames_and_texts_are_nemos(model: Any, exported: Any, clips: tuple[Path, list[Utterance]]) -> None:
+    from finetuning.inference import frames, read_wavs, ready, transcribe
 
     folder, utterances = clips
     paths = [str(folder / utterance.audio_filepath) for utterance in utterances]
@@ -102,6 +121,8 @@ def test_frames_and_texts_are_nemos(model: Any, clips: tuple[Path, list[Utteranc
     ours = all_frames(model, clips, list(range(len(utterances))), 16)
     for number, hypothesis in enumerate(theirs):
         np.testing.assert_allclose(ours[number], hypothesis.y_sequence.numpy(), rtol=0, atol=1e-3)
+    for own, hypothesis in zip(frames(ready(model), exported, [read_wavs(paths, 16000)]), theirs, strict=True):
+        np.testing.assert_allclose(own, hypothesis.y_sequence.numpy(), rtol=0, atol=1e-3)
     texts = transcribe(
         model, utterances, folder
     )  # NeMo takes the apostrophe for punctuation and drops a space before it
@@ -138,29 +159,33 @@ def test_no_dither(clips: tuple[Path, list[Utterance]], tmp_path: Path) -> None:
     assert dithered.preprocessor.featurizer.dither == 0
 
 
-def test_batches_are_read_one_at_a_time_longest_first(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
+@pytest.mark.parametrize("by", ["torch", "openvino"])
+def test_batches_are_read_one_at_a_time_longest_first(
+    model: Any, exported: Any, clips: tuple[Path, list[Utterance]], by: str
+) -> None:
     from finetuning.inference import predict
 
+    network = {"torch": None, "openvino": exported}[by]
     folder, utterances = clips
     gone = Utterance("wavs/gone.wav", 0.05, "a")  # the shortest: in the last batch
-    running = predict(model, [*utterances, gone], folder, 4)
-    for _ in range(len(utterances) // 4):
-        batch = next(running)
-    durations = [prediction.duration for _, prediction in batch]
+    running = predict(model, network, [*utterances, gone], folder, 4)
+    durations = [next(running)[1].duration for _ in range(8)]
     assert durations == sorted(durations, reverse=True)
     with pytest.raises(UserError, match=r"cannot read .*gone\.wav"):
         list(running)
 
 
 def test_what_is_done_is_not_run_again_and_the_rest_comes_out_the_same(
-    model: Any, clips: tuple[Path, list[Utterance]]
+    model: Any, exported: Any, clips: tuple[Path, list[Utterance]]
 ) -> None:
     from finetuning.inference import predict
 
     folder, utterances = clips
-    whole = list(predict(model, utterances, folder, 4))
-    done = {number for number, _ in whole[0]} | {whole[1][0][0]}
-    assert list(predict(model, utterances, folder, 4, done)) == whole[1:]
+    whole = list(predict(model, None, utterances, folder, 4))
+    done = {number for number, _ in whole[:5]}
+    assert list(predict(model, None, utterances, folder, 4, done)) == whole[4:]
+    whole = list(predict(model, exported, utterances, folder, 4))
+    assert list(predict(model, exported, utterances, folder, 4, done)) == whole[5:]
 
 
 def brute_force(log_probabilities: np.ndarray, text: str, letters: str) -> float:
@@ -279,7 +304,7 @@ def test_the_result_depends_neither_on_the_batch_size_nor_on_the_order_of_the_ma
     found, losses = set(), []
     for size, order in ((1, range(12)), (5, random.Random(0).sample(range(12), 12)), (16, range(11, -1, -1))):
         chosen = [utterances[number] for number in order]
-        said = dict(pair for batch in predict(english, chosen, tmp_path, size) for pair in batch)
+        said = dict(predict(english, None, chosen, tmp_path, size))
         score, units = scoring.score(said[number] for number in range(12)), scoring.units(chosen)
         row = results.result("m", score, 1.0, "", {}) | results.intervals(scoring.resampled(score, units), units)
         losses.append(row.pop("loss"))

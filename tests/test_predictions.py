@@ -11,14 +11,15 @@ ROWS = [Prediction(f"{n}.wav", "è vero", "e vero", None if n == 1 else n + 0.5,
 def test_an_interrupted_run_keeps_what_it_finished(tmp_path: Path) -> None:
     predictions.prepare(tmp_path, {"model": "x"})
     with predictions.appending(tmp_path) as part:
-        predictions.append(part, {2: ROWS[2], 0: ROWS[0]})
+        for number in (2, 0):
+            predictions.append(part, number, ROWS[number])
     with (tmp_path / "predictions.jsonl.part").open("ab") as part:
         part.write('{"utterance": 1, "audio_filepath": "1.wav", "text": "è'.encode()[:-1])  # cut within a letter
     predictions.prepare(tmp_path, {"model": "x"})
     assert predictions.read(tmp_path) is None
     assert predictions.read_part(tmp_path) == {2: ROWS[2], 0: ROWS[0]}
     with predictions.appending(tmp_path) as part:
-        predictions.append(part, {1: ROWS[1]})
+        predictions.append(part, 1, ROWS[1])
     assert predictions.read_part(tmp_path) == dict(enumerate(ROWS))
     predictions.finish(tmp_path, ROWS)
     assert predictions.read(tmp_path) == ROWS

@@ -138,7 +138,7 @@ def test_the_origin_is_that_of_step_1(tmp_path: Path) -> None:
 
 
 def test_the_real_time_factor() -> None:
-    measured = {"seconds": 3.0, "audio_seconds": 120.0, "device": "cpu", "threads": 2}
-    assert results.speed("m", measured) == "m 0.025 (cpu, 2 thread(s))"
+    measured = {"seconds": 3.0, "audio_seconds": 120.0, "device": "cpu", "by": "openvino", "threads": 2}
+    assert results.speed("m", measured) == "m 0.025 (cpu, openvino, 2 thread(s))"
     assert results.speed("m", measured | {"device": "cuda"}) == "m 0.025 (cuda)"
     assert results.speed("m", None) == results.speed("m", measured | {"audio_seconds": 0.0}) == "m not measured"

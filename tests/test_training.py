@@ -99,7 +99,7 @@ def test_validation_is_scored_as_step_3_scores(tiny_run: Path, tiny_dataset: Pat
 
     utterances = read_manifest(tiny_dataset / "validation_manifest.json")
     model = restore(tiny_run / "Model-IT-finetuned.nemo")
-    predictions = [prediction for batch in predict(model, utterances, tiny_dataset, 4) for _, prediction in batch]
+    predictions = [prediction for _, prediction in predict(model, None, utterances, tiny_dataset, 4)]
     found = score(predictions)
     last = read_rows(tiny_run)[-1]
     assert float(last["val_loss"]) == pytest.approx(found.loss, rel=1e-4)

@@ -93,6 +93,13 @@ def model() -> Any:
     return ready(models.restore(MODEL))
 
 
+@pytest.fixture(scope="session")
+def network(model: Any) -> Any:
+    from finetuning import exported
+
+    return exported.network(model, MODEL)
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -162,18 +169,19 @@ def passages(talks: Path, model: Any) -> list[Passage]:
     from finetuning.inference import hear
 
     samples, _ = soundfile.read(talks / "long.wav", dtype="float32")
-    return [passage for segment in segments([samples], RATE) for passage in hear(model, [segment])]
+    return [passage for segment in segments([samples], RATE) for passage in hear(model, None, [segment])]
 
 
 @pytest.mark.nemo
-def test_batches_do_not_matter(passages: list[Passage], talks: Path, model: Any) -> None:
+def test_batches_do_not_matter(passages: list[Passage], talks: Path, model: Any, network: Any) -> None:
     from finetuning.inference import hear
 
     samples, _ = soundfile.read(talks / "long.wav", dtype="float32")
     quiet = Segment(0, np.zeros(3 * RATE, np.float32))
     found = [quiet, *segments([samples], RATE)]
-    assert hear(model, found)[1:] == passages
-    assert hear(model, found[:4])[1:] == passages[:3]
+    assert hear(model, None, found)[1:] == passages
+    assert hear(model, network, found)[1:] == passages
+    assert hear(model, network, found[:4])[1:] == passages[:3]
 
 
 @pytest.mark.nemo
@@ -189,21 +197,22 @@ def test_subtitles_stand_where_the_words_are_said(
     texts = [" ".join(" ".join(said) for *_, said in found), " ".join(passage.text for passage in passages)]
     assert texts[0].split() == texts[1].split()
     first, second = clips[2][0], clips[3][0]
-    (both,) = hear(model, [Segment(RATE, np.concatenate([first, np.zeros(RATE // 2, np.float32), second]))])
+    (both,) = hear(model, None, [Segment(RATE, np.concatenate([first, np.zeros(RATE // 2, np.float32), second]))])
     before = [word for word in both.words if word.start_s < 1 + len(first) / RATE]
     assert abs(len(before) - len(clips[2][1].split())) <= 2
     assert abs(len(both.words) - len(before) - len(clips[3][1].split())) <= 2
 
 
 @pytest.mark.nemo
-def test_nothing_is_heard_in_silence(model: Any) -> None:
+def test_nothing_is_heard_in_silence(model: Any, network: Any) -> None:
     from finetuning.decoding import greedy
     from finetuning.inference import hear, log_probabilities
     from finetuning.model import labels
 
     silence = np.zeros(5 * RATE, np.float32)
     assert greedy(log_probabilities(model, [silence])[0], labels(model)), "the model itself hears nothing"
-    assert hear(model, [Segment(RATE, silence)]) == [Passage(1.0, 5.0, "", [])]
+    for way in (None, network):
+        assert hear(model, way, [Segment(RATE, silence)]) == [Passage(1.0, 5.0, "", [])]
 
 
 @pytest.mark.nemo

@@ -1,10 +1,12 @@
 """From a manifest, or segments of recordings, to log-probabilities: the one way this project runs a model."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import soundfile
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from finetuning.decoding import greedy, words
 from finetuning.errors import UserError
+from finetuning.exported import run
 from finetuning.manifest import Utterance
 from finetuning.model import channels_last, labels
 from finetuning.predictions import Prediction
@@ -29,46 +32,56 @@ def ready(model: EncDecCTCModel) -> EncDecCTCModel:
     return model
 
 
-def machine(model: EncDecCTCModel) -> dict[str, Any]:
-    """What the model runs on: the kind of device, and how many threads torch computes with on a CPU."""
-    return {"device": model.device.type, "threads": torch.get_num_threads()}
+def machine(model: EncDecCTCModel, network: openvino.CompiledModel | None) -> dict[str, Any]:
+    """What the model runs on: the kind of device, by which library, and with how many threads on a CPU."""
+    by = "openvino" if network else "torch"
+    return {"device": model.device.type, "by": by, "threads": torch.get_num_threads()}
 
 
 def predict(
-    model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path, batch_size: int, done: Container[int] = ()
-) -> Iterator[list[tuple[int, Prediction]]]:
-    """Batch by batch, the number of each utterance and its prediction by the best path; longest utterances first.
+    model: EncDecCTCModel,
+    network: openvino.CompiledModel | None,
+    utterances: Sequence[Utterance],
+    folder: Path,
+    batch_size: int,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, Prediction]]:
+    """The number of each utterance and its prediction by the best path; longest utterances first.
 
-    `folder` is that of their manifest. A batch whose numbers are all `done` is skipped; one that is not is run whole,
-    so that a run that goes on computes what an uninterrupted one does.
+    `folder` is that of their manifest. With `network`, of `model` by `exported.network`, utterances run one by one;
+    without, in batches. A batch whose numbers are all `done` is skipped; one that is not is run whole, so that a run
+    that goes on computes what an uninterrupted one does.
     """
     letters = labels(ready(model))
-    for numbers in batches(utterances, batch_size):
-        if all(number in done for number in numbers):
-            continue
-        chosen = [utterances[number] for number in numbers]
-        frames = log_probabilities(model, read_wavs([u.wav(folder) for u in chosen], sample_rate(model)))
-        yield [
-            (number, Prediction(u.audio_filepath, u.text, greedy(own, letters), loss(own, u.text, letters), u.duration))
-            for number, u, own in zip(numbers, chosen, frames, strict=True)
-        ]
+    planned = [
+        numbers
+        for numbers in batches(utterances, 1 if network else batch_size)
+        if not all(number in done for number in numbers)
+    ]
+    wavs = (
+        read_wavs([utterances[number].wav(folder) for number in numbers], sample_rate(model)) for numbers in planned
+    )
+    for number, own in zip(chain.from_iterable(planned), frames(model, network, wavs), strict=True):
+        u = utterances[number]
+        yield number, Prediction(u.audio_filepath, u.text, greedy(own, letters), loss(own, u.text, letters), u.duration)
 
 
 def transcribe(model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path, batch_size: int = 16) -> list[str]:
-    """The text of the best path of each utterance, in the order given."""
-    found = dict(pair for batch in predict(model, utterances, folder, batch_size) for pair in batch)
+    """The text of the best path of each utterance, in the order given; by torch, since `model` is still learning."""
+    found = dict(predict(model, None, utterances, folder, batch_size))
     return [found[number].pred_text for number in range(len(utterances))]
 
 
-def hear(model: EncDecCTCModel, segments: Sequence[Segment]) -> list[Passage]:
+def hear(model: EncDecCTCModel, network: openvino.CompiledModel | None, segments: Sequence[Segment]) -> list[Passage]:
     """What is said in each segment, by its best path: nothing where there is nothing to hear. `model` is `ready`."""
     rate, letters = sample_rate(model), labels(model)
     frame_s = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
     audible = [segment for segment in segments if segment.is_audible(rate)]
-    frames = dict(zip(map(id, audible), log_probabilities(model, [s.samples for s in audible]), strict=True))
+    heard = frames(model, network, [[segment.samples for segment in audible]])
+    found = dict(zip(map(id, audible), heard, strict=True))
     passages = []
     for segment in segments:
-        own = frames.get(id(segment), np.zeros((0, len(letters) + 1)))  # (T, V + 1)
+        own = found.get(id(segment), np.zeros((0, len(letters) + 1)))  # (T, V + 1)
         start_s, duration_s = segment.start / rate, len(segment.samples) / rate
         spoken = [
             Word(text, start_s + first * frame_s, start_s + min(end * frame_s, duration_s))
@@ -105,6 +118,25 @@ def _read_wav(wav: Path | Member, rate: int) -> np.ndarray:
     if len(samples) < rate // 20:
         raise UserError(f"{wav} is shorter than 0.05 s; delete it and run step 1 again")
     return samples
+
+
+def frames(
+    model: EncDecCTCModel, network: openvino.CompiledModel | None, batches: Iterable[Sequence[np.ndarray]]
+) -> Iterator[np.ndarray]:
+    """Log-probabilities of each wav of each batch, (T, labels + blank), in their order; a batch is fetched when due."""
+    if network:
+        yield from run(network, (features(model, wav) for wavs in batches for wav in wavs))
+    else:
+        for wavs in batches:
+            yield from log_probabilities(model, wavs)
+
+
+@torch.no_grad()
+def features(model: EncDecCTCModel, wav: np.ndarray) -> np.ndarray:
+    """What the encoder is given of one wav, (1, mel bands, frames), without padding; `model` is `ready`."""
+    samples, length = torch.from_numpy(wav)[None], torch.tensor([len(wav)])
+    found, length = model.preprocessor(input_signal=samples, length=length)
+    return found[:, :, : int(length)].numpy()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a model wrote for each utterance: kept batch by batch, so that an interrupted run goes on where it stopped.
+"""What a model wrote for each utterance: kept one by one, so that an interrupted run goes on where it stopped.
 
 In the folder of a model: `predictions.jsonl` (complete, in manifest order), `predictions.jsonl.part` (as far as it got,
 in the order of inference, each line with its utterance's number), `inputs.json` (what they were made from),
@@ -73,10 +73,9 @@ def appending(folder: Path) -> Iterator[TextIO]:
         yield text
 
 
-def append(part: TextIO, batch: dict[int, Prediction]) -> None:
-    """Keep the predictions of one batch, by number of the utterance."""
-    for number, prediction in batch.items():
-        part.write(json.dumps({"utterance": number, **asdict(prediction)}, ensure_ascii=False) + "\n")
+def append(part: TextIO, number: int, prediction: Prediction) -> None:
+    """Keep the prediction of an utterance, by its number."""
+    part.write(json.dumps({"utterance": number, **asdict(prediction)}, ensure_ascii=False) + "\n")
     part.flush()
 
 

@@ -191,7 +191,7 @@ def speed(name: str, measured: dict[str, Any] | None) -> str:
     """
     if not measured or not measured["audio_seconds"]:
         return f"{name} not measured"
-    threads = f", {measured['threads']} thread(s)" if measured["device"] == "cpu" else ""
+    threads = f", {measured['by']}, {measured['threads']} thread(s)" if measured["device"] == "cpu" else ""
     return f"{name} {measured['seconds'] / measured['audio_seconds']:.2g} ({measured['device']}{threads})"
 
 

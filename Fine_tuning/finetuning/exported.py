@@ -1,0 +1,113 @@
+"""A model's network as OpenVINO runs it on a CPU: exported once by NeMo, kept, and compared before it is used."""
+
+import glob
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import openvino
+import torch
+from nemo.collections.asr.models import EncDecCTCModel
+
+from finetuning.errors import UserError
+from finetuning.files import clear_left_over, replacing, sha256
+
+CLOSE = 1e-3  # largest difference of a log-probability from torch's, nats
+FRAMES = (64, 301)  # of the features on which both are compared: neither is what the export was traced with
+TRACED = 256
+HASH = 16  # digits of it in the name
+
+
+def network(model: EncDecCTCModel, path: Path) -> openvino.CompiledModel | None:
+    """Encoder and decoder for one utterance at a time, of a `model` that is `ready` and was restored from `path`.
+
+    None on a GPU, where torch is as good, and for an encoder without masks, which hears the padding of its features.
+    The export, NAME.<hash of the .nemo file>.onnx, lies beside the model; a damaged one is made again. None too, with a
+    notice, where it cannot be made or does not compute what torch does.
+    """
+    if model.device.type != "cpu" or not model.cfg.encoder.get("conv_mask", True):
+        return None
+    kept = path.with_name(f"{path.stem}.{sha256(path)[:HASH]}.onnx")
+    try:
+        if kept.is_file() and (found := _compiled(kept)) and _agrees(found, model):
+            return found
+        _export(model, path, kept)
+        if (found := _compiled(kept)) and _agrees(found, model):
+            return found
+        reason = "what NeMo exports of it computes something else"
+    except (UserError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+    print(f"{path.name} runs in torch, which is slower, for its export cannot be used: {reason}", file=sys.stderr)
+    return None
+
+
+def run(compiled: openvino.CompiledModel, features: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Log-probabilities, (T, V + 1), of each of `features`, (1, C, T'), in their order.
+
+    As many are computed at a time as there are threads, and the next is fetched meanwhile.
+    """
+    idle = [compiled.create_infer_request() for _ in range(_streams(compiled) + 1)]
+    running: deque[openvino.InferRequest] = deque()
+    for one in features:
+        if not idle:
+            yield _finished(running, idle)
+        request = idle.pop()
+        request.start_async({0: one})
+        running.append(request)
+    while running:
+        yield _finished(running, idle)
+
+
+def _finished(running: deque[openvino.InferRequest], idle: list[openvino.InferRequest]) -> np.ndarray:
+    """What the request that was started first has computed; it is free for another."""
+    request = running.popleft()
+    request.wait()
+    found = request.get_output_tensor(0).data[0].copy()
+    idle.append(request)
+    return found
+
+
+def _streams(compiled: openvino.CompiledModel) -> int:
+    return int(compiled.get_property("NUM_STREAMS"))
+
+
+def _export(model: EncDecCTCModel, path: Path, kept: Path) -> None:
+    """NeMo's own export to ONNX, of a copy: it takes the masks off, which an utterance alone does not need."""
+    clear_left_over(path.parent)
+    for stale in path.parent.glob(f"{glob.escape(path.stem)}.{'[0-9a-f]' * HASH}.onnx"):
+        if stale != kept:
+            stale.unlink(missing_ok=True)
+    twin = type(model)(cfg=model.cfg)
+    twin.load_state_dict(model.state_dict())
+    with replacing(kept) as temporary:
+        twin.export(str(temporary), input_example=twin.encoder.input_example(max_dim=TRACED))
+
+
+def _compiled(path: Path) -> openvino.CompiledModel | None:
+    """Of as many streams as torch has threads; None where the file cannot be read."""
+    threads = torch.get_num_threads()
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32",  # some processors would use bfloat16
+        "NUM_STREAMS": threads,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # two runs would be tied to the same cores
+    }
+    try:
+        return openvino.Core().compile_model(path, "CPU", properties)
+    except RuntimeError:
+        return None
+
+
+@torch.no_grad()
+def _agrees(compiled: openvino.CompiledModel, model: EncDecCTCModel) -> bool:
+    """Whether both compute the same of noise."""
+    noise = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, model.cfg.encoder.feat_in, frames, generator=noise) for frames in FRAMES]
+    for one, found in zip(given, run(compiled, [one.numpy() for one in given]), strict=True):
+        encoded, _ = model.encoder(audio_signal=one, length=torch.tensor([one.shape[2]]))
+        expected = model.decoder(encoder_output=encoded)[0].numpy()
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=CLOSE):
+            return False
+    return True
