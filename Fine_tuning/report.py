@@ -56,6 +56,7 @@ def parts() -> dict[str, str]:
         "recipes": recipes(measured("recipes.json", "recipes.py")),
         "dataset_creation": speed(measured("dataset_creation.json", "dataset_creation.py")),
         "training": training(measured("training.json", "training.py")),
+        "evaluation": evaluation(measured("evaluation.json", "evaluation.py")),
     }
 
 
@@ -114,6 +115,28 @@ def training(of: dict) -> str:
         f"{of['padding']['by_duration']:.1%} with batches by duration.",
         f"In double precision the loss differs from stock NeMo's by {of['difference']['loss']:.0e} of it and the "
         f"gradients by {of['difference']['gradients']:.0e} of their norm.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def evaluation(of: dict) -> str:
+    """Step 3 beside NeMo's ways to the same transcripts."""
+    ways = {
+        "this": "`evaluate.py`",
+        "transcribe": f"NeMo's `transcribe()`, batches of {of['batch']}",
+        "transcribe 4": "NeMo's `transcribe()`, batches of 4, its default",
+        "original": "`Trainer.test()` twice, for WER and for CER, as this project began",
+    }
+    lines = ["| Test set on the CPU | Seconds of audio/s | `evaluate.py` is |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "this" else f"{short(of['this_to'][way]['median'])} × as fast"
+        lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
+    found = of["difference"]
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['model']}; {of['data']}.",
+        f"Loading is left out; so is the export, {of['export_s']:.0f} s once a model.",
+        f"The log-probabilities differ from NeMo's by at most {found['log_probabilities']:.0e}; {found['identical']} "
+        f"of {found['transcripts']} transcripts, {found['distinct']} of them distinct, are identical.",
     ]
     return "\n".join([*lines, "", *about])
 

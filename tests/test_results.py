@@ -26,7 +26,7 @@ def test_figures_are_fractions_of_the_counts() -> None:
     assert (found["words"], found["insertions"], found["deletions"], found["substitutions"]) == (1000, 4, 20, 80)
     assert (found["wer"], found["characters"], found["cer"]) == (0.104, 5070, 0.015779)  # 80 / 5070
     assert (found["loss"], found["utterances"]) == (9.9916, 10)
-    assert set(found["versions"]) == {"nemo", "torch", "jiwer", "numpy", "python"}
+    assert set(found["versions"]) == {"nemo", "torch", "openvino", "jiwer", "numpy", "python"}
 
 
 def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: Path) -> None:

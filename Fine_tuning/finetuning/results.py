@@ -23,7 +23,7 @@ Comparison = dict[str, Any]  # one of comparisons.json
 
 def versions() -> dict[str, str]:
     """Of what takes part in an evaluation; read without importing any of it."""
-    packages = {"nemo": "nemo_toolkit", "torch": "torch", "jiwer": "jiwer", "numpy": "numpy"}
+    packages = {name: name for name in ("torch", "openvino", "jiwer", "numpy")} | {"nemo": "nemo_toolkit"}
     return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version()}
 
 
