@@ -1,12 +1,15 @@
 """A real small model exported by NeMo and run by OpenVINO: the same log-probabilities, made once."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 from small import ARCHITECTURE, ENGLISH, ITALIAN, lively_model
 
 pytestmark = pytest.mark.nemo
@@ -122,3 +125,24 @@ def test_where_it_cannot_be_written_the_model_runs_in_torch(path: Path, capsys: 
     assert said.startswith("lively.nemo runs in torch, which is slower") and str(export) in said
     for one, other in zip(log_probabilities(model, NOISE), frames(model, None, [NOISE]), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_signal_is_survived_when_networks_have_come_and_gone(path: Path) -> None:
+    """As Ctrl-C after a damaged export was made again. In a process of its own: the failure is a segmentation fault."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT / "Fine_tuning")!r})
+from pathlib import Path
+from finetuning.exported import network
+from finetuning.inference import ready
+from finetuning.model import restore
+path = Path({str(path)!r})
+model = ready(restore(path))
+networks = [network(model, path), network(model, path)]
+while networks:
+    del networks[0]
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "handled"), ended.stderr[-2000:]

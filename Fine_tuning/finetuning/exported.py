@@ -4,6 +4,7 @@ import glob
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ def _export(model: EncDecCTCModel, path: Path, kept: Path) -> None:
         twin.export(str(temporary), input_example=twin.encoder.input_example(max_dim=TRACED))
 
 
+@cache
+def _core() -> openvino.Core:
+    """The only one of this process. Each sets up a stack for signal handlers and at its end puts back the one before:
+    of two that end in the order they began, the second puts back what the first has freed, and a signal is fatal.
+    """
+    return openvino.Core()
+
+
 def _compiled(path: Path) -> openvino.CompiledModel | None:
     """Of as many streams as torch has threads; None where the file cannot be read."""
     threads = torch.get_num_threads()
@@ -95,7 +104,7 @@ def _compiled(path: Path) -> openvino.CompiledModel | None:
         "ENABLE_CPU_PINNING": False,  # two runs would be tied to the same cores
     }
     try:
-        return openvino.Core().compile_model(path, "CPU", properties)
+        return _core().compile_model(path, "CPU", properties)
     except RuntimeError:
         return None
 
