@@ -7,17 +7,20 @@ finished is not run again.
 """
 
 import sys
-import time
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuning import config as experiment
 from finetuning import predictions
+from finetuning.config import Config
 from finetuning.config_file import from_command_line
 from finetuning.errors import UserError, run
 from finetuning.files import make_folder, read_json, sha256, write_json
 from finetuning.manifest import Utterance, manifest_path, read_manifest
 from finetuning.predictions import Prediction
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Evaluate what there is, print the tables, and end with an error when a model could not be evaluated."""
     config = from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
-    from finetuning import page, results, slices
+    from finetuning import language_model, page, results, slices
 
     models = display_names(config)
     manifest = manifest_path(experiment.data_folder(config), "test")
@@ -38,36 +41,36 @@ def main() -> None:
     folder = make_folder(experiment.resolve(config.evaluation.results))
     hours = sum(utterance.duration for utterance in utterances) / 3600
     print(f"{config.name}: {len(utterances):,} test utterances, {hours:.2f} h, {len(models)} model(s)")
+    if config.evaluation.decoder == "lm":
+        language_model.find(config.language_model.output, config.file)  # before any model is run for nothing
 
-    data = {"manifest": sha256(manifest)}
     rows, samples, speeds, missing = [], [], [], []
-    for name, source in models.items():
-        work = experiment.resolve(config.evaluation.predictions) / name
+    for name, source in list(models.items()):
         try:
             path = find(source, config)
-            hashes = {"model": sha256(path), **data}
-            inputs = {"sha256": hashes, "alphabet": config.text.alphabet, "versions": results.versions()}
-            found = stored(work, inputs, utterances)
-            model = restore(path) if found is None else None
+            found = evaluated(name, path, manifest, utterances, config)
+            kinds = {name: found}
+            if config.evaluation.decoder == "lm":
+                models[beside(name)] = source
+                kinds[beside(name)] = with_language_model(name, path, manifest, utterances, found, config)
         except UserError as error:
             print(f"\n{name} is not evaluated: {error}", file=sys.stderr)
             missing.append(name)
             continue
-        if found is None:
-            predictions.prepare(work, inputs)
-            found = infer(name, model, path, utterances, manifest.parent, work, config.evaluation.batch_size)
-        else:
-            print(f"{name}: model and manifest are as before, predictions are reused from {work}")
-        row, resampled = scored(name, found, utterances, groups, hashes, config)
-        results.write(folder, row)
-        rows.append(row)
-        samples.append(resampled)
-        speeds.append(results.speed(name, read_json(work / "inference.json")))
+        for kind, of in kinds.items():
+            work = experiment.resolve(config.evaluation.predictions) / kind
+            row, resampled = scored(kind, of, utterances, groups, work, config)
+            results.write(folder, row)
+            rows.append(row)
+            samples.append(resampled)
+            speeds.append(results.speed(kind, read_json(work / "inference.json")))
 
     if rows:
         compared = results.comparisons(rows, samples)
         write_json(folder / f"{results.COMPARISONS}.json", compared)
         print(f"\n{results.table(rows, config.evaluation, compared)}\n\n{slices.table(rows)}")
+        if config.evaluation.decoder == "lm":
+            print(f"\n{results.decoders(rows)}")
         print(f"\nReal-time factor, processing time / duration of the audio: {', '.join(speeds)}.")
         print(f"\nresults in {folder}, one file a model")
         print(f"where they fail, utterance by utterance: {page.write(config, models, rows, utterances)}")
@@ -75,7 +78,7 @@ def main() -> None:
         raise UserError(f"not evaluated, for the reasons above: {', '.join(missing)}")
 
 
-def display_names(config: experiment.Config) -> dict[str, str]:
+def display_names(config: Config) -> dict[str, str]:
     """What the rows of the table are called: the registry's name or the file's name, and the model each stands for."""
     named: dict[str, str] = {}
     for model in config.evaluation.models:
@@ -105,7 +108,7 @@ def read_training(folder: Path) -> list[Utterance] | None:
     return read_manifest(manifest, check_audio=False) if manifest.is_file() else None
 
 
-def find(source: str, config: experiment.Config) -> Path:
+def find(source: str, config: Config) -> Path:
     """The model's file; UserError with the command that makes or fetches it."""
     from finetuning import registry
 
@@ -115,9 +118,45 @@ def find(source: str, config: experiment.Config) -> Path:
     return registry.find(source, config.model)
 
 
-def stored(work: Path, inputs: dict[str, Any], utterances: list[Utterance]) -> list[Prediction] | None:
-    """The predictions made of the same inputs, in manifest order; None where there are none yet."""
+def beside(name: str) -> str:
+    """What the row of a model is called that was decoded with the language model."""
+    return f"{name}+LM"
+
+
+def evaluated(
+    name: str, path: Path, manifest: Path, utterances: list[Utterance], config: Config, part: str = ""
+) -> list[Prediction]:
+    """The predictions by the best path: those that are stored, or one pass of the model over the utterances.
+
+    `part`: a folder beside the model's predictions for another manifest than the test set's.
+    """
+    from finetuning import results
+
+    work = experiment.resolve(config.evaluation.predictions) / name / part
+    hashes = {"model": sha256(path), "manifest": sha256(manifest)}
+    inputs = {"sha256": hashes, "alphabet": config.text.alphabet, "versions": results.versions()}
+    keeps = config.evaluation.decoder == "lm"
+    found = stored(work, inputs, utterances, keeps)
+    if found is not None:
+        print(f"{name}: model and manifest are as before, predictions are reused from {work}")
+        return found
+    model = restore(path)
+    predictions.prepare(work, inputs)
+    from finetuning.inference import infer
+
+    said = f"{name}, {part}" if part else name
+    return infer(said, model, path, utterances, manifest.parent, work, config.evaluation.batch_size, keeps)
+
+
+def stored(
+    work: Path, inputs: dict[str, Any], utterances: list[Utterance], with_frames: bool = False
+) -> list[Prediction] | None:
+    """The predictions made of the same inputs, in manifest order; None where there are none, or no log-probabilities
+    where these are needed.
+    """
     if read_json(work / "inputs.json") != inputs or not (work / "letters.json").is_file():
+        return None
+    if with_frames and not predictions.has_frames(work):
         return None
     found = predictions.read(work)
     if found is not None and [p.audio_filepath for p in found] != [u.audio_filepath for u in utterances]:
@@ -125,88 +164,79 @@ def stored(work: Path, inputs: dict[str, Any], utterances: list[Utterance]) -> l
     return found
 
 
+def with_language_model(
+    name: str, path: Path, manifest: Path, utterances: list[Utterance], greedy: list[Prediction], config: Config
+) -> list[Prediction]:
+    """The predictions by beam search with the language model, over the log-probabilities that `evaluated` has kept.
+
+    Its weights are tuned on the validation set once, for this model and this language model, and kept in decoder.json.
+    """
+    from finetuning import language_model, tuning
+    from finetuning.beam_search import BeamSearch
+
+    arpa, lexicon, hashes = language_model.find(config.language_model.output, config.file)
+    folder = experiment.resolve(config.evaluation.predictions)
+    work = folder / beside(name)
+    validation = manifest_path(manifest.parent, "validation")
+    hashes |= {"model": sha256(path), "manifest": sha256(manifest), "validation": sha256(validation)}
+    inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}}
+    found = stored(work, inputs, utterances)
+    if found is not None:
+        print(f"{beside(name)}: model, language model and manifests are as before, predictions are reused from {work}")
+        return found
+    predictions.prepare(work, inputs)
+    (work / tuning.DECODER).unlink(missing_ok=True)
+
+    tuned_on = tuning.drawn(read_references(validation))
+    heard = evaluated(name, path, validation, tuned_on, config, "validation")
+    letters = read_json(folder / name / "letters.json")
+    search = BeamSearch(arpa, lexicon, letters)
+    settings, trials = tuning.tune(search, predictions.read_frames(folder / name / "validation"), heard, beside(name))
+    decoded, spent = tuning.decode(search, settings, predictions.read_frames(folder / name), greedy, beside(name))
+    write_json(work / "inference.json", spent)
+    write_json(work / "letters.json", letters)
+    write_json(work / tuning.DECODER, tuning.record(config, settings, trials, heard, hashes))
+    predictions.finish(work, decoded)
+    return decoded
+
+
 def scored(
     name: str,
     found: list[Prediction],
     utterances: list[Utterance],
     groups: "Groups",
-    hashes: dict[str, str],
-    config: experiment.Config,
+    work: Path,
+    config: Config,
 ) -> tuple["Result", "np.ndarray"]:
     """The model's row with all that stands behind it, and its WER and CER over resamples, to compare it by."""
-    from finetuning import results, scoring, slices
-    from tqdm import tqdm
+    from finetuning import results, scoring, slices, tuning
 
-    letters = read_json(experiment.resolve(config.evaluation.predictions) / name / "letters.json")
+    letters, inputs = read_json(work / "letters.json"), read_json(work / "inputs.json")
+    decoder = read_json(work / tuning.DECODER)
     needed = set(config.text.alphabet).union(*(utterance.text for utterance in utterances))
     units, hours = scoring.units(utterances), sum(utterance.duration for utterance in utterances) / 3600
     score = scoring.score(tqdm(found, desc="scoring", unit=" utterances", delay=2, leave=False))
     resampled = scoring.resampled(score, units)
+    nemo = None if decoder else results.rounded(scoring.nemo_word_error_rate(found, score, letters))
     row = {
-        **results.result(name, score, hours, "".join(sorted(needed - set(letters))), hashes),
+        **results.result(name, score, hours, "".join(sorted(needed - set(letters))), inputs["sha256"]),
         **results.intervals(resampled, units),
-        "nemo_wer": results.rounded(scoring.nemo_word_error_rate(found, score, letters)),
+        "nemo_wer": nemo,
         **results.origin(experiment.data_folder(config)),
         "slices": slices.scored(groups, score),
     }
+    if decoder:
+        row["decoder"] = {"name": "lm", **decoder["settings"]}
     return row, resampled
 
 
+@lru_cache(maxsize=1)
 def restore(path: Path) -> "EncDecCTCModel":
     """The model of `path`."""
     print(f"loading {path.name} (NeMo takes a while)")
     from finetuning import model as models
 
     return models.restore(path)
-
-
-def infer(
-    name: str,
-    model: "EncDecCTCModel",
-    path: Path,
-    utterances: list[Utterance],
-    audio: Path,
-    work: Path,
-    batch_size: int,
-) -> list[Prediction]:
-    """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio.
-
-    inference.json tells how long it took: seconds, seconds of audio, device and threads. A pass that goes on after an
-    interruption adds its part; a part that was killed is in neither of the two sums.
-    """
-    from finetuning.exported import network
-    from finetuning.inference import machine, predict, ready
-    from finetuning.model import labels
-    from tqdm import tqdm
-
-    write_json(work / "letters.json", labels(model))
-    done = predictions.read_part(work)
-    if done:
-        print(f"{name}: goes on after {len(done):,} of {len(utterances):,} utterances")
-    else:
-        (work / "inference.json").unlink(missing_ok=True)
-    before = read_json(work / "inference.json") or {}
-    seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
-    compiled = network(ready(model), path)
-    bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
-    with predictions.appending(work) as part, bar:
-        bar.update(sum(prediction.duration for prediction in done.values()))
-        try:
-            start = time.perf_counter()
-            for number, prediction in predict(model, compiled, utterances, audio, batch_size, done):
-                seconds += time.perf_counter() - start
-                audio_seconds += prediction.duration
-                if number not in done:
-                    predictions.append(part, number, prediction)
-                    done[number] = prediction
-                    bar.update(prediction.duration)
-                start = time.perf_counter()
-        finally:
-            spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
-            write_json(work / "inference.json", spent | machine(model, compiled))
-    found = [done[number] for number in range(len(utterances))]
-    predictions.finish(work, found)
-    return found
 
 
 if __name__ == "__main__":

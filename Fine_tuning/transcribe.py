@@ -1,6 +1,7 @@
 """A model and recordings -> what is said in them, as text, JSON lines or subtitles.
 
     python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt] [--output FOLDER]
+                                     [--language-model DECODER.JSON]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where it is
 quiet. With --output each recording gets a file of its own, and the same command goes on with those that have none yet;
@@ -9,21 +10,22 @@ without, transcripts are printed. Notices and the progress bar go to stderr.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetuning.errors import UserError, printable, run
-from finetuning.files import alone, make_folder, sha256
+from finetuning.files import alone, make_folder, sha256, sha256_of
 
 if TYPE_CHECKING:
     from finetuning.segments import Segment
     from finetuning.transcripts import Finished, Passage, Recording
-    from nemo.collections.asr.models import EncDecCTCModel
-    from openvino import CompiledModel
     from tqdm import tqdm
+
+    Hear = tuple[Callable[[list[Segment]], list[Passage]], int]  # what is said in segments, and their sample rate in Hz
 
 FORMATS = ("text", "jsonl", "srt")
 BATCH = 16  # segments at a time
@@ -41,15 +43,24 @@ def main() -> None:
         raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
     readable = [recording for recording in given if is_readable(recording)]
     path = find(arguments.model, load("configs/italian.yaml", []).model)
+    decoder = Path(arguments.language_model) if arguments.language_model else None
+    if decoder:
+        from finetuning import tuning
+
+        tuning.read(decoder)  # before a model is loaded for nothing
+    used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
     folder = make_folder(Path(arguments.output)) if arguments.output else None
     with alone(folder) if folder else nullcontext():
         finished, left = None, readable
         if folder:
-            finished = Finished(folder, arguments.format, sha256(path))
+            finished = Finished(folder, arguments.format, used)
             left = finished.start(readable)
         if len(left) < len(readable):
             say(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
-        done = transcribe(*restore(path), left, finished, arguments.format, named=len(given) > 1) if left else 0
+        done = 0
+        if left:
+            hear = restore(path, decoder)
+            done = transcribe(hear, left, finished, arguments.format, named=len(given) > 1)
     if bad := len(given) - (len(readable) - len(left)) - done:
         raise UserError(
             f"{bad:,} of {len(given):,} recordings are not transcribed, or not wholly, for the reasons above"
@@ -64,6 +75,9 @@ def command_line() -> argparse.Namespace:
     )
     parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
+    parser.add_argument(
+        "--language-model", metavar="DECODER.JSON", help="as evaluate.py evaluation.decoder=lm leaves it for a model"
+    )
     parser.add_argument("--output", metavar="FOLDER", help="for one file a recording")
     return parser.parse_args()
 
@@ -87,20 +101,22 @@ def is_readable(recording: "Recording") -> bool:
     return True
 
 
-def restore(path: Path) -> tuple["EncDecCTCModel", "CompiledModel | None"]:
-    """The model of `path`, ready to run, and its network where a library is faster than torch."""
+def restore(path: Path, decoder: Path | None) -> "Hear":
+    """Tells of segments what is said in them: the model of `path`, by its best path or a decoder.json's beam search."""
     say(f"loading {path.name} (NeMo takes a while)")
     from finetuning import model as models
-    from finetuning.exported import network
-    from finetuning.inference import ready
 
-    model = ready(models.restore(path))
-    return model, network(model, path)
+    model = models.restore(path)  # keeps NeMo quiet while it is imported
+    from finetuning import inference, tuning
+    from finetuning.exported import network
+
+    inference.ready(model)
+    beam = tuning.restore(decoder, models.labels(model)) if decoder else None
+    return partial(inference.hear, model, network(model, path), beam=beam), inference.sample_rate(model)
 
 
 def transcribe(
-    model: "EncDecCTCModel",
-    network: "CompiledModel | None",
+    hear: "Hear",
     recordings: list["Recording"],
     finished: "Finished | None",
     style: str,
@@ -113,7 +129,7 @@ def transcribe(
 
     whole = 0
     with tqdm(total=sum(duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
-        for recording, passages, failure in heard(model, network, recordings, bar):
+        for recording, passages, failure in heard(hear, recordings, bar):
             if failure:
                 say(failure)
             if finished and (passages or not failure):
@@ -126,16 +142,16 @@ def transcribe(
 
 
 def heard(
-    model: "EncDecCTCModel", network: "CompiledModel | None", recordings: list["Recording"], bar: "tqdm"
+    hear: "Hear", recordings: list["Recording"], bar: "tqdm"
 ) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
     """Each recording with what is said in it, and what is wrong with it; in `bar` the seconds heard."""
-    from finetuning.inference import hear, sample_rate
     from finetuning.segments import Segment
 
-    parts = parts_of(recordings, sample_rate(model))
+    passages_of, rate = hear
+    parts = parts_of(recordings, rate)
     passages: list[Passage] = []
     while batch := list(islice(parts, BATCH)):
-        told = iter(hear(model, network, [part for _, part in batch if isinstance(part, Segment)]))
+        told = iter(passages_of([part for _, part in batch if isinstance(part, Segment)]))
         for recording, part in batch:
             if isinstance(part, Segment):
                 passages.append(next(told))

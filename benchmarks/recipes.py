@@ -12,21 +12,40 @@ import argparse
 import csv
 import json
 import os
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from statistics import mean, stdev
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
+
 from clone_to_table import ROOT, cpu_name
+from finetuning.manifest import SPLITS, manifest_path, read_manifest, write_manifest
 
 SEEDS = (0, 1, 2)
 FROM_SCRATCH = ("model.base=null", "model.architecture=configs/models/quartznet_small.yaml", "training.frozen_epochs=0")
+FROZEN_10 = "training.frozen_epochs=10"
 VARIANTS = {
-    "warm": ("training.decoder_init=warm",),  # the demo as it is
-    "random": ("training.decoder_init=random",),
-    "batches by duration": ("training.batch_duration_s=17",),
+    "warm": (),  # the demo as it is: 5 frozen epochs
     "from scratch": FROM_SCRATCH,
+    "random": ("training.decoder_init=random",),
+    "0 frozen epochs": ("training.frozen_epochs=0",),
+    "10 frozen epochs": (FROZEN_10,),
+    "always frozen": ("training.frozen_epochs=36",),
+    "10 frozen epochs, batch normalisation too": (FROZEN_10, "training.batch_norm=frozen"),
+    "split by clip": ("dataset.split.by=clip", "dataset.output=datasets/demo_by_clip"),
+    "half of the hours": ("dataset.output=datasets/demo_half", "training.max_epochs=72", FROZEN_10),
+    "a quarter of the hours": (
+        "dataset.output=datasets/demo_quarter",
+        "training.max_epochs=144",
+        "training.frozen_epochs=20",
+    ),
+    "batches by duration": ("training.batch_duration_s=17",),
 }
+SHARES = {"datasets/demo_half": 0.5, "datasets/demo_quarter": 0.25}  # of the training utterances; as many steps in all
 VALIDATION_WER = 0.3  # whose first epoch is told
 RUNS = ROOT / "runs" / "recipes"
 RESULT = ROOT / "results" / "reference" / "recipes.json"
@@ -40,7 +59,7 @@ def main() -> None:
     chosen = parser.parse_args().variants or list(VARIANTS)
     if unknown := set(chosen) - set(VARIANTS):
         parser.error(f"no variant is called {', '.join(unknown)}")
-    script("dataset_creation")
+    make_datasets(chosen)
     with ThreadPoolExecutor(CORES) as pool:
         jobs = {(variant, seed): pool.submit(one, variant, seed) for seed in SEEDS for variant in chosen}
         runs = {key: job.result() for key, job in jobs.items()}
@@ -58,14 +77,32 @@ def main() -> None:
     print(json.dumps(measured, indent=2))
 
 
+def make_datasets(chosen: list[str]) -> None:
+    """The demo's dataset, and those that differ from it: split otherwise, or with less to train on."""
+    script("dataset_creation")
+    for overrides in (VARIANTS[variant] for variant in chosen):
+        if any(override.startswith("dataset.split") for override in overrides):
+            script("dataset_creation", *overrides)
+    demo = ROOT / "datasets" / "demo"
+    for folder, share in SHARES.items():
+        (ROOT / folder).mkdir(exist_ok=True)
+        for split in SPLITS:
+            utterances = read_manifest(manifest_path(demo, split))
+            moved = [replace(u, audio_filepath=f"../demo/{u.audio_filepath}") for u in utterances]
+            if split == "train":
+                moved = random.Random(0).sample(moved, round(share * len(moved)))
+            write_manifest(manifest_path(ROOT / folder, split), moved)
+
+
 def one(variant: str, seed: int) -> dict[str, float | int | None]:
     """Train and evaluate; what came out."""
     name = f"{variant.replace(' ', '_')}-{seed}"
     output = RUNS / name
     script("train", f"training.output={output}", f"training.name={name}", f"training.seed={seed}", *VARIANTS[variant])
+    dataset = [override for override in VARIANTS[variant] if override.startswith("dataset.")]
     script(
         "evaluate", f"evaluation.models=[{output / name}.nemo]", f"evaluation.predictions={output / 'predictions'}",
-        f"evaluation.results={output / 'results'}", f"training.output={output}",
+        f"evaluation.results={output / 'results'}", f"training.output={output}", *dataset,
     )  # fmt: skip
     with (output / "metrics.csv").open() as table:
         wers = [float(row["val_wer"]) for row in csv.DictReader(table)]
@@ -77,7 +114,7 @@ def one(variant: str, seed: int) -> dict[str, float | int | None]:
 def script(name: str, *overrides: str) -> None:
     """One of the three scripts on the demo's configuration; its output goes to a log, which is shown when it fails."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    about = overrides[1].partition("=")[2].replace("/", "_") if overrides else "demo"
+    about = "_".join(override.rpartition("=")[2].rpartition("/")[2] for override in overrides[:2]) or "demo"
     command = [sys.executable, str(ROOT / "Fine_tuning" / f"{name}.py"), "--config", "configs/demo.yaml", *overrides]
     log = RUNS / f"{name}-{about}.log"
     with log.open("w") as out:

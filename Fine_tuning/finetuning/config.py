@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]  # paths in a config are relative to 
 ACCELERATORS = ("auto", "gpu", "cpu")
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 OPTIMIZERS = ("novograd", "adamw")
+DECODERS = ("greedy", "lm")
+MOST_WORDS = 6  # of an n-gram that flashlight's KenLM can read
 
 
 class SplitBy(Enum):
@@ -151,6 +153,27 @@ class Training:
 
 
 @dataclass
+class Source:
+    """Sentences of a language model and their share in it."""
+
+    name: str = "???"
+    file: str | None = None  # UTF-8, a sentence a line; null: the texts of the training manifest
+    weight: float = 1.0  # of the models estimated from each source, in their mixture
+
+
+@dataclass
+class LanguageModel:
+    """Between steps 2 and 3, when asked: an n-gram model of words that helps step 3 to decode."""
+
+    output: str = "???"
+    sources: list[Source] = field(default_factory=lambda: [Source("training")])
+    order: int = 4  # words of the longest n-gram
+    prune: list[int] = field(default_factory=list)  # for each order: n-grams seen at most so often are left out
+    min_count: int = 1  # words seen less often are unknown ones
+    file: str | None = None  # ARPA or KenLM's binary that is there already: nothing is estimated
+
+
+@dataclass
 class Published:
     """A row of somebody's published table, shown beside ours and marked as published."""
 
@@ -165,6 +188,7 @@ class Evaluation:
     """Step 3: which models, on the test manifest."""
 
     models: list[str] = field(default_factory=list)  # names in the registry or paths to .nemo files
+    decoder: str = "greedy"  # greedy | lm: greedy and, beside it, beam search with the language model
     predictions: str = "???"  # folder for predictions.jsonl, one folder a model
     results: str = "???"  # folder for the results, one small JSON a model
     batch_size: int = 16
@@ -181,6 +205,7 @@ class Config:
     text: Text = field(default_factory=Text)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
+    language_model: LanguageModel = field(default_factory=LanguageModel)
     evaluation: Evaluation = field(default_factory=Evaluation)
     name: str = "???"
     file: ClassVar[str] = ""  # the YAML it was read from; no key of it
@@ -215,6 +240,7 @@ def _numbers(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 def check(config: Config) -> None:
     """UserError for values that have the right type and still make no sense."""
     dataset, split, training = config.dataset, config.dataset.split, config.training
+    language_model, evaluation = config.language_model, config.evaluation
     optimizer, alphabet, shares = training.optimizer, config.text.alphabet, (split.train, split.validation, split.test)
     infinite = [key for key, number in _numbers(config.as_dict()) if not math.isfinite(number)]
     wrong = [
@@ -255,7 +281,7 @@ def check(config: Config) -> None:
             "text.alphabet must hold the space, no character twice and no capital: texts are in lower case",
         ),
         (
-            min(training.max_epochs, training.batch_size, config.evaluation.batch_size) < 1,
+            min(training.max_epochs, training.batch_size, evaluation.batch_size) < 1,
             "training.max_epochs, training.batch_size and evaluation.batch_size must be at least 1",
         ),
         (
@@ -305,8 +331,32 @@ def check(config: Config) -> None:
             "training.name must be the name of a file, without a folder",
         ),
         (
-            not all((dataset.output, training.output, config.evaluation.predictions, config.evaluation.results)),
-            "dataset.output, training.output, evaluation.predictions and evaluation.results must not be empty",
+            not all(
+                (dataset.output, training.output, language_model.output, evaluation.predictions, evaluation.results)
+            ),
+            "dataset.output, training.output, language_model.output, evaluation.predictions and evaluation.results "
+            "must not be empty",
+        ),
+        (evaluation.decoder not in DECODERS, f"evaluation.decoder must be one of {', '.join(DECODERS)}"),
+        (
+            not 1 <= language_model.order <= MOST_WORDS,
+            f"language_model.order must be between 1 and {MOST_WORDS}, the most that the decoder takes",
+        ),
+        (
+            min([language_model.min_count, *language_model.prune, 1]) < 0
+            or language_model.min_count < 1
+            or len(language_model.prune) > language_model.order,
+            "language_model.min_count must be at least 1, and prune a list of at most `order` counts of 0 or more",
+        ),
+        (
+            not language_model.sources
+            or min(source.weight for source in language_model.sources) <= 0
+            or abs(sum(source.weight for source in language_model.sources) - 1) > 1e-6,
+            "language_model.sources: the weights must be above 0 and add up to 1",
+        ),
+        (
+            len({source.name for source in language_model.sources}) < len(language_model.sources),
+            "language_model.sources: two have the same name",
         ),
     ]
     for is_wrong, sentence in wrong:

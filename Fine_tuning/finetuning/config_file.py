@@ -7,7 +7,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuning.config import ROOT, Config, Published, Rule, check, resolve
+from finetuning.config import ROOT, Config, Published, Rule, Source, check, resolve
 from finetuning.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _keys(part: Any, prefix: str = "") -> list[str]:
     keys = []
     for name, value in vars(part).items():
         keys.append(prefix + name)
-        entry = {"rules": Rule, "published": Published}.get(name)
+        entry = {"rules": Rule, "published": Published, "sources": Source}.get(name)
         if is_dataclass(value) or entry:
             keys += _keys(entry() if entry else value, f"{prefix}{name}{'[]' if entry else ''}.")
     return keys

@@ -1,5 +1,6 @@
 """From a manifest, or segments of recordings, to log-probabilities: the one way this project runs a model."""
 
+import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,10 +12,15 @@ import soundfile
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from finetuning.decoding import greedy, words
+from finetuning import predictions
+from finetuning.beam_search import BeamSearch, Settings
+from finetuning.decoding import best_path, greedy, spelt, words
 from finetuning.errors import UserError
+from finetuning.exported import network as exported_network
 from finetuning.exported import run
+from finetuning.files import read_json, write_json
 from finetuning.manifest import Utterance
 from finetuning.model import channels_last, labels
 from finetuning.predictions import Prediction
@@ -38,6 +44,52 @@ def machine(model: EncDecCTCModel, network: openvino.CompiledModel | None) -> di
     return {"device": model.device.type, "by": by, "threads": torch.get_num_threads()}
 
 
+def infer(
+    name: str,
+    model: EncDecCTCModel,
+    path: Path,
+    utterances: list[Utterance],
+    audio: Path,
+    work: Path,
+    batch_size: int,
+    keeps: bool = False,
+) -> list[Prediction]:
+    """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio.
+
+    `keeps`: the log-probabilities too. inference.json tells how long it took: seconds, seconds of audio, device and
+    threads. A pass that goes on after an interruption adds its part; a part that was killed is in neither of the sums.
+    """
+    write_json(work / "letters.json", labels(model))
+    done = predictions.read_part(work, keeps)
+    if done:
+        print(f"{name}: goes on after {len(done):,} of {len(utterances):,} utterances")
+    else:
+        for stale in ("inference.json", predictions.FRAMES, predictions.INDEX):
+            (work / stale).unlink(missing_ok=True)
+    before = read_json(work / "inference.json") or {}
+    seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
+    compiled = exported_network(ready(model), path)
+    columns = len(labels(model)) + 1 if keeps else 0
+    bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
+    with predictions.appending(work, columns) as part, bar:
+        bar.update(sum(prediction.duration for prediction, _ in done.values()))
+        try:
+            start = time.perf_counter()
+            for number, prediction, own in computed(model, compiled, utterances, audio, batch_size, done):
+                seconds += time.perf_counter() - start
+                audio_seconds += prediction.duration
+                if number not in done:
+                    done[number] = prediction, part.append(number, prediction, own)
+                    bar.update(prediction.duration)
+                start = time.perf_counter()
+        finally:
+            spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
+            write_json(work / "inference.json", spent | machine(model, compiled))
+    found, spans = zip(*(done[number] for number in range(len(utterances))), strict=True)
+    predictions.finish(work, found, spans if keeps else None, columns)
+    return list(found)
+
+
 def predict(
     model: EncDecCTCModel,
     network: openvino.CompiledModel | None,
@@ -46,7 +98,20 @@ def predict(
     batch_size: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Prediction]]:
-    """The number of each utterance and its prediction by the best path; longest utterances first.
+    """The number of each utterance and its prediction, as `computed` gives them."""
+    for number, prediction, _ in computed(model, network, utterances, folder, batch_size, done):
+        yield number, prediction
+
+
+def computed(
+    model: EncDecCTCModel,
+    network: openvino.CompiledModel | None,
+    utterances: Sequence[Utterance],
+    folder: Path,
+    batch_size: int,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, Prediction, np.ndarray]]:
+    """Number, prediction by the best path and log-probabilities, (T, labels + 1), of each utterance, the longest first.
 
     `folder` is that of their manifest. With `network`, of `model` by `exported.network`, utterances run one by one;
     without, in batches. A batch whose numbers are all `done` is skipped; one that is not is run whole, so that a run
@@ -63,7 +128,8 @@ def predict(
     )
     for number, own in zip(chain.from_iterable(planned), frames(model, network, wavs), strict=True):
         u = utterances[number]
-        yield number, Prediction(u.audio_filepath, u.text, greedy(own, letters), loss(own, u.text, letters), u.duration)
+        text, nats = greedy(own, letters), loss(own, u.text, letters)
+        yield number, Prediction(u.audio_filepath, u.text, text, nats, u.duration), own
 
 
 def transcribe(model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path, batch_size: int = 16) -> list[str]:
@@ -72,8 +138,16 @@ def transcribe(model: EncDecCTCModel, utterances: Sequence[Utterance], folder: P
     return [found[number].pred_text for number in range(len(utterances))]
 
 
-def hear(model: EncDecCTCModel, network: openvino.CompiledModel | None, segments: Sequence[Segment]) -> list[Passage]:
-    """What is said in each segment, by its best path: nothing where there is nothing to hear. `model` is `ready`."""
+def hear(
+    model: EncDecCTCModel,
+    network: openvino.CompiledModel | None,
+    segments: Sequence[Segment],
+    beam: tuple[BeamSearch, Settings] | None = None,
+) -> list[Passage]:
+    """What is said in each segment, by its best path or by `beam` search: nothing where there is nothing to hear.
+
+    `model` is `ready`.
+    """
     rate, letters = sample_rate(model), labels(model)
     frame_s = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
     audible = [segment for segment in segments if segment.is_audible(rate)]
@@ -82,12 +156,13 @@ def hear(model: EncDecCTCModel, network: openvino.CompiledModel | None, segments
     passages = []
     for segment in segments:
         own = found.get(id(segment), np.zeros((0, len(letters) + 1)))  # (T, V + 1)
+        path = beam[0].decode(own, beam[1]) if beam else best_path(own)
         start_s, duration_s = segment.start / rate, len(segment.samples) / rate
         spoken = [
             Word(text, start_s + first * frame_s, start_s + min(end * frame_s, duration_s))
-            for text, first, end in words(own, letters)
+            for text, first, end in words(path, letters)
         ]
-        passages.append(Passage(round(start_s, 3), round(duration_s, 3), greedy(own, letters), spoken))
+        passages.append(Passage(round(start_s, 3), round(duration_s, 3), spelt(path, letters), spoken))
     return passages
 
 

@@ -74,9 +74,13 @@ def origin(folder: Path) -> Result:
 
 
 def comparisons(rows: Sequence[Result], samples: Sequence[np.ndarray]) -> list[Comparison]:
-    """Each pair of models: the difference of their rates, `one` minus `other`, and its interval (paired bootstrap)."""
+    """Each pair of models by the same decoder, and of decoders of the same model: the difference of their rates, `one`
+    minus `other`, and its interval (paired bootstrap).
+    """
     found = []
     for (one, of_one), (other, of_other) in combinations(zip(rows, samples, strict=True), 2):
+        if one["decoder"]["name"] != other["decoder"]["name"] and one["sha256"]["model"] != other["sha256"]["model"]:
+            continue
         wer, cer = (list(map(rounded, interval(column))) for column in (of_one - of_other).T)
         found.append(
             {
@@ -121,6 +125,15 @@ def table(rows: Sequence[Result], evaluation: Evaluation, compared: Sequence[Com
         pairs = [(row, p) for row in rows for p in evaluation.published if p.model == row["model"]]
         parts.append("\n".join(_comparison(row, p) for row, p in pairs))
     return "\n\n".join(part for part in (*parts, evaluation.note) if part)
+
+
+def decoders(rows: Sequence[Result]) -> str:
+    """What the language model brings: WER and word errors of each model by both decoders."""
+    cells = [
+        (row["model"], _rate(row, "wer"), *(f"{row[kind]:,}" for kind in ("insertions", "deletions", "substitutions")))
+        for row in rows
+    ]
+    return markdown(("Model", "WER", "Insertions", "Deletions", "Substitutions"), cells)
 
 
 def published_table(evaluation: Evaluation) -> str:

@@ -1,0 +1,135 @@
+"""Log-probabilities and an n-gram language model -> text, by flashlight's beam search over the words of a lexicon.
+
+The hypothesis maximises, over paths of the acoustic model,
+
+    ln p(path | audio) + lm_weight · log10 p(words) + word_score · number of words + unknown_score · unknown words
+
+where p(words) is the language model's, the end of the sentence included (KenLM; Heafield 2011). Words are those of the
+lexicon and, so that the vocabulary stays open, those that the best path spells in the same utterance: a word that the
+language model does not know has the probability of its <unk>. Every word ends with a space or with the utterance.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions, SmearingMode, Trie
+from flashlight.lib.text.decoder.kenlm import KenLM
+from flashlight.lib.text.dictionary import Dictionary
+
+from finetuning.decoding import best_path, spelt
+from finetuning.errors import UserError
+
+UNKNOWN = "<unk>"
+THRESHOLD = 25.0  # a hypothesis this much worse than the best of its frame is given up
+TOKENS = 16  # letters tried in a frame, the most probable ones
+NEAR = 20  # hypotheses whose words are tried again beside an unknown one
+
+
+def load(path: Path, words: Iterable[str]) -> tuple[KenLM, Dictionary]:
+    """An ARPA file or KenLM's binary, and the numbers of `words` and of <unk>; UserError when KenLM cannot read it."""
+    dictionary = Dictionary()
+    for word in (UNKNOWN, *words):
+        dictionary.add_entry(word)
+    try:
+        with _silence():
+            return KenLM(str(path), dictionary), dictionary
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise UserError(f"KenLM cannot read {path} ({reason}); make it again with train_language_model.py") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """KenLM draws a progress bar of its own on stderr."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is tuned on the validation set."""
+
+    lm_weight: float = 2.0  # of log10 p(words)
+    word_score: float = 0.0  # for each word; above 0 makes words shorter and more
+    unknown_score: float = -5.0  # for each word the language model does not know
+    beam: int = 50  # hypotheses kept in each frame
+
+
+class BeamSearch:
+    """A language model and the letters of one acoustic model."""
+
+    def __init__(self, arpa: Path, words: Iterable[str], letters: Sequence[str]) -> None:
+        """`arpa`: ARPA or KenLM's binary; `words` it knows; those that `letters` cannot spell are left out.
+
+        UserError when KenLM cannot read the file, when no word can be spelt, or when the model writes no spaces.
+        """
+        self.letters, self.index = list(letters), {letter: number for number, letter in enumerate(letters)}
+        if " " not in self.index:
+            raise UserError(
+                "this model writes no spaces, which a language model of words needs; type evaluation.decoder=greedy"
+            )
+        self.words = [word for word in words if word and set(word) <= self.index.keys() - {" "}]
+        if not self.words:
+            raise UserError(f"the model can spell no word of {arpa}; make it with the alphabet of this configuration")
+        self.lm, self.dictionary = load(arpa, self.words)
+        self.known = set(self.words)
+        self.lexicon = self._trie(self.words)
+
+    def decode(self, log_probabilities: np.ndarray, settings: Settings) -> np.ndarray:
+        """The path of the best hypothesis, (T,), of log-probabilities (T, letters + 1): an index of a letter or the
+        blank for each frame. A function of this utterance alone.
+        """
+        if not len(log_probabilities):
+            return np.zeros(0, dtype=np.int64)
+        unknown = [word for word in spelt(best_path(log_probabilities), self.letters).split() if word not in self.known]
+        found = self._search(self.lexicon, log_probabilities, settings)
+        if unknown:
+            nearby = {word for path in found[:NEAR] for word in spelt(path, self.letters).split()}
+            small = self._trie([*sorted(nearby & self.known), *sorted(set(unknown))])
+            found = self._search(small, log_probabilities, settings)
+        return found[0]
+
+    def text(self, log_probabilities: np.ndarray, settings: Settings) -> str:
+        """The text of the best hypothesis."""
+        return " ".join(spelt(self.decode(log_probabilities, settings), self.letters).split())
+
+    def _trie(self, words: Sequence[str]) -> Trie:
+        """Each word spelt with the space that ends it, its score that of the language model without a context."""
+        trie, start = Trie(len(self.letters) + 1, self.index[" "]), self.lm.start(False)
+        space, unknown = self.index[" "], self.dictionary.get_index(UNKNOWN)
+        for word in words:
+            label = self.dictionary.get_index(word) if word in self.known else unknown
+            _, score = self.lm.score(start, label)
+            trie.insert([*(self.index[letter] for letter in word), space], label, score)
+        trie.smear(SmearingMode.MAX)
+        return trie
+
+    def _search(self, trie: Trie, log_probabilities: np.ndarray, settings: Settings) -> list[np.ndarray]:
+        """Paths, the best first. A last frame is appended in which the space that ends the last word is free."""
+        frames, columns = log_probabilities.shape
+        given = np.full((frames + 1, columns), -math.inf, dtype=np.float32)
+        given[:frames] = log_probabilities
+        given[frames, self.index[" "]] = 0.0
+        given = np.maximum(given, -1e4)
+        options = LexiconDecoderOptions(
+            settings.beam, min(TOKENS, columns), THRESHOLD, settings.lm_weight, settings.word_score,
+            settings.unknown_score, 0.0, False, CriterionType.CTC,
+        )  # fmt: skip
+        decoder = LexiconDecoder(
+            options, trie, self.lm, self.index[" "], columns - 1, self.dictionary.get_index(UNKNOWN), [], False
+        )
+        found = decoder.decode(given.ctypes.data, frames + 1, columns)
+        return [np.array(result.tokens[1 : frames + 1]) for result in found]

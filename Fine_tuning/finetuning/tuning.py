@@ -1,0 +1,131 @@
+"""How much the language model weighs beside the acoustic model: found on the validation set, used on the test set.
+
+A random search (Bergstra and Bengio 2012) with a fixed seed over the weights, then the narrowest beam that is as good
+as the widest.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from finetuning import language_model
+from finetuning.beam_search import BeamSearch, Settings
+from finetuning.config import Config
+from finetuning.errors import UserError
+from finetuning.manifest import Utterance
+from finetuning.predictions import Prediction
+from finetuning.scoring import character_error_rate, word_error_rate
+
+DECODER = "decoder.json"
+TRIALS = 40
+BEAMS = (25, 50, 100)  # the search itself is at the first one
+MOST_UTTERANCES = 500  # of the validation set, drawn at random
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings and the error rates they give, as fractions."""
+
+    settings: Settings
+    wer: float
+    cer: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self.settings), "wer": round(self.wer, 6), "cer": round(self.cer, 6)}
+
+
+def drawn(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """The utterances that are tuned on, whatever the order of the manifest."""
+    ordered = sorted(utterances, key=lambda u: u.audio_filepath)
+    return random.Random(SEED).sample(ordered, min(MOST_UTTERANCES, len(ordered)))
+
+
+def candidates() -> Iterator[Settings]:
+    """The defaults, then draws."""
+    yield Settings(beam=BEAMS[0])
+    rng = random.Random(SEED)
+    for _ in range(TRIALS - 1):
+        weights = rng.uniform(0.5, 6.0), rng.uniform(-4.0, 6.0), rng.uniform(-20.0, 0.0)
+        yield Settings(*(round(weight, 2) for weight in weights), beam=BEAMS[0])
+
+
+def tune(
+    search: BeamSearch, frames: Sequence[np.ndarray], heard: Sequence[Prediction], name: str
+) -> tuple[Settings, list[Trial]]:
+    """The best settings, and all that were tried. The lowest WER wins, then CER, then the first.
+
+    `frames`: log-probabilities of the validation utterances that were `heard`; `name` for the progress bar.
+    """
+    references = [prediction.text for prediction in heard]
+
+    def tried(settings: Settings) -> Trial:
+        hypotheses = [search.text(own, settings) for own in frames]
+        bar.update()
+        return Trial(settings, *(rate(references, hypotheses) for rate in (word_error_rate, character_error_rate)))
+
+    with tqdm(desc=f"{name}, tuning", total=TRIALS + len(BEAMS) - 1, unit=" settings") as bar:
+        trials = [tried(settings) for settings in candidates()]
+        best = min(trials, key=lambda trial: (trial.wer, trial.cer))
+        wider = [best, *(tried(replace(best.settings, beam=beam)) for beam in BEAMS[1:])]
+    chosen = min(wider, key=lambda trial: (trial.wer, trial.cer, trial.settings.beam))
+    return chosen.settings, [*trials, *wider[1:]]
+
+
+def decode(
+    search: BeamSearch, settings: Settings, frames: Sequence[np.ndarray], greedy: Sequence[Prediction], name: str
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """The predictions with the texts of the beam search in the place of the `greedy` ones, and how long it took."""
+    decoded, started = [], time.perf_counter()
+    for p, own in tqdm(zip(greedy, frames, strict=True), desc=name, total=len(greedy), unit=" utterances"):
+        decoded.append(replace(p, pred_text=search.text(own, settings)))
+    seconds, audio_seconds = time.perf_counter() - started, sum(p.duration for p in greedy)
+    spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
+    return decoded, {**spent, "device": "cpu", "by": "flashlight", "threads": 1}
+
+
+def record(
+    config: Config, settings: Settings, trials: Sequence[Trial], heard: Sequence[Prediction], hashes: dict[str, str]
+) -> dict[str, Any]:
+    """What decoder.json keeps: all that is needed to decode like this again, and what it was chosen from."""
+    references, greedy = [p.text for p in heard], [p.pred_text for p in heard]
+    return {
+        "settings": asdict(settings),
+        "language_model": config.language_model.output,
+        "config": config.file,
+        "sha256": hashes,
+        "validation": {"utterances": len(heard), "greedy_wer": round(word_error_rate(references, greedy), 6)},
+        "trials": [trial.as_dict() for trial in trials],
+    }
+
+
+def read(path: Path) -> tuple[Settings, str, str, dict[str, str]]:
+    """What a decoder.json says: settings, language_model.output, the configuration, the hashes it was tuned with.
+
+    UserError when it is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Settings(**found["settings"]), found["language_model"], found["config"], found["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"there is no {path}, or it describes no beam search; evaluate.py evaluation.decoder=lm writes one beside "
+            f"the predictions, as {DECODER}"
+        ) from error
+
+
+def restore(path: Path, letters: Sequence[str]) -> tuple[BeamSearch, Settings]:
+    """The beam search that a decoder.json describes, for a model with these letters; UserError when it is another's."""
+    settings, folder, config_file, tuned = read(path)
+    arpa, words, hashes = language_model.find(folder, config_file)
+    if not hashes.items() <= tuned.items():
+        raise UserError(f"{path} was tuned with another language model; type evaluate.py evaluation.decoder=lm again")
+    return BeamSearch(arpa, words, letters), settings
