@@ -1,16 +1,21 @@
-# demo: the three scripts on the shipped sample    test: all tests    lint: ruff
+# demo: the three scripts and the language model on the shipped sample    test: all tests    lint: ruff
 # Each makes .venv from requirements.lock when it is missing or older than the lock.
 
 PYTHON ?= python3.11
 RUN := .venv/bin/python
 
-.PHONY: demo demo-base demo-scratch test lint lock report
+.PHONY: demo demo-domain demo-base demo-scratch test lint lock report
 .DELETE_ON_ERROR:
 
 demo: .venv/.complete
 	$(RUN) Fine_tuning/dataset_creation.py --config configs/demo.yaml
 	$(RUN) Fine_tuning/train.py --config configs/demo.yaml
+	$(RUN) Fine_tuning/train_language_model.py --config configs/demo.yaml
 	$(RUN) Fine_tuning/evaluate.py --config configs/demo.yaml
+
+# the demo's model with a language model of general text, without and with a small text of a domain
+demo-domain: demo
+	$(RUN) benchmarks/domain.py
 
 # the demo's English model, trained from scratch on the English sample and shipped as models/demo/
 demo-base: .venv/.complete

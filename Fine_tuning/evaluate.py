@@ -37,7 +37,7 @@ def main() -> None:
     models = display_names(config)
     manifest = manifest_path(experiment.data_folder(config), "test")
     utterances = read_references(manifest)
-    groups = slices.groups(utterances, read_training(manifest.parent))
+    groups = slices.groups(utterances, read_training(manifest.parent), config.evaluation.topics)
     folder = make_folder(experiment.resolve(config.evaluation.results))
     hours = sum(utterance.duration for utterance in utterances) / 3600
     print(f"{config.name}: {len(utterances):,} test utterances, {hours:.2f} h, {len(models)} model(s)")
@@ -181,7 +181,7 @@ def with_language_model(
     hashes |= {"model": sha256(path), "manifest": sha256(manifest), "validation": sha256(validation)}
     inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}}
     found = stored(work, inputs, utterances)
-    if found is not None:
+    if found is not None and (work / tuning.DECODER).is_file():
         print(f"{beside(name)}: model, language model and manifests are as before, predictions are reused from {work}")
         return found
     predictions.prepare(work, inputs)

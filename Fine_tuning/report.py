@@ -14,7 +14,7 @@ from finetuning.errors import UserError, run
 from finetuning.figures import loss_curve
 from finetuning.files import read_json, written_whole
 from finetuning.metrics import read_metrics
-from finetuning.results import COMPARISONS, published_table, table
+from finetuning.results import COMPARISONS, decoders, published_table, table
 
 README = ROOT / "README.md"
 REFERENCE = ROOT / "results" / "reference"
@@ -57,6 +57,9 @@ def parts() -> dict[str, str]:
         "dataset_creation": speed(measured("dataset_creation.json", "dataset_creation.py")),
         "training": training(measured("training.json", "training.py")),
         "evaluation": evaluation(measured("evaluation.json", "evaluation.py")),
+        "decoders": decoders([row for row in rows if "scratch" not in row["model"]]),
+        "domain": domain(measured("domain.json", "domain.py")),
+        "decoding": decoding(measured("decoding.json", "decoding.py")),
     }
 
 
@@ -141,13 +144,58 @@ def evaluation(of: dict) -> str:
     return "\n".join([*lines, "", *about])
 
 
+def decoding(of: dict) -> str:
+    """The beam search beside other ways to decode the same log-probabilities."""
+    ways = {
+        "greedy": "best path",
+        "this": "words, the lexicon open: `evaluate.py`",
+        "lexicon alone": "words of the lexicon only",
+        "letters": "letters, flashlight without a lexicon",
+        "NeMo flashlight": "words, NeMo's `flashlight`",
+        "NeMo beam_batch": "letters, NeMo's `beam_batch`",
+    }
+    unknown = of["unknown_words"]
+    lines = [
+        f"| Decoding | Test WER | Of {unknown['all']} words not in the lexicon | Seconds of audio/s |",
+        "|---|---:|---:|---:|",
+    ]
+    for way, name in ways.items():
+        speed = f"{short(of['audio_s_per_s'][way]['median'])}" if way in of["audio_s_per_s"] else ""
+        lines.append(f"| {name} | {of['wer'][way]:.4f} | {unknown[way]} | {speed} |")
+    about = f"Medians of {of['rounds']} rounds on {of['machine']}, one thread but for `beam_batch`; {of['data']}."
+    return "\n".join([*lines, "", about])
+
+
+def domain(of: dict) -> str:
+    """What a text of a domain brings on its sentences and on the others."""
+    general, mixture = of["runs"]["general"], of["runs"]["mixture"]
+    weights = " + ".join(f"{weight:.0%} {name}" for name, weight in of["weights"].items())
+    lines = ["| Language model | Timetable sentences | Others |", "|---|---:|---:|"]
+    for name, found in (("none", general["greedy"]), ("general", general["lm"]), (weights, mixture["lm"])):
+        lines.append(f"| {name} | {found['with its words']['wer']:.4f} | {found['without']['wer']:.4f} |")
+    on, off = (general["greedy"][part] for part in ("with its words", "without"))
+    texts = " and ".join(f"{source['sentences']} {source['name']}" for source in mixture["sources"])
+    about = (
+        f"Test WER; {on['utterances']} and {off['utterances']} utterances, synthetic speech. Texts: {texts} sentences, "
+        f"none of validation or test. Of the validation words the general text lacks {general['unknown_rate']:.1%}."
+    )
+    return "\n".join([*lines, "", about])
+
+
 def recipes(of: dict) -> str:
     """What changes of the recipe bring, with the spread over seeds."""
     names = {
-        "warm": "the demo: warm decoder",
+        "warm": "the demo: warm decoder, 5 frozen epochs",
         "random": "random decoder, as published",
-        "batches by duration": "warm decoder, batches by duration",
         "from scratch": "without the English base",
+        "0 frozen epochs": "nothing frozen",
+        "10 frozen epochs": "10 frozen epochs",
+        "10 frozen epochs, batch normalisation too": "10 frozen epochs, batch normalisation frozen too",
+        "always frozen": "encoder frozen to the end",
+        "batches by duration": "batches by duration",
+        "split by clip": "test speakers heard in training (split by clip)",
+        "half of the hours": "half of the training utterances, as many steps",
+        "a quarter of the hours": "a quarter of the training utterances, as many steps",
     }
     reached = f"Epochs to validation WER {of['validation_wer']:g}"
     lines = [f"| Recipe | Test WER | Test CER | {reached} |", "|---|---:|---:|---:|"]

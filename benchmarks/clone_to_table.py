@@ -1,4 +1,4 @@
-"""How long a newcomer waits: a fresh clone, `make demo`'s installation and its three scripts, each timed once.
+"""How long a newcomer waits: a fresh clone, `make demo`'s installation and its scripts, each timed once.
 
     python benchmarks/clone_to_table.py
 
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("dataset_creation", "train", "evaluate")
+STEPS = ("dataset_creation", "train", "train_language_model", "evaluate")
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         run(["make", "demo-scratch"], cwd=clone)
         found = [*(clone / "results" / "demo_scratch").glob("*.json")]  # the demo's models and the one from scratch
         rows = [path for path in found if path.name != "comparisons.json"]
-        rows.sort(key=lambda path: (path.name.startswith("Model"), "scratch" in path.name))
+        rows.sort(key=lambda path: (path.name.startswith("Model"), "scratch" in path.name, path.stem))
         timing = {
             "machine": f"{os.cpu_count()} CPU cores ({cpu_name()}) without a GPU",
             "install_s": round(install),

@@ -3,7 +3,7 @@
     python benchmarks/recipes.py [VARIANT ...]
 
 Trains and evaluates configs/demo.yaml with the overrides of VARIANTS, as many runs at a time as there are cores, each
-with one thread, and writes results/reference/recipes.json. All of it takes about an hour and a half on two cores. Type
+with one thread, and writes results/reference/recipes.json. All of it takes about two hours and a half on two cores. Type
 it again after an interruption: runs that are finished are only read. The seed is that of the training (decoder, order
 of the batches, masks, perturbation); the split, and so the test set, is the same in all runs.
 """
@@ -63,11 +63,13 @@ def main() -> None:
     with ThreadPoolExecutor(CORES) as pool:
         jobs = {(variant, seed): pool.submit(one, variant, seed) for seed in SEEDS for variant in chosen}
         runs = {key: job.result() for key, job in jobs.items()}
+    training = read_manifest(manifest_path(ROOT / "datasets" / "demo", "train"), check_audio=False)
     known = json.loads(RESULT.read_text())["variants"] if RESULT.is_file() else {}
     for variant in chosen:
         known[variant] = summary([runs[variant, seed] for seed in SEEDS])
     measured = {
         "machine": f"{CORES} CPU cores ({cpu_name()}), one thread a run",
+        "hours": round(sum(u.duration for u in training) / 3600, 3),  # of training, where not a part of them
         "data": "shipped sample, synthetic speech, test speakers unheard in training",
         "seeds": list(SEEDS),
         "validation_wer": VALIDATION_WER,
@@ -83,6 +85,7 @@ def make_datasets(chosen: list[str]) -> None:
     for overrides in (VARIANTS[variant] for variant in chosen):
         if any(override.startswith("dataset.split") for override in overrides):
             script("dataset_creation", *overrides)
+    script("train_language_model")
     demo = ROOT / "datasets" / "demo"
     for folder, share in SHARES.items():
         (ROOT / folder).mkdir(exist_ok=True)
@@ -100,15 +103,27 @@ def one(variant: str, seed: int) -> dict[str, float | int | None]:
     output = RUNS / name
     script("train", f"training.output={output}", f"training.name={name}", f"training.seed={seed}", *VARIANTS[variant])
     dataset = [override for override in VARIANTS[variant] if override.startswith("dataset.")]
+    decoder = "lm" if variant == "warm" else "greedy"
     script(
         "evaluate", f"evaluation.models=[{output / name}.nemo]", f"evaluation.predictions={output / 'predictions'}",
         f"evaluation.results={output / 'results'}", f"training.output={output}", *dataset,
+        f"evaluation.decoder={decoder}",
     )  # fmt: skip
     with (output / "metrics.csv").open() as table:
-        wers = [float(row["val_wer"]) for row in csv.DictReader(table)]
-    result = json.loads((output / "results" / f"{name}.json").read_text())
+        rows = list(csv.DictReader(table))
+    wers = [round(float(row["val_wer"]), 3) for row in rows]
     reached = next((epoch for epoch, wer in enumerate(wers, start=1) if wer <= VALIDATION_WER), None)
-    return {"epochs": len(wers), "reached": reached, **{key: result[key] for key in ("loss", "cer", "wer")}}
+    found = {
+        decoder: output / "results" / f"{name}{suffix}.json" for decoder, suffix in (("greedy", ""), ("lm", "+LM"))
+    }
+    of = {decoder: json.loads(path.read_text()) for decoder, path in found.items() if path.is_file()}
+    return {
+        "epochs": len(wers),
+        "reached": reached,
+        **{key: of["greedy"][key] for key in ("loss", "cer", "wer")},
+        **({f"lm_{key}": of["lm"][key] for key in ("cer", "wer")} if "lm" in of else {}),
+        "val_wer": wers,
+    }
 
 
 def script(name: str, *overrides: str) -> None:
@@ -127,7 +142,7 @@ def script(name: str, *overrides: str) -> None:
 
 def summary(runs: list[dict]) -> dict:
     """The runs of a variant, the mean of each figure and its standard deviation over seeds."""
-    figures = {key: [run[key] for run in runs] for key in ("loss", "cer", "wer")}
+    figures = {key: [run[key] for run in runs] for key in ("loss", "cer", "wer", "lm_cer", "lm_wer") if key in runs[0]}
     return {
         "runs": runs,
         "mean": {key: round(mean(values), 4) for key, values in figures.items()},

@@ -91,6 +91,7 @@ dataset: {{source: {tiny_release}, output: {folder}/data, workers: 2}}
 training: {{output: {folder}/run, max_epochs: 3, frozen_epochs: 2, keep_best: -1, workers: 1}}
 evaluation:
   models: [models/demo/quartznet_small_en.nemo, {folder}/run/Model-IT-finetuned.nemo]
+  decoder: greedy
   predictions: {folder}/predictions
   results: {folder}/results
 """

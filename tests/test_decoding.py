@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from finetuning.decoding import greedy, words
+from finetuning.decoding import best_path, greedy, spelt, words
 
 LABELS = ["a", "b", " "]  # the blank, written _ below, is 3
 
@@ -28,6 +28,7 @@ def frames(path: str) -> np.ndarray:
 )
 def test_best_path(path: str, text: str) -> None:
     assert greedy(frames(path), LABELS) == text
+    assert spelt(best_path(frames(path)), LABELS) == text
 
 
 @pytest.mark.parametrize(
@@ -42,5 +43,5 @@ def test_best_path(path: str, text: str) -> None:
     ],
 )
 def test_words_have_the_frames_of_their_letters(path: str, found: list[tuple[str, int, int]]) -> None:
-    assert words(frames(path), LABELS) == found
+    assert words(best_path(frames(path)), LABELS) == found
     assert [word for word, *_ in found] == greedy(frames(path), LABELS).split()

@@ -179,7 +179,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 @pytest.mark.nemo
 def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, tmp_path: Path) -> None:
     """Stopped by a wav that is gone, the last of six: those that are being computed then are not counted."""
-    from evaluate import infer
+    from finetuning.inference import infer
     from finetuning.model import restore
 
     shutil.copytree(data, tmp_path / "it")

@@ -71,7 +71,7 @@ def test_recipes_are_told_with_their_spread_over_seeds():
             "variants": {"warm": {"runs": runs, **figures}},
         }
     )  # fmt: skip
-    assert "| the demo: warm decoder | 0.110 ± 0.015 | 0.030 ± 0.004 | 16, never, 17 |\n" in told
+    assert "| the demo: warm decoder, 5 frozen epochs | 0.110 ± 0.015 | 0.030 ± 0.004 | 16, never, 17 |\n" in told
     assert told.endswith("over 3 seeds of the training; synthetic speech; 2 CPU cores (X); 36 epochs each.")
 
 
@@ -88,3 +88,39 @@ def test_every_file_the_readme_names_exists():
     unlisted = {path.name for path in (ROOT / "Fine_tuning").rglob("*.py")} - names - {"__init__.py"}
     unlisted -= {Path(path).name for path in paths}
     assert not unlisted, f"the file map does not show {unlisted}"
+
+
+def test_the_ways_to_decode_are_told_as_measured():
+    ways = ["this", "lexicon alone", "letters", "NeMo flashlight", "NeMo beam_batch"]
+    told = report.decoding(
+        {
+            "machine": "2 CPU cores (X)", "data": "synthetic speech", "rounds": 5,
+            "audio_s_per_s": {way: {"median": 100.0 + number} for number, way in enumerate(ways)},
+            "wer": {way: 0.01 * number for number, way in enumerate(["greedy", *ways], start=1)},
+            "unknown_words": {way: number for number, way in enumerate(["greedy", *ways])} | {"all": 8},
+        }
+    )  # fmt: skip
+    assert "| Decoding | Test WER | Of 8 words not in the lexicon | Seconds of audio/s |\n" in told
+    assert "| best path | 0.0100 | 0 |  |\n" in told
+    assert "| words, the lexicon open: `evaluate.py` | 0.0200 | 1 | 100 |\n" in told
+    assert "| letters, NeMo's `beam_batch` | 0.0600 | 5 | 104 |\n" in told
+
+
+def test_what_a_domain_brings_is_told_as_measured():
+    def groups(on: float, off: float) -> dict[str, dict[str, float]]:
+        return {"with its words": {"utterances": 10, "wer": on}, "without": {"utterances": 56, "wer": off}}
+
+    sources = [{"name": "general", "sentences": 569}, {"name": "timetable", "sentences": 56}]
+    shared = {"greedy": groups(0.09, 0.11), "sources": sources}
+    told = report.domain(
+        {
+            "weights": {"general": 0.7, "timetable": 0.3},
+            "runs": {
+                "general": {"lm": groups(0.054, 0.009), "unknown_rate": 0.0562, **shared},
+                "mixture": {"lm": groups(0.001, 0.007), "unknown_rate": 0.0, **shared},
+            },
+        }
+    )
+    assert "| none | 0.0900 | 0.1100 |\n| general | 0.0540 | 0.0090 |\n" in told
+    assert "| 70% general + 30% timetable | 0.0010 | 0.0070 |\n" in told
+    assert "10 and 56 utterances" in told and "569 general and 56 timetable sentences" in told and "lacks 5.6%" in told

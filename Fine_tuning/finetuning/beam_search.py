@@ -94,12 +94,12 @@ class BeamSearch:
         """
         if not len(log_probabilities):
             return np.zeros(0, dtype=np.int64)
-        unknown = [word for word in spelt(best_path(log_probabilities), self.letters).split() if word not in self.known]
-        found = self._search(self.lexicon, log_probabilities, settings)
-        if unknown:
-            nearby = {word for path in found[:NEAR] for word in spelt(path, self.letters).split()}
-            small = self._trie([*sorted(nearby & self.known), *sorted(set(unknown))])
-            found = self._search(small, log_probabilities, settings)
+        clear = set(spelt(best_path(log_probabilities), self.letters).split())
+        found = self._search(self.lexicon, log_probabilities, settings, TOKENS)
+        if unknown := clear - self.known:
+            nearby = clear.union(*(spelt(path, self.letters).split() for path in found[:NEAR]))
+            small = self._trie([*sorted(nearby & self.known), *sorted(unknown)])
+            found = self._search(small, log_probabilities, settings, len(self.letters) + 2)
         return found[0]
 
     def text(self, log_probabilities: np.ndarray, settings: Settings) -> str:
@@ -107,29 +107,37 @@ class BeamSearch:
         return " ".join(spelt(self.decode(log_probabilities, settings), self.letters).split())
 
     def _trie(self, words: Sequence[str]) -> Trie:
-        """Each word spelt with the space that ends it, its score that of the language model without a context."""
-        trie, start = Trie(len(self.letters) + 1, self.index[" "]), self.lm.start(False)
-        space, unknown = self.index[" "], self.dictionary.get_index(UNKNOWN)
+        """Each word spelt with the space that ends it, its score that of the language model without a context.
+
+        An unknown word ends with a space of its own, which `_search` charges unknown_score for.
+        """
+        trie, start = Trie(len(self.letters) + 2, self.index[" "]), self.lm.start(False)
         for word in words:
-            label = self.dictionary.get_index(word) if word in self.known else unknown
+            known = word in self.known
+            label = self.dictionary.get_index(word if known else UNKNOWN)
             _, score = self.lm.score(start, label)
-            trie.insert([*(self.index[letter] for letter in word), space], label, score)
+            end = self.index[" "] if known else len(self.letters) + 1
+            trie.insert([*(self.index[letter] for letter in word), end], label, score)
         trie.smear(SmearingMode.MAX)
         return trie
 
-    def _search(self, trie: Trie, log_probabilities: np.ndarray, settings: Settings) -> list[np.ndarray]:
-        """Paths, the best first. A last frame is appended in which the space that ends the last word is free."""
-        frames, columns = log_probabilities.shape
-        given = np.full((frames + 1, columns), -math.inf, dtype=np.float32)
-        given[:frames] = log_probabilities
-        given[frames, self.index[" "]] = 0.0
+    def _search(self, trie: Trie, log_probabilities: np.ndarray, settings: Settings, tokens: int) -> list[np.ndarray]:
+        """Paths, the best first. A last frame is appended in which the space that ends the last word is free.
+
+        A last column is appended for the space that ends an unknown word. flashlight's own unknown_score is for any
+        beginning of a word in the trie, without a space behind it, so it is off.
+        """
+        frames, blank, space = len(log_probabilities), len(self.letters), self.index[" "]
+        given = np.full((frames + 1, blank + 2), -math.inf, dtype=np.float32)
+        given[:frames, : blank + 1] = log_probabilities
+        given[frames, space] = 0.0
+        given[:, blank + 1] = given[:, space] + settings.unknown_score
         given = np.maximum(given, -1e4)
         options = LexiconDecoderOptions(
-            settings.beam, min(TOKENS, columns), THRESHOLD, settings.lm_weight, settings.word_score,
-            settings.unknown_score, 0.0, False, CriterionType.CTC,
+            settings.beam, min(tokens, blank + 2), THRESHOLD, settings.lm_weight, settings.word_score, -math.inf, 0.0,
+            False, CriterionType.CTC,
         )  # fmt: skip
-        decoder = LexiconDecoder(
-            options, trie, self.lm, self.index[" "], columns - 1, self.dictionary.get_index(UNKNOWN), [], False
-        )
-        found = decoder.decode(given.ctypes.data, frames + 1, columns)
-        return [np.array(result.tokens[1 : frames + 1]) for result in found]
+        unknown = self.dictionary.get_index(UNKNOWN)
+        decoder = LexiconDecoder(options, trie, self.lm, space, blank, unknown, [], False)
+        found = [result.tokens[1 : frames + 1] for result in decoder.decode(given.ctypes.data, frames + 1, blank + 2)]
+        return [np.where(np.array(path) > blank, space, path) for path in found]

@@ -16,7 +16,7 @@ ACCELERATORS = ("auto", "gpu", "cpu")
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 OPTIMIZERS = ("novograd", "adamw")
 DECODERS = ("greedy", "lm")
-MOST_WORDS = 6  # of an n-gram that flashlight's KenLM can read
+MOST_WORDS = 6  # of an n-gram that flashlight's KenLM can read; it reads no model of single words either
 
 
 class SplitBy(Enum):
@@ -189,6 +189,7 @@ class Evaluation:
 
     models: list[str] = field(default_factory=list)  # names in the registry or paths to .nemo files
     decoder: str = "greedy"  # greedy | lm: greedy and, beside it, beam search with the language model
+    topics: dict[str, list[str]] = field(default_factory=dict)  # parts of the test set: texts with one of these words
     predictions: str = "???"  # folder for predictions.jsonl, one folder a model
     results: str = "???"  # folder for the results, one small JSON a model
     batch_size: int = 16
@@ -339,8 +340,8 @@ def check(config: Config) -> None:
         ),
         (evaluation.decoder not in DECODERS, f"evaluation.decoder must be one of {', '.join(DECODERS)}"),
         (
-            not 1 <= language_model.order <= MOST_WORDS,
-            f"language_model.order must be between 1 and {MOST_WORDS}, the most that the decoder takes",
+            not 2 <= language_model.order <= MOST_WORDS,
+            f"language_model.order must be between 2 and {MOST_WORDS}, which the decoder takes",
         ),
         (
             min([language_model.min_count, *language_model.prune, 1]) < 0

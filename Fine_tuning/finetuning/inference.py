@@ -60,7 +60,8 @@ def infer(
     threads. A pass that goes on after an interruption adds its part; a part that was killed is in neither of the sums.
     """
     write_json(work / "letters.json", labels(model))
-    done = predictions.read_part(work, keeps)
+    columns = len(labels(model)) + 1 if keeps else 0
+    done = predictions.read_part(work, columns)
     if done:
         print(f"{name}: goes on after {len(done):,} of {len(utterances):,} utterances")
     else:
@@ -69,7 +70,6 @@ def infer(
     before = read_json(work / "inference.json") or {}
     seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
     compiled = exported_network(ready(model), path)
-    columns = len(labels(model)) + 1 if keeps else 0
     bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
     with predictions.appending(work, columns) as part, bar:
         bar.update(sum(prediction.duration for prediction, _ in done.values()))
@@ -162,7 +162,8 @@ def hear(
             Word(text, start_s + first * frame_s, start_s + min(end * frame_s, duration_s))
             for text, first, end in words(path, letters)
         ]
-        passages.append(Passage(round(start_s, 3), round(duration_s, 3), spelt(path, letters), spoken))
+        text = " ".join(word.text for word in spoken) if beam else spelt(path, letters)  # as evaluate.py has it
+        passages.append(Passage(round(start_s, 3), round(duration_s, 3), text, spoken))
     return passages
 
 

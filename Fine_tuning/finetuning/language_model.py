@@ -75,7 +75,7 @@ def gather(source: Source, config: Config, forbidden: set[str]) -> Gathered:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError as error:
         raise UserError(
             f"there is no text {path}; language_model.sources names a file with a sentence a line"
@@ -85,8 +85,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def estimate(gathered: Sequence[Gathered], order: int, prune: Sequence[int], min_count: int) -> Model:
-    """A model of each source over the words of all of them, and their mixture."""
+    """A model of each source over the words of all of them, and their mixture; UserError when no word is left."""
     words = ngrams.frequent_words((s for source in gathered for s in source.sentences), min_count)
+    if not words:
+        raise UserError(f"language_model.min_count={min_count} leaves no word of the sources; give a smaller one")
     models = [ngrams.estimate(source.sentences, order, prune, words) for source in gathered]
     return models[0] if len(models) == 1 else ngrams.mix(models, [source.weight for source in gathered])
 

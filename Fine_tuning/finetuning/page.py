@@ -173,7 +173,7 @@ def _model(
     return {
         "result": row,
         "without_error": sum(counts.word_errors == 0 for counts in found.utterances),
-        "loss_curve": _loss_curve(resolve(source)),
+        "loss_curve": _loss_curve(resolve(source)) if row["decoder"]["name"] == "greedy" else [],  # else a second time
         "confusions": {
             "letters": _listed(letters, texts, confusions.aligned_characters),
             "accents": _listed(confusions.of_accents(letters), texts, confusions.aligned_characters),

@@ -55,10 +55,10 @@ def read(folder: Path) -> list[Prediction] | None:
         raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from error
 
 
-def read_part(folder: Path, with_frames: bool = False) -> dict[int, tuple[Prediction, Span | None]]:
+def read_part(folder: Path, columns: int = 0) -> dict[int, tuple[Prediction, Span | None]]:
     """What an interrupted run finished, by number of the utterance, and where its log-probabilities are.
 
-    A line cut short is as good as none, and so is one without them where they are asked for.
+    A line cut short is as good as none, and so is, with `columns`, labels + 1, one without log-probabilities.
     """
     done = {}
     if _part(folder).is_file():
@@ -66,10 +66,13 @@ def read_part(folder: Path, with_frames: bool = False) -> dict[int, tuple[Predic
             try:
                 fields = json.loads(line)
                 number, span = fields.pop("utterance"), fields.pop("frames", None)
-                if span or not with_frames:
+                if span or not columns:
                     done[number] = Prediction(**fields), span and tuple(span)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
+    there = (folder / FRAMES).stat().st_size // (4 * columns) if columns and (folder / FRAMES).is_file() else 0
+    if columns and any(sum(span) > there for _, span in done.values()):
+        raise UserError(f"{folder / FRAMES} is damaged or gone; delete {folder} and run the same command again")
     return done
 
 

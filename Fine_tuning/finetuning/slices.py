@@ -1,7 +1,7 @@
 """Parts of the test set that may be easier or harder: who speaks, what is read, how long it is."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from finetuning.results import Result, markdown, rounded
 from finetuning.scoring import Score, total
 
 SEEN, UNSEEN = "seen in training", "not seen in training"
+TOPIC, OF_IT, OTHERS = "topic ", "with its words", "without"
 DURATIONS_S = {"under 2 s": 2, "2 to 4 s": 4, "4 to 6 s": 6, "6 to 10 s": 10, "10 s and more": np.inf}
 MOST_VALUES = 20  # of gender, age or accents; the rarer ones are put together
 SHOWN_VALUES = 3  # on the screen
@@ -19,11 +20,16 @@ SHOWN_VALUES = 3  # on the screen
 Groups = dict[str, dict[str, np.ndarray]]  # slice: group: numbers of its utterances
 
 
-def groups(utterances: Sequence[Utterance], training: Sequence[Utterance] | None) -> Groups:
+def groups(
+    utterances: Sequence[Utterance],
+    training: Sequence[Utterance] | None,
+    topics: Mapping[str, Sequence[str]] | None = None,
+) -> Groups:
     """Which utterances are in which group of which slice; each is in one group of every slice there is.
 
     A slice of what no utterance states is left out, and so are speaker and sentence without the `training` utterances:
-    "seen" means heard or read in them, whatever else a model was trained on. Sentences are compared as normalised.
+    "seen" means heard or read in them, whatever else a model was trained on. Sentences are compared as normalised. A
+    sentence is of one of the `topics` when it holds one of its words.
     """
     named = {}
     if training is not None:
@@ -40,6 +46,9 @@ def groups(utterances: Sequence[Utterance], training: Sequence[Utterance] | None
             known = {value: value or "not stated" for value in frequent[:MOST_VALUES]}
             named[field] = [known.get(value, "others") for value in values]
             order[field] = [*known.values(), "others"]
+    for topic, words in (topics or {}).items():
+        named[TOPIC + topic] = [OF_IT if set(words) & set(u.text.split()) else OTHERS for u in utterances]
+        order[TOPIC + topic] = [OF_IT, OTHERS]
     found = {}
     for name, members in named.items():
         numbers = {group: [] for group in order[name]}
@@ -70,10 +79,10 @@ def _scored(score: Score, numbers: np.ndarray) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Result]) -> str:
-    """WER by slice, a column for each model, at most 15 lines: of gender the most frequent, age and accents not."""
+    """WER by slice, a column for each model: of gender the most frequent, age and accents not."""
     first = rows[0]["slices"]
     lines = []
-    for name in ("speaker", "sentence", "duration", "gender"):
+    for name in ("speaker", "sentence", "duration", "gender", *(name for name in first if name.startswith(TOPIC))):
         for group, of in list(first.get(name, {}).items())[: SHOWN_VALUES if name == "gender" else None]:
             share = f"{of['utterances']:,} ({of['utterances'] / rows[0]['utterances']:.0%})"
             rates = [f"{row['slices'][name][group]['wer']:.4f}" for row in rows]

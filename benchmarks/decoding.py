@@ -1,0 +1,215 @@
+"""The demo's test set decoded from the same stored log-probabilities: this project's beam search beside other ways.
+
+    python benchmarks/decoding.py
+
+Needs runs/demo as `make demo` leaves it; writes results/reference/decoding.json in a quarter of an hour. Weights are
+tuned on the validation set by random draws, fewer for NeMo's slow beam_batch; NeMo's flashlight, which scores a
+hypothesis as ours does, has ours. Each way takes its turn in every round; loading is left out. Words that the lexicon
+lacks are counted apart.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
+
+import numpy as np
+import torch
+from clone_to_table import ROOT, cpu_name
+from finetuning import arpa, language_model, ngrams, predictions, tuning
+from finetuning.beam_search import Settings, load
+from finetuning.decoding import greedy, spelt
+from finetuning.files import read_json, write_json
+from finetuning.manifest import manifest_path, read_manifest
+from finetuning.scoring import word_errors
+from flashlight.lib.text.decoder import CriterionType, LexiconFreeDecoder, LexiconFreeDecoderOptions
+from nemo.collections.asr.parts.submodules.ctc_beam_decoding import (
+    BeamBatchedCTCInfer,
+    BeamCTCInfer,
+    FlashlightConfig,
+)
+from tqdm import tqdm
+from training import CORES, figures
+
+RESULT = ROOT / "results" / "reference" / "decoding.json"
+WORK = ROOT / "runs" / "demo" / "predictions"
+MODEL = "Model-IT-finetuned"
+OFFSET = 100  # NeMo's beam_batch reads a letter's number as this many characters later
+TOKEN_ORDER = 6  # letters, as many as flashlight's KenLM takes
+DRAWS, FEW_DRAWS = 40, 8
+NEVER = -1e4  # so that no word outside the lexicon is written
+BATCH = 16  # utterances, of beam_batch
+Frames = Sequence[np.ndarray]
+Decode = Callable[[Frames], list[str]]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of all ways in turn; the median is what counts")
+    rounds = parser.parse_args().rounds
+    if not (WORK / f"{MODEL}+LM" / tuning.DECODER).is_file():
+        sys.exit("there is no decoded demo; type: make demo")
+    torch.set_num_threads(CORES)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        measured = measure(Path(folder), rounds)
+    write_json(RESULT, measured)
+    print(json.dumps(measured, indent=2))
+
+
+def measure(folder: Path, rounds: int) -> dict:
+    """What the JSON holds."""
+    letters = read_json(WORK / MODEL / "letters.json")
+    test = list(zip(predictions.read(WORK / MODEL), predictions.read_frames(WORK / MODEL), strict=True))
+    validation = [(p.text, own) for p, own in zip(
+        predictions.read(WORK / MODEL / "validation"), predictions.read_frames(WORK / MODEL / "validation"), strict=True
+    )]  # fmt: skip
+    references, frames = [p.text for p, _ in test], [own for _, own in test]
+    seconds = sum(p.duration for p, _ in test)
+    ways, weights = prepared(folder, letters, validation)
+    texts = {way: decode(frames) for way, decode in ways.items()}  # warms up
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in tqdm(range(rounds), unit=" rounds"):
+        for way, decode in ways.items():
+            started = time.perf_counter()
+            decode(frames)
+            speeds[way].append(seconds / (time.perf_counter() - started))
+    texts = {"greedy": [greedy(own, letters) for own in frames], **texts}
+    known = set(language_model.read_lexicon(ROOT / "runs/demo/language_model/lexicon.txt"))
+    return {
+        "machine": f"{CORES} CPU cores ({cpu_name()})",
+        "versions": {name: version(name) for name in ("nemo_toolkit", "torch", "flashlight-text")},
+        "data": f"{len(frames)} utterances of the sample's test set, synthetic speech, {seconds:.0f} s",
+        "rounds": rounds,
+        "weights": weights,
+        "audio_s_per_s": {way: figures(found) for way, found in speeds.items()},
+        "this_to": {way: figures(np.array(speeds["this"]) / np.array(found)) for way, found in speeds.items()},
+        "wer": {way: round(word_errors(references, found).rate, 4) for way, found in texts.items()},
+        "unknown_words": unknown_words(references, texts, known),
+    }
+
+
+def prepared(folder: Path, letters: list[str], validation: list[tuple[str, np.ndarray]]) -> tuple[dict, dict]:
+    """Each way as a function of the log-probabilities of an utterance, and the weights it was given."""
+    search, settings = tuning.restore(WORK / f"{MODEL}+LM" / tuning.DECODER, letters)
+    path, _, _ = language_model.find("runs/demo/language_model", "configs/demo.yaml")
+    closed = replace(settings, unknown_score=NEVER)
+    of_letters = letter_model(folder / "letters.arpa", letters)
+    with_nemo = nemo_flashlight(path, letters, settings)
+    free, free_weights = tuned(partial(lexicon_free, of_letters, letters), (0.2, 3.0), DRAWS, validation)
+    batched, batched_weights = tuned(partial(beam_batch, of_letters, letters), (0.05, 1.0), FEW_DRAWS, validation)
+    ways: dict[str, Decode] = {
+        "this": lambda frames: [search.text(own, settings) for own in frames],
+        "lexicon alone": lambda frames: [search.text(own, closed) for own in frames],
+        "letters": free,
+        "NeMo flashlight": with_nemo,
+        "NeMo beam_batch": batched,
+    }
+    return ways, {"words": vars(settings), "letters": free_weights, "NeMo beam_batch": batched_weights}
+
+
+def letter_model(path: Path, letters: list[str]) -> Path:
+    """Of the same texts, letters in the place of words, called as NeMo's beam_batch wants them."""
+    training = read_manifest(manifest_path(ROOT / "datasets" / "demo", "train"), check_audio=False)
+    number = {letter: chr(index + OFFSET) for index, letter in enumerate(letters)}
+    arpa.write(path, ngrams.estimate(([number[letter] for letter in u.text] for u in training), TOKEN_ORDER))
+    return path
+
+
+def lexicon_free(path: Path, letters: list[str], lm_weight: float, word_score: float) -> Decode:
+    """flashlight's beam search over letters; `word_score` for each space."""
+    lm, _ = load(path, [chr(index + OFFSET) for index in range(len(letters))])
+    # load() numbers <unk> first: its model's words are one behind the letters
+    options = LexiconFreeDecoderOptions(50, 16, 25.0, lm_weight, word_score, False, CriterionType.CTC)
+    space, blank = letters.index(" ") + 1, len(letters) + 1
+    decoder = LexiconFreeDecoder(options, lm, space, blank, [])
+
+    def decode(own: np.ndarray) -> str:
+        shifted = np.full((len(own), len(letters) + 2), -1e4, dtype=np.float32)
+        shifted[:, 1:] = own
+        found = decoder.decode(shifted.ctypes.data, *shifted.shape)[0]
+        return " ".join(spelt(np.array(found.tokens[1:-1]) - 1, letters).split())
+
+    return lambda frames: list(map(decode, frames))
+
+
+def nemo_flashlight(path: Path, letters: list[str], settings: Settings) -> Decode:
+    """NeMo's strategy of that name with our language model, lexicon and weights."""
+    strategy = BeamCTCInfer(
+        blank_id=len(letters), beam_size=settings.beam, search_type="flashlight", ngram_lm_alpha=settings.lm_weight,
+        beam_beta=settings.word_score, ngram_lm_model=str(path),
+        flashlight_cfg=FlashlightConfig(str(path.with_name(language_model.LEXICON)), None, 16, 25.0),
+    )  # fmt: skip
+    strategy.set_vocabulary(letters)
+    strategy.set_decoding_type("char")
+    return lambda frames: [text for own in frames for text in of_nemo(strategy, [own], letters)]
+
+
+def beam_batch(path: Path, letters: list[str], lm_weight: float, letter_score: float) -> Decode:
+    """NeMo's strategy of that name with a language model of letters."""
+    strategy = BeamBatchedCTCInfer(
+        blank_index=len(letters),
+        beam_size=50,
+        ngram_lm_alpha=lm_weight,
+        beam_beta=letter_score,
+        ngram_lm_model=str(path),
+    )
+
+    def decode(frames: Frames) -> list[str]:
+        found, order = {}, sorted(range(len(frames)), key=lambda number: -len(frames[number]))
+        for start in range(0, len(order), BATCH):
+            numbers = order[start : start + BATCH]
+            found.update(zip(numbers, of_nemo(strategy, [frames[number] for number in numbers], letters), strict=True))
+        return [found[number] for number in range(len(frames))]
+
+    return decode
+
+
+def of_nemo(strategy: BeamCTCInfer | BeamBatchedCTCInfer, batch: Frames, letters: list[str]) -> list[str]:
+    """The best hypothesis of each utterance of a batch."""
+    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(np.array(own)) for own in batch], batch_first=True)
+    (found,) = strategy(decoder_output=padded, decoder_lengths=torch.tensor([len(own) for own in batch]))
+    best = [
+        hypothesis.n_best_hypotheses[0] if hasattr(hypothesis, "n_best_hypotheses") else hypothesis
+        for hypothesis in found
+    ]
+    return [" ".join("".join(letters[int(token)] for token in each.y_sequence).split()) for each in best]
+
+
+def tuned(
+    make: Callable[..., Decode], reach: tuple[float, float], draws: int, validation: list[tuple[str, np.ndarray]]
+) -> tuple[Decode, dict[str, float]]:
+    """The way with the lowest WER of some draws of its two weights, the first between the limits of `reach`."""
+    rng, references = random.Random(0), [text for text, _ in validation]
+    tried = []
+    for number in tqdm(range(draws), desc="tuning", unit=" settings"):
+        weights = round(rng.uniform(*reach), 2), round(rng.uniform(-1.0, 3.0), 2)
+        decode = make(*weights)
+        rate = word_errors(references, decode([own for _, own in validation])).rate
+        tried.append((rate, number, weights, decode))
+    _, _, weights, decode = min(tried)
+    return decode, dict(zip(("lm_weight", "score"), weights, strict=True))
+
+
+def unknown_words(references: list[str], texts: dict[str, list[str]], known: set[str]) -> dict[str, int]:
+    """How many words of the references the lexicon lacks, and how many of them stand in each way's texts."""
+    lacking = [[word for word in text.split() if word not in known] for text in references]
+    found = {
+        way: sum(word in text.split() for words, text in zip(lacking, said, strict=True) for word in words)
+        for way, said in texts.items()
+    }
+    return {"all": len(list(chain.from_iterable(lacking))), **found}
+
+
+if __name__ == "__main__":
+    main()
