@@ -40,7 +40,7 @@ lint: .venv/.complete
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 
-# README's results table and image.png from results/demo/
+# README's tables, image.png and the paper from results/reference/
 report: .venv/.complete
 	$(RUN) Fine_tuning/report.py
 

@@ -45,25 +45,28 @@ def main() -> None:
         language_model.find(config.language_model.output, config.file)  # before any model is run for nothing
 
     rows, samples, speeds, missing = [], [], [], []
-    for name, source in list(models.items()):
+
+    def take(name: str, found: list[Prediction]) -> None:
+        work = experiment.resolve(config.evaluation.predictions) / name
+        row, resampled = scored(name, found, utterances, groups, work, config)
+        results.write(folder, row)
+        rows.append(row)
+        samples.append(resampled)
+        speeds.append(results.speed(name, read_json(work / "inference.json")))
+
+    for name, source in display_names(config).items():
+        row_name = name
         try:
             path = find(source, config)
-            found = evaluated(name, path, manifest, utterances, config)
-            kinds = {name: found}
+            greedy = evaluated(name, path, manifest, utterances, config)
+            take(name, greedy)
             if config.evaluation.decoder == "lm":
-                models[beside(name)] = source
-                kinds[beside(name)] = with_language_model(name, path, manifest, utterances, found, config)
+                row_name = beside(name)
+                models[row_name] = source
+                take(row_name, with_language_model(name, path, manifest, utterances, greedy, config))
         except UserError as error:
-            print(f"\n{name} is not evaluated: {error}", file=sys.stderr)
-            missing.append(name)
-            continue
-        for kind, of in kinds.items():
-            work = experiment.resolve(config.evaluation.predictions) / kind
-            row, resampled = scored(kind, of, utterances, groups, work, config)
-            results.write(folder, row)
-            rows.append(row)
-            samples.append(resampled)
-            speeds.append(results.speed(kind, read_json(work / "inference.json")))
+            print(f"\n{row_name} is not evaluated: {error}", file=sys.stderr)
+            missing.append(row_name)
 
     if rows:
         compared = results.comparisons(rows, samples)
@@ -185,19 +188,17 @@ def with_language_model(
         print(f"{beside(name)}: model, language model and manifests are as before, predictions are reused from {work}")
         return found
     predictions.prepare(work, inputs)
-    (work / tuning.DECODER).unlink(missing_ok=True)
-
-    tuned_on = tuning.drawn(read_references(validation))
-    heard = evaluated(name, path, validation, tuned_on, config, "validation")
     letters = read_json(folder / name / "letters.json")
-    search = BeamSearch(arpa, lexicon, letters)
-    settings, trials = tuning.tune(search, predictions.read_frames(folder / name / "validation"), heard, beside(name))
-    decoded, spent = tuning.decode(search, settings, predictions.read_frames(folder / name), greedy, beside(name))
-    write_json(work / "inference.json", spent)
     write_json(work / "letters.json", letters)
-    write_json(work / tuning.DECODER, tuning.record(config, settings, trials, heard, hashes))
-    predictions.finish(work, decoded)
-    return decoded
+    search = BeamSearch(arpa, lexicon, letters)
+    if not tuning.is_of(work / tuning.DECODER, hashes):
+        tuned_on = tuning.drawn(read_references(validation))
+        heard = evaluated(name, path, validation, tuned_on, config, "validation")
+        frames = predictions.read_frames(folder / name / "validation")
+        settings, trials = tuning.tune(search, frames, heard, beside(name))
+        write_json(work / tuning.DECODER, tuning.record(config, settings, trials, heard, hashes))
+    settings, *_ = tuning.read(work / tuning.DECODER)
+    return tuning.decode(search, settings, predictions.read_frames(folder / name), greedy, work)
 
 
 def scored(

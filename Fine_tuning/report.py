@@ -1,34 +1,105 @@
-"""README's results and image.png from what runs have written, so that no number is typed by hand.
+"""README's tables, image.png and the paper from what runs have written, so that no number is typed by hand.
 
     python Fine_tuning/report.py
 
-Reads the committed files in results/reference/, which the scripts in benchmarks/ write.
+Reads the committed files in results/reference/, which the scripts in benchmarks/ write, and paper/'s own; writes
+README.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input gives the same bytes.
 """
 
 import argparse
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import yaml
+from finetuning import figures, paper, paper_figures
 from finetuning.config import ROOT
 from finetuning.config_file import load
 from finetuning.errors import UserError, run
-from finetuning.figures import loss_curve
-from finetuning.files import read_json, written_whole
+from finetuning.files import make_folder, read_json, replacing
 from finetuning.metrics import read_metrics
+from finetuning.paper_numbers import RECIPES, minutes, numbers, short
 from finetuning.results import COMPARISONS, decoders, published_table, table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 README = ROOT / "README.md"
 REFERENCE = ROOT / "results" / "reference"
+PAPER = ROOT / "paper"
+BASE = ROOT / "models" / "demo" / "quartznet_small_en.run.json"
+MEASURED = {  # in results/reference/, and what writes it
+    "timing": "clone_to_table.py",
+    "dataset": "clone_to_table.py",
+    "language_model": "clone_to_table.py",
+    "recipes": "recipes.py",
+    "dataset_creation": "dataset_creation.py",
+    "training": "training.py",
+    "evaluation": "evaluation.py",
+    "domain": "domain.py",
+    "decoding": "decoding.py",
+}
 
 
 def main() -> None:
-    """Rewrite the marked parts of README.md and draw image.png."""
+    """Write everything that follows from the results, each file whole or not at all."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    filled = filled_in(README.read_text(encoding="utf-8"))
-    with written_whole(README) as text:
-        text.write(filled)
+    files = made()
+    make_folder(PAPER / "figures")
+    for path, content in files.items():
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    for path in set((PAPER / "figures").glob("*.svg")) - set(files):  # of something that is measured no more
+        path.unlink()
+    print(f"Wrote {', '.join(str(path.relative_to(ROOT)) for path in files)}")
+
+
+def made() -> dict[Path, bytes]:
+    """Each file that follows from the results, and what it must hold."""
     metrics = read_metrics(REFERENCE / "metrics.csv")
-    loss_curve(metrics, "Demo: loss per epoch (synthetic speech)", ROOT / "image.png")
-    print(f"Wrote {README} and {ROOT / 'image.png'}")
+    found = gathered()
+    pictures = drawn(found["recipes"], metrics)
+    said = {**told(found), "figures": list(pictures)}
+    return {
+        README: filled_in(README.read_text(encoding="utf-8")).encode(),
+        ROOT / "image.png": figures.loss_curve_png(metrics, "Demo: loss per epoch (synthetic speech)"),
+        PAPER / "numbers.json": paper.as_json(said),
+        **{PAPER / "figures" / f"{name}.svg": picture for name, picture in pictures.items()},
+        ROOT / "Finetuning ASR.pdf": paper.typeset(said, pictures, PAPER),
+    }
+
+
+def gathered() -> dict[str, Any]:
+    """Content of the JSON files by their stem; comparisons may be missing."""
+    return {
+        **{name: measured(f"{name}.json", benchmark) for name, benchmark in MEASURED.items()},
+        "comparisons": read_json(REFERENCE / f"{COMPARISONS}.json") or [],
+        "published": read_json(PAPER / "published.json"),
+        "base": read_json(BASE),
+    }
+
+
+def told(found: dict[str, Any]) -> dict[str, Any]:
+    """The paper's numbers."""
+    small = yaml.safe_load((ROOT / "configs" / "models" / "quartznet_small.yaml").read_text(encoding="utf-8"))
+    demo, italian = (load(f"configs/{name}.yaml", []) for name in ("demo", "italian"))
+    return numbers(found, result_rows(found["timing"]), demo, italian, small)
+
+
+def drawn(recipes: dict[str, Any], metrics: "pd.DataFrame") -> dict[str, bytes]:
+    """The paper's pictures by name; one that nothing was measured for is left out."""
+    pictures = {
+        "losses": paper_figures.losses(metrics),
+        "epochs": paper_figures.epochs(recipes),
+        "hours": paper_figures.hours(recipes),
+        "seeds": paper_figures.seeds(recipes),
+    }
+    return {name: picture for name, picture in pictures.items() if picture is not None}
+
+
+def result_rows(timing: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results of the models of the demo, in the order of the table."""
+    return [measured(f"{name}.json", MEASURED["timing"]) for name in timing["models"]]
 
 
 def filled_in(readme: str) -> str:
@@ -43,23 +114,22 @@ def filled_in(readme: str) -> str:
 
 def parts() -> dict[str, str]:
     """Markdown by the name of the mark."""
-    timing = measured("timing.json", "clone_to_table.py")
-    rows = [read_json(REFERENCE / f"{name}.json") for name in timing["models"]]
-    compared = read_json(REFERENCE / f"{COMPARISONS}.json") or []
+    found = gathered()
+    timing, rows = found["timing"], result_rows(found["timing"])
     italian = load("configs/italian.yaml", []).evaluation
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
-        "demo": table(rows, load("configs/demo.yaml", []).evaluation, compared),
+        "demo": table(rows, load("configs/demo.yaml", []).evaluation, found["comparisons"]),
         "published": f"On {italian.published_on}, drawn and normalised by its authors:\n\n{published_table(italian)}",
         "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
-        f"then the three scripts {minutes(timing['scripts_s'])} ({steps}).",
-        "recipes": recipes(measured("recipes.json", "recipes.py")),
-        "dataset_creation": speed(measured("dataset_creation.json", "dataset_creation.py")),
-        "training": training(measured("training.json", "training.py")),
-        "evaluation": evaluation(measured("evaluation.json", "evaluation.py")),
+        f"then the scripts {minutes(timing['scripts_s'])} ({steps}).",
+        "recipes": recipes(found["recipes"]),
+        "dataset_creation": speed(found["dataset_creation"]),
+        "training": training(found["training"]),
+        "evaluation": evaluation(found["evaluation"]),
         "decoders": decoders([row for row in rows if "scratch" not in row["model"]]),
-        "domain": domain(measured("domain.json", "domain.py")),
-        "decoding": decoding(measured("decoding.json", "decoding.py")),
+        "domain": domain(found["domain"]),
+        "decoding": decoding(found["decoding"]),
     }
 
 
@@ -154,16 +224,21 @@ def decoding(of: dict) -> str:
         "NeMo flashlight": "words, NeMo's `flashlight`",
         "NeMo beam_batch": "letters, NeMo's `beam_batch`",
     }
-    unknown = of["unknown_words"]
+    lacking = of["unknown_words"]
     lines = [
-        f"| Decoding | Test WER | Of {unknown['all']} words not in the lexicon | Seconds of audio/s |",
-        "|---|---:|---:|---:|",
+        "| Decoding | Test WER | Seconds of audio/s | WER, words lacking | Of them written |",
+        "|---|---:|---:|---:|---:|",
     ]
     for way, name in ways.items():
-        speed = f"{short(of['audio_s_per_s'][way]['median'])}" if way in of["audio_s_per_s"] else ""
-        lines.append(f"| {name} | {of['wer'][way]:.4f} | {unknown[way]} | {speed} |")
-    about = f"Medians of {of['rounds']} rounds on {of['machine']}, one thread but for `beam_batch`; {of['data']}."
-    return "\n".join([*lines, "", about])
+        speed = short(of["audio_s_per_s"][way]["median"]) if way in of["audio_s_per_s"] else ""
+        there = (f"{lacking['wer'][way]:.4f}", str(lacking["written"][way])) if way in lacking["wer"] else ("", "")
+        lines.append(f"| {name} | {of['wer'][way]:.4f} | {speed} | {' | '.join(there)} |")
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}, one thread but for `beam_batch`; {of['data']}.",
+        f"Words lacking: with a language model of the general text alone, which lacks {lacking['words']} words of the "
+        "test set.",
+    ]
+    return "\n".join([*lines, "", *about])
 
 
 def domain(of: dict) -> str:
@@ -184,40 +259,23 @@ def domain(of: dict) -> str:
 
 def recipes(of: dict) -> str:
     """What changes of the recipe bring, with the spread over seeds."""
-    names = {
-        "warm": "the demo: warm decoder, 5 frozen epochs",
-        "random": "random decoder, as published",
-        "from scratch": "without the English base",
-        "0 frozen epochs": "nothing frozen",
-        "10 frozen epochs": "10 frozen epochs",
-        "10 frozen epochs, batch normalisation too": "10 frozen epochs, batch normalisation frozen too",
-        "always frozen": "encoder frozen to the end",
-        "batches by duration": "batches by duration",
-        "split by clip": "test speakers heard in training (split by clip)",
-        "half of the hours": "half of the training utterances, as many steps",
-        "a quarter of the hours": "a quarter of the training utterances, as many steps",
-    }
     reached = f"Epochs to validation WER {of['validation_wer']:g}"
     lines = [f"| Recipe | Test WER | Test CER | {reached} |", "|---|---:|---:|---:|"]
     for variant, found in of["variants"].items():
         spread = [f"{found['mean'][key]:.3f} ± {found['standard_deviation'][key]:.3f}" for key in ("wer", "cer")]
         epochs = ", ".join(str(run["reached"] or "never") for run in found["runs"])
-        lines.append(f"| {names[variant]} | {' | '.join(spread)} | {epochs} |")
+        lines.append(f"| {RECIPES[variant]} | {' | '.join(spread)} | {epochs} |")
+    demo = of["variants"]["warm"]
+    usual = demo["runs"][0]["epochs"]
+    others = any(found["runs"][0]["epochs"] != usual for found in of["variants"].values())
     about = (
         f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
-        f"{of['variants']['warm']['runs'][0]['epochs']} epochs each."
+        f"{usual} epochs each{', more where there are fewer utterances' if others else ''}."
     )
+    if "lm_wer" in demo["mean"]:
+        spread = [f"{demo['mean'][key]:.3f} ± {demo['standard_deviation'][key]:.3f}" for key in ("lm_wer", "lm_cer")]
+        about += f" With the language model the demo has a WER of {spread[0]} and a CER of {spread[1]}."
     return "\n".join([*lines, "", about])
-
-
-def short(value: float) -> str:
-    """Two digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def minutes(seconds: float) -> str:
-    """Seconds as minutes and seconds."""
-    return f"{int(seconds) // 60} min {round(seconds) % 60:02d} s" if seconds >= 60 else f"{round(seconds)} s"
 
 
 if __name__ == "__main__":

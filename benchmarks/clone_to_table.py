@@ -3,7 +3,8 @@
     python benchmarks/clone_to_table.py
 
 Clones this checkout's last commit to a temporary folder and writes results/reference/ here: the times, and what the
-demo and its comparison from scratch measured there (the rows of the table, their differences, and metrics.csv).
+demo and its comparison from scratch measured there (the rows of the table, their differences, and metrics.csv), with
+what its data and its language model hold (dataset.json, language_model.json).
 Packages come from the machine's own package index, without pip's cache.
 """
 
@@ -43,7 +44,8 @@ def main() -> None:
         }
         reference = ROOT / "results" / "reference"
         reference.mkdir(parents=True, exist_ok=True)
-        for path in [*found, clone / "runs" / "demo" / "metrics.csv"]:
+        about = [clone / "datasets/demo/dataset.json", clone / "runs/demo/language_model/language_model.json"]
+        for path in [*found, *about, clone / "runs" / "demo" / "metrics.csv"]:
             shutil.copy(path, reference)
         (reference / "timing.json").write_text(json.dumps(timing, indent=2) + "\n")
     print(json.dumps(timing, indent=2))

@@ -2,10 +2,10 @@
 
     python benchmarks/decoding.py
 
-Needs runs/demo as `make demo` leaves it; writes results/reference/decoding.json in a quarter of an hour. Weights are
+Needs what `make demo-domain` leaves; writes results/reference/decoding.json in a quarter of an hour. Weights are
 tuned on the validation set by random draws, fewer for NeMo's slow beam_batch; NeMo's flashlight, which scores a
-hypothesis as ours does, has ours. Each way takes its turn in every round; loading is left out. Words that the lexicon
-lacks are counted apart.
+hypothesis as ours does, has ours. Each way takes its turn in every round; loading is left out. What an open lexicon is
+worth is measured with the language model that `make demo-domain` leaves, which lacks words.
 """
 
 import argparse
@@ -14,11 +14,10 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
@@ -26,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 import numpy as np
 import torch
 from clone_to_table import ROOT, cpu_name
-from finetuning import arpa, language_model, ngrams, predictions, tuning
+from finetuning import arpa, config_file, language_model, ngrams, predictions, tuning
 from finetuning.beam_search import Settings, load
 from finetuning.decoding import greedy, spelt
 from finetuning.files import read_json, write_json
 from finetuning.manifest import manifest_path, read_manifest
+from finetuning.predictions import Prediction
 from finetuning.scoring import word_errors
 from flashlight.lib.text.decoder import CriterionType, LexiconFreeDecoder, LexiconFreeDecoderOptions
 from nemo.collections.asr.parts.submodules.ctc_beam_decoding import (
@@ -58,8 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of all ways in turn; the median is what counts")
     rounds = parser.parse_args().rounds
-    if not (WORK / f"{MODEL}+LM" / tuning.DECODER).is_file():
-        sys.exit("there is no decoded demo; type: make demo")
+    if not (ROOT / "runs" / "demo_domain" / "general").is_dir():
+        sys.exit("there is no decoded demo; type: make demo-domain")
     torch.set_num_threads(CORES)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         measured = measure(Path(folder), rounds)
@@ -85,7 +85,6 @@ def measure(folder: Path, rounds: int) -> dict:
             decode(frames)
             speeds[way].append(seconds / (time.perf_counter() - started))
     texts = {"greedy": [greedy(own, letters) for own in frames], **texts}
-    known = set(language_model.read_lexicon(ROOT / "runs/demo/language_model/lexicon.txt"))
     return {
         "machine": f"{CORES} CPU cores ({cpu_name()})",
         "versions": {name: version(name) for name in ("nemo_toolkit", "torch", "flashlight-text")},
@@ -95,7 +94,7 @@ def measure(folder: Path, rounds: int) -> dict:
         "audio_s_per_s": {way: figures(found) for way, found in speeds.items()},
         "this_to": {way: figures(np.array(speeds["this"]) / np.array(found)) for way, found in speeds.items()},
         "wer": {way: round(word_errors(references, found).rate, 4) for way, found in texts.items()},
-        "unknown_words": unknown_words(references, texts, known),
+        "unknown_words": open_vocabulary(folder, letters, test, weights["letters"]),
     }
 
 
@@ -104,7 +103,8 @@ def prepared(folder: Path, letters: list[str], validation: list[tuple[str, np.nd
     search, settings = tuning.restore(WORK / f"{MODEL}+LM" / tuning.DECODER, letters)
     path, _, _ = language_model.find("runs/demo/language_model", "configs/demo.yaml")
     closed = replace(settings, unknown_score=NEVER)
-    of_letters = letter_model(folder / "letters.arpa", letters)
+    training = read_manifest(manifest_path(ROOT / "datasets" / "demo", "train"), check_audio=False)
+    of_letters = letter_model(folder / "letters.arpa", letters, (u.text for u in training))
     with_nemo = nemo_flashlight(path, letters, settings)
     free, free_weights = tuned(partial(lexicon_free, of_letters, letters), (0.2, 3.0), DRAWS, validation)
     batched, batched_weights = tuned(partial(beam_batch, of_letters, letters), (0.05, 1.0), FEW_DRAWS, validation)
@@ -118,19 +118,18 @@ def prepared(folder: Path, letters: list[str], validation: list[tuple[str, np.nd
     return ways, {"words": vars(settings), "letters": free_weights, "NeMo beam_batch": batched_weights}
 
 
-def letter_model(path: Path, letters: list[str]) -> Path:
+def letter_model(path: Path, letters: list[str], texts: Iterable[str]) -> Path:
     """Of the same texts, letters in the place of words, called as NeMo's beam_batch wants them."""
-    training = read_manifest(manifest_path(ROOT / "datasets" / "demo", "train"), check_audio=False)
     number = {letter: chr(index + OFFSET) for index, letter in enumerate(letters)}
-    arpa.write(path, ngrams.estimate(([number[letter] for letter in u.text] for u in training), TOKEN_ORDER))
+    arpa.write(path, ngrams.estimate(([number[letter] for letter in text] for text in texts), TOKEN_ORDER))
     return path
 
 
-def lexicon_free(path: Path, letters: list[str], lm_weight: float, word_score: float) -> Decode:
-    """flashlight's beam search over letters; `word_score` for each space."""
+def lexicon_free(path: Path, letters: list[str], lm_weight: float, score: float) -> Decode:
+    """flashlight's beam search over letters; `score` for each space."""
     lm, _ = load(path, [chr(index + OFFSET) for index in range(len(letters))])
     # load() numbers <unk> first: its model's words are one behind the letters
-    options = LexiconFreeDecoderOptions(50, 16, 25.0, lm_weight, word_score, False, CriterionType.CTC)
+    options = LexiconFreeDecoderOptions(50, 16, 25.0, lm_weight, score, False, CriterionType.CTC)
     space, blank = letters.index(" ") + 1, len(letters) + 1
     decoder = LexiconFreeDecoder(options, lm, space, blank, [])
 
@@ -201,14 +200,31 @@ def tuned(
     return decode, dict(zip(("lm_weight", "score"), weights, strict=True))
 
 
-def unknown_words(references: list[str], texts: dict[str, list[str]], known: set[str]) -> dict[str, int]:
-    """How many words of the references the lexicon lacks, and how many of them stand in each way's texts."""
-    lacking = [[word for word in text.split() if word not in known] for text in references]
-    found = {
-        way: sum(word in text.split() for words, text in zip(lacking, said, strict=True) for word in words)
-        for way, said in texts.items()
+def open_vocabulary(
+    folder: Path, letters: list[str], test: Sequence[tuple[Prediction, np.ndarray]], free: dict
+) -> dict:
+    """What an open lexicon, or none, is worth where the language model lacks words: that of the general text alone."""
+    work = ROOT / "runs" / "demo_domain" / "general"
+    search, settings = tuning.restore(work / "predictions" / f"{MODEL}+LM" / tuning.DECODER, letters)
+    config = config_file.load("configs/demo_domain.yaml", [])
+    texts = language_model.gather(config.language_model.sources[0], config, language_model.held_out(config)).sentences
+    of_letters = letter_model(folder / "general.arpa", letters, (" ".join(words) for words in texts))
+    ways: dict[str, Decode] = {
+        "this": lambda frames: [search.text(own, settings) for own in frames],
+        "lexicon alone": lambda frames: [search.text(own, replace(settings, unknown_score=NEVER)) for own in frames],
+        "letters": lexicon_free(of_letters, letters, **free),
     }
-    return {"all": len(list(chain.from_iterable(lacking))), **found}
+    references, frames = [p.text for p, _ in test], [own for _, own in test]
+    said = {"greedy": [p.pred_text for p, _ in test], **{way: decode(frames) for way, decode in ways.items()}}
+    lacking = [[word for word in text.split() if word not in search.known] for text in references]
+    return {
+        "words": sum(map(len, lacking)),
+        "written": {
+            way: sum(word in text.split() for words, text in zip(lacking, texts, strict=True) for word in words)
+            for way, texts in said.items()
+        },
+        "wer": {way: round(word_errors(references, texts).rate, 4) for way, texts in said.items()},
+    }
 
 
 if __name__ == "__main__":

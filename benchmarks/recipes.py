@@ -3,7 +3,7 @@
     python benchmarks/recipes.py [VARIANT ...]
 
 Trains and evaluates configs/demo.yaml with the overrides of VARIANTS, as many runs at a time as there are cores, each
-with one thread, and writes results/reference/recipes.json. All of it takes about two hours and a half on two cores. Type
+with one thread, and writes results/reference/recipes.json. All of it takes two and a half hours on two cores. Type
 it again after an interruption: runs that are finished are only read. The seed is that of the training (decoder, order
 of the batches, masks, perturbation); the split, and so the test set, is the same in all runs.
 """

@@ -96,6 +96,12 @@ def test_a_word_that_the_lexicon_lacks_is_written_where_it_is_clear_and_not_too_
     assert set(words) <= search.known, "and no beginning of a known word either"
 
 
+@pytest.mark.parametrize("path", ["zup_pa la casa", "la zup_pa casa", "una zup_pa è la casa ros_sa"])
+def test_beside_an_unknown_word_the_known_ones_that_are_clear_stay(search: BeamSearch, path: str) -> None:
+    """Also where the beam is so narrow that the search without the unknown word has lost them."""
+    assert search.text(frames(path), Settings(beam=1)) == greedy(frames(path), LETTERS)
+
+
 def test_a_text_does_not_depend_on_what_was_decoded_before(search: BeamSearch, tmp_path: Path) -> None:
     spoken = [
         frames("la zup_pa è ros_sa"),
@@ -174,9 +180,9 @@ def test_words_with_letters_that_the_model_lacks_are_left_out(tmp_path: Path) ->
 
 def test_models_that_cannot_write_its_words_are_refused(tmp_path: Path) -> None:
     path, words, _ = language_model(tmp_path)
-    with pytest.raises(UserError, match="writes no spaces.* evaluation.decoder=greedy"):
+    with pytest.raises(UserError, match=r"writes no spaces.* evaluation.decoder=greedy"):
         BeamSearch(path, words, [*"abc"])
-    with pytest.raises(UserError, match="can spell no word of .*lm.arpa; make it with the alphabet"):
+    with pytest.raises(UserError, match=r"can spell no word of .*lm.arpa; make it with the alphabet"):
         BeamSearch(path, words, [*" абв"])
 
 

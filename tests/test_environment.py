@@ -41,7 +41,7 @@ def test_conda_installs_the_same_requirements():
 
 def test_every_imported_package_is_pinned():
     modules = {"nemo": "nemo-toolkit", "yaml": "pyyaml", "hydra": "hydra-core", "imageio_ffmpeg": "imageio-ffmpeg"}
-    modules |= {"dotenv": "python-dotenv", "flashlight": "flashlight-text"}
+    modules |= {"dotenv": "python-dotenv", "flashlight": "flashlight-text", "huggingface_hub": "huggingface-hub"}
     sources = [*(ROOT / "Fine_tuning").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
     imported = set()
     for source in sources:

@@ -183,7 +183,7 @@ def test_it_is_made_once_and_anew_when_a_text_or_a_setting_changes(run_in_proces
 
 def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path: Path) -> None:
     folder = prepare(tmp_path)
-    with pytest.raises(UserError, match="no language model in .* yet; make it with: .*model.py --config my.yaml"):
+    with pytest.raises(UserError, match=r"no language model in .* yet; make it with: .*model.py --config my.yaml"):
         language_model.find(f"{folder}/lm", "my.yaml")
     assert run_in_process("train_language_model.py", *both(folder)).returncode == 0
     path, words, hashes = language_model.find(f"{folder}/lm", "my.yaml")
@@ -191,10 +191,10 @@ def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path
     for name in (language_model.ARPA, language_model.LEXICON):
         whole = (folder / "lm" / name).read_bytes()
         (folder / "lm" / name).write_bytes(whole[:-1])
-        with pytest.raises(UserError, match="are not what language_model.json beside them says; delete that and type"):
+        with pytest.raises(UserError, match=r"are not what language_model.json beside them says; delete that and type"):
             language_model.find(f"{folder}/lm", "my.yaml")
         (folder / "lm" / name).unlink()
-        with pytest.raises(UserError, match="delete that and type"):
+        with pytest.raises(UserError, match=r"delete that and type"):
             language_model.find(f"{folder}/lm", "my.yaml")
         (folder / "lm" / name).write_bytes(whole)
     assert language_model.find(f"{folder}/lm", "my.yaml")[0] == path
@@ -218,7 +218,7 @@ def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script
     )
     assert about(folder)["validation"]["unknown"] == 1, "chiara"
     write_arpa(path, TRAIN)
-    with pytest.raises(UserError, match="are not what language_model.json"):
+    with pytest.raises(UserError, match=r"are not what language_model.json"):
         language_model.find(f"{folder}/lm", "my.yaml")
     process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={path}")
     assert "Already made" not in process.stdout

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finetuning import arpa, language_model, ngrams, tuning
+from finetuning import arpa, language_model, ngrams, predictions, tuning
 from finetuning.beam_search import BeamSearch, Settings
 from finetuning.config_file import load
 from finetuning.decoding import greedy
 from finetuning.errors import UserError
-from finetuning.files import sha256, write_json
+from finetuning.files import make_folder, sha256, write_json
 from finetuning.manifest import Utterance
 from finetuning.predictions import Prediction
 from finetuning.scoring import character_error_rate, word_error_rate
@@ -86,12 +86,27 @@ def test_a_wider_beam_is_chosen_where_it_is_better(search: BeamSearch, monkeypat
     assert best.wer > wide.wer == widest.wer
 
 
-def test_the_decoded_texts_stand_in_the_place_of_the_greedy_ones(search: BeamSearch) -> None:
-    decoded, spent = tuning.decode(search, Settings(), FRAMES, GREEDY, "model")
+def test_the_decoded_texts_stand_in_the_place_of_the_greedy_ones(search: BeamSearch, tmp_path: Path) -> None:
+    decoded = tuning.decode(search, Settings(), FRAMES, GREEDY, tmp_path)
+    assert predictions.read(tmp_path) == decoded
     assert [p.pred_text for p in decoded][:4] == [text for *_, text in HEARD][:4]
     assert [p.pred_text for p in GREEDY][:3] == ["una cosa rossa", "la casa è chiara", "il gato"]
     assert [replace(p, pred_text="") for p in decoded] == [replace(p, pred_text="") for p in GREEDY]
+    spent = json.loads((tmp_path / "inference.json").read_text())
     assert (spent["audio_seconds"], spent["device"], spent["threads"]) == (7.5, "cpu", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inference.json", predictions.NAME]
+
+
+def test_what_an_interrupted_run_decoded_is_not_decoded_again(search: BeamSearch, tmp_path: Path) -> None:
+    with predictions.appending(tmp_path) as part:
+        for number in (0, 3):
+            part.append(number, replace(GREEDY[number], pred_text="kept"), FRAMES[number])
+    with (tmp_path / f"{predictions.NAME}.part").open("a") as part:
+        part.write('{"utterance": 1, "audio_fi')
+    decoded = tuning.decode(search, Settings(), FRAMES, GREEDY, tmp_path)
+    whole = tuning.decode(search, Settings(), FRAMES, GREEDY, make_folder(tmp_path / "whole"))
+    expected = [replace(p, pred_text="kept") if number in (0, 3) else p for number, p in enumerate(whole)]
+    assert decoded == expected == predictions.read(tmp_path)
 
 
 def test_what_is_tuned_on_does_not_depend_on_the_order_of_the_manifest() -> None:
@@ -128,12 +143,12 @@ def test_a_decoder_is_there_and_back(folder: Path, search: BeamSearch, tmp_path:
 
 def test_a_decoder_of_another_language_model_is_refused(folder: Path, tmp_path: Path) -> None:
     recorded(tmp_path / tuning.DECODER, folder, arpa="0" * 64)
-    with pytest.raises(UserError, match="was tuned with another language model; type evaluate.py") as refused:
+    with pytest.raises(UserError, match=r"was tuned with another language model; type evaluate.py") as refused:
         tuning.restore(tmp_path / tuning.DECODER, LETTERS)
     assert "\n" not in str(refused.value)
     found = recorded(tmp_path / tuning.DECODER, folder)
     write_json(tmp_path / tuning.DECODER, {**found, "language_model": str(tmp_path / "gone")})
-    with pytest.raises(UserError, match="there is no language model in .*gone yet; make it with"):
+    with pytest.raises(UserError, match=r"there is no language model in .*gone yet; make it with"):
         tuning.restore(tmp_path / tuning.DECODER, LETTERS)
 
 
@@ -143,7 +158,7 @@ def test_a_decoder_of_another_language_model_is_refused(folder: Path, tmp_path: 
 def test_what_describes_no_beam_search_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / tuning.DECODER).write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="decoder.json, or it describes no beam search") as refused:
+    with pytest.raises(UserError, match=r"decoder.json, or it describes no beam search") as refused:
         tuning.read(tmp_path / tuning.DECODER)
     assert "\n" not in str(refused.value)
 

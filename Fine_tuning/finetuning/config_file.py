@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 def from_command_line(description: str) -> Config:
     """The experiment that `--config FILE section.key=value …` names; `--help` needs none of the heavy imports."""
+    arguments = command_line(description).parse_args()
+    return load(arguments.config, arguments.overrides)
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """Takes `--config FILE section.key=value …`; a script can add options of its own."""
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -24,8 +30,7 @@ def from_command_line(description: str) -> Config:
     )
     parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the file")
-    arguments = parser.parse_args()
-    return load(arguments.config, arguments.overrides)
+    return parser
 
 
 def load(file: str, overrides: list[str]) -> Config:

@@ -1,6 +1,7 @@
 """Pictures drawn from the numbers a run has written."""
 
 from collections import Counter
+from io import BytesIO
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
@@ -20,31 +21,42 @@ REJECTED = "#d55e00"
 
 
 def loss_curve(metrics: "pd.DataFrame", title: str, path: Path) -> None:
-    """Draw training and validation loss per epoch, the frozen phase marked, as a PNG.
+    """Draw training and validation loss per epoch, the frozen phase marked, as a PNG; `metrics` as in metrics.csv."""
+    drawn = loss_curve_png(metrics, title)
+    with replacing(path) as temporary:
+        temporary.write_bytes(drawn)
 
-    `metrics` as read from metrics.csv: epoch, phase, train_loss, val_loss (mean over utterances, nats).
-    """
+
+def loss_curve_png(metrics: "pd.DataFrame", title: str) -> bytes:
+    """The picture of `loss_curve`; the same metrics give the same bytes."""
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    with mpl.rc_context(mpl.rcParamsDefault):  # whatever the user's matplotlibrc says
+        figure, drawn = Figure(figsize=(8, 4.8), layout="constrained"), BytesIO()
+        axes = figure.subplots()
+        draw_losses(axes, metrics)
+        axes.set_title(title)
+        figure.savefig(drawn, dpi=150, format="png", metadata={"Software": None})
+    return drawn.getvalue()
+
+
+def draw_losses(axes: "Axes", metrics: "pd.DataFrame") -> None:
+    """Training and validation loss per epoch: epoch, phase, train_loss, val_loss (mean over utterances, nats)."""
+    from matplotlib.ticker import MaxNLocator
 
     epochs = metrics["epoch"]
     frozen = (metrics["phase"] == "frozen").sum()
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     axes.plot(epochs, metrics["val_loss"], "o-", color="#0072b2", markersize=4, label="validation")
     axes.plot(epochs, metrics["train_loss"], "s--", color="#d55e00", markersize=3.5, label="training")
     if frozen:
         axes.axvspan(epochs.min() - 0.5, frozen + 0.5, color="0.9", zorder=0, label="encoder frozen")
-    axes.set(title=title, xlabel="epoch", ylabel="CTC loss (nats per utterance)", yscale="log")
+    axes.set(xlabel="epoch", ylabel="CTC loss (nats per utterance)", yscale="log")
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
-    plt.close(figure)
 
 
 def dataset(about: dict[str, Any], chosen: dict[str, list[Utterance]], path: Path) -> None:

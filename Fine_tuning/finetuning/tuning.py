@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from finetuning import language_model
+from finetuning import language_model, predictions
 from finetuning.beam_search import BeamSearch, Settings
 from finetuning.config import Config
 from finetuning.errors import UserError
+from finetuning.files import write_json
 from finetuning.manifest import Utterance
 from finetuning.predictions import Prediction
 from finetuning.scoring import character_error_rate, word_error_rate
@@ -81,15 +82,27 @@ def tune(
 
 
 def decode(
-    search: BeamSearch, settings: Settings, frames: Sequence[np.ndarray], greedy: Sequence[Prediction], name: str
-) -> tuple[list[Prediction], dict[str, Any]]:
-    """The predictions with the texts of the beam search in the place of the `greedy` ones, and how long it took."""
-    decoded, started = [], time.perf_counter()
-    for p, own in tqdm(zip(greedy, frames, strict=True), desc=name, total=len(greedy), unit=" utterances"):
-        decoded.append(replace(p, pred_text=search.text(own, settings)))
-    seconds, audio_seconds = time.perf_counter() - started, sum(p.duration for p in greedy)
-    spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
-    return decoded, {**spent, "device": "cpu", "by": "flashlight", "threads": 1}
+    search: BeamSearch, settings: Settings, frames: Sequence[np.ndarray], greedy: Sequence[Prediction], work: Path
+) -> list[Prediction]:
+    """The predictions with the texts of the beam search in the place of the `greedy` ones, kept in the folder `work`.
+
+    What an interrupted run has decoded is not decoded again. inference.json tells how long the rest took.
+    """
+    done = {number: prediction for number, (prediction, _) in predictions.read_part(work).items()}
+    spent = audio = 0.0
+    with predictions.appending(work) as part, tqdm(desc=work.name, total=len(greedy), unit=" utterances") as bar:
+        for number, (p, own) in enumerate(zip(greedy, frames, strict=True)):
+            if number not in done:
+                started = time.perf_counter()
+                done[number] = replace(p, pred_text=search.text(own, settings))
+                spent, audio = spent + time.perf_counter() - started, audio + p.duration
+                part.append(number, done[number], own)
+            bar.update()
+    found = [done[number] for number in range(len(greedy))]
+    about = {"seconds": round(spent, 3), "audio_seconds": round(audio, 3), "device": "cpu", "by": "flashlight"}
+    write_json(work / "inference.json", {**about, "threads": 1})
+    predictions.finish(work, found)
+    return found
 
 
 def record(
@@ -120,6 +133,11 @@ def read(path: Path) -> tuple[Settings, str, str, dict[str, str]]:
             f"there is no {path}, or it describes no beam search; evaluate.py evaluation.decoder=lm writes one beside "
             f"the predictions, as {DECODER}"
         ) from error
+
+
+def is_of(path: Path, hashes: dict[str, str]) -> bool:
+    """Whether there is a decoder.json that was tuned with the files of these hashes."""
+    return path.is_file() and read(path)[-1] == hashes
 
 
 def restore(path: Path, letters: Sequence[str]) -> tuple[BeamSearch, Settings]:

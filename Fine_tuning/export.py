@@ -1,0 +1,224 @@
+"""A finished model -> a folder for others: the model and its card and, when asked, the same on the hub.
+
+    python Fine_tuning/export.py --license ID [--config FILE] [section.key=value …] [--push OWNER/NAME]
+
+Writes <training.output>/export/: the .nemo and README.md, a model card made from run.json, metrics.csv, dataset.json
+and the results of step 3. Without --push nothing is sent anywhere.
+"""
+
+import argparse
+import difflib
+import http.client
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetuning import config as experiment
+from finetuning.config import Config
+from finetuning.config_file import command_line, load
+from finetuning.errors import UserError, printable, run
+from finetuning.files import alone, clear_left_over, make_folder, read_json, replacing, sha256, written_whole
+from finetuning.manifest import manifest_path
+
+if TYPE_CHECKING:
+    from finetuning.model_card import Finished
+    from finetuning.results import Comparison, Result
+
+
+def main() -> None:
+    """Gather, write and check; then push or say how."""
+    arguments = typed()
+    config = load(arguments.config, arguments.overrides)
+    from finetuning import model_card
+
+    model = experiment.resolve(config.training.output) / f"{config.training.name}.nemo"
+    finished = gather(model, config, arguments)
+    card = model_card.write(finished)
+    model_card.check(card)
+    folder = make_folder(model.parent / "export")
+    with alone(folder):
+        clear_left_over(folder)
+        link(model, folder / model.name)
+        with written_whole(folder / "README.md") as text:
+            text.write(card)
+        files = [folder / model.name, folder / "README.md"]
+        print("\n".join(["Wrote", *(f"  {file}  {file.stat().st_size:,} bytes" for file in files)]))
+        if len(finished.rows) > 1:
+            print(f"The language model behind {finished.rows[1]['model']} is not among them")
+        if arguments.push:
+            print(f"Pushed to {arguments.push}: {push(arguments.push, files)}")
+        else:
+            again = command("export.py", arguments, "--license", arguments.license, "--push", "OWNER/NAME")
+            print(f"Nothing was sent. These {len(files)} files go to the hub, for everybody to see, with:\n  {again}")
+
+
+def typed() -> argparse.Namespace:
+    """What was typed; UserError for a licence the hub does not know and for what is not OWNER/NAME."""
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        type=str.lower,
+        help="the licence you give the model, by its id on the hub: mit, apache-2.0, cc-by-4.0, cc0-1.0, …; needed, as "
+        "nothing can state it for you; the licences of the data and of the base model may bind you",
+    )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload to this model of the hub, which is made, open to everybody, when it is not there; the token is "
+        "that of `hf auth login` or HF_TOKEN",
+    )
+    arguments = parser.parse_intermixed_args()
+    from finetuning.model_card import LICENSES
+
+    if arguments.license not in LICENSES:
+        near = difflib.get_close_matches(arguments.license or "", LICENSES, n=3, cutoff=0.5) or ["mit", "cc-by-4.0"]
+        says = f"{arguments.license} is no licence of the hub" if arguments.license else "a model needs a licence"
+        raise UserError(f"{says}; type --license ID, for example {', '.join(near)}")
+    if arguments.push is not None:
+        refuse_malformed(arguments.push)
+    return arguments
+
+
+def refuse_malformed(repository: str) -> None:
+    """UserError when it is not of the form OWNER/NAME."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        if repository.count("/") != 1:
+            raise HFValidationError
+    except HFValidationError as error:
+        raise UserError(
+            f"{printable(repository)!r} is not of the form OWNER/NAME; type for example --push your-name/asr-it "
+            "(letters, digits, - _ . and neither -- nor ..)"
+        ) from error
+
+
+def command(script: str, arguments: argparse.Namespace, *more: str) -> str:
+    """What to type for the same experiment."""
+    own = ["--config", arguments.config, *arguments.overrides, *more]
+    return f"python Fine_tuning/{script} {shlex.join(own)}"
+
+
+def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Finished":
+    """What the three steps say of `model`; UserError with what to type where one of them is not of this model."""
+    from finetuning.metrics import read_metrics
+    from finetuning.model_card import Finished, read_network
+
+    again = command("train.py", arguments)
+    record = read_json(model.parent / "run.json") or {}
+    if not model.is_file() or "model" not in record:
+        raise UserError(f"there is no finished model {model} yet; make it with: {again}")
+    if record["model"] != sha256(model):
+        raise UserError(f"{model} is not the model that run.json beside it speaks of; delete both and type: {again}")
+    data = experiment.data_folder(config)
+    dataset, train = read_json(data / "dataset.json"), manifest_path(data, "train")
+    if dataset is None or not train.is_file():
+        raise UserError(f"there is no dataset in {data}; make it with: {command('dataset_creation.py', arguments)}")
+    if record["made_from"]["train_manifest"] != sha256(train):
+        raise UserError(f"{model} was trained on other data than {train}; train another one on them: {again}")
+    rows = list(evaluated(model, record["model"], config, arguments))
+    notes = (config.evaluation.note, record["config"]["evaluation"]["note"])
+    return Finished(
+        name=config.training.name,
+        license=arguments.license,
+        network=read_network(model),
+        run=record,
+        dataset=dataset,
+        metrics=read_metrics(model.parent / "metrics.csv"),
+        rows=rows,
+        compared=compared(rows, config),
+        synthetic=any("synthetic" in note.lower() for note in notes),
+    )
+
+
+def evaluated(model: Path, digest: str, config: Config, arguments: argparse.Namespace) -> Iterator["Result"]:
+    """The results of `model` on the test set as it is: by the best path and, where there are some, with +LM."""
+    test = manifest_path(experiment.data_folder(config), "test")
+    inputs = {"model": digest, "manifest": sha256(test) if test.is_file() else None}
+    listed = any(experiment.resolve(name) == model for name in config.evaluation.models)
+    also = [] if listed else [f"evaluation.models=[{config.training.output}/{model.name}]"]
+    for kind, decoder in ((model.stem, "greedy"), (f"{model.stem}+LM", "lm")):
+        path = experiment.resolve(config.evaluation.results) / f"{kind}.json"
+        row = read_json(path)
+        if row is None and decoder == "lm":
+            continue
+        again = command("evaluate.py", arguments, *also, *(["evaluation.decoder=lm"] if decoder == "lm" else []))
+        if row is None:
+            raise UserError(f"there are no results of {model.name} yet; make them with: {again}")
+        other = [what for what, its_hash in inputs.items() if row["sha256"][what] != its_hash]
+        if other:
+            raise UserError(f"{path} is of another {other[0]} than the one that is there; evaluate again with: {again}")
+        yield row
+
+
+def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
+    """What step 3 compared of these results, as far as it is of the same run."""
+    from finetuning.results import COMPARISONS, rounded
+
+    pairs = read_json(experiment.resolve(config.evaluation.results) / f"{COMPARISONS}.json") or []
+    wer: dict[str, Any] = {row["model"]: row["wer"] for row in rows}
+    mine = [pair for pair in pairs if {pair["one"], pair["other"]} <= wer.keys()]
+    return [pair for pair in mine if pair["wer_difference"] == rounded(wer[pair["one"]] - wer[pair["other"]])]
+
+
+def link(model: Path, path: Path) -> None:
+    """`path` becomes `model`, without a second copy on the disk where the file system allows it."""
+    with replacing(path) as temporary:
+        try:
+            os.link(model, temporary)
+        except OSError:
+            shutil.copyfile(model, temporary)
+
+
+def push(repository: str, files: list[Path]) -> str:
+    """Upload `files` in one commit and give its address; UserError in one sentence where that fails."""
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub.errors import HTTPError
+
+    if not get_token():
+        raise UserError(
+            f"cannot push to {repository} without a token of the hub; type: hf auth login (or set HF_TOKEN), then the "
+            "same command again"
+        )
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, exist_ok=True)
+        added = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in files]
+        return hub.create_commit(repository, added, commit_message=f"{files[0].stem} and its card").commit_url
+    except (HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:  # the library lets them all through
+        raise UserError(f"cannot push to {repository}: {reason(error)}, and type the same command again") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why, in our words, and what to do: the library's are long, and hold addresses."""
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    while not isinstance(error, HTTPError | OfflineModeIsEnabled) and error.__cause__:
+        error = error.__cause__
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and isinstance(error, HTTPError):
+        return "the hub cannot be reached; mend the network"
+    if status is None:
+        said = re.sub(r"https?://\S+", "…", printable(str(error)))[:300]  # an address may be signed
+        if isinstance(error, ValueError | KeyError):
+            return f"its answer is not understood ({said}); look at the card and at HF_ENDPOINT"
+        return f"the upload broke off ({said}); mend that"
+    advice = {
+        401: "log in with a token that is valid: hf auth login, or HF_TOKEN",
+        403: "take a token that may write there, or another OWNER",
+        404: "look at OWNER/NAME: there is none, or not for you",
+    }.get(status, "wait, or look at OWNER/NAME and the card")
+    return f"the hub answers {status} {http.client.responses.get(status, '')}; {advice}"
+
+
+if __name__ == "__main__":
+    run(main)
