@@ -121,6 +121,18 @@ def test_every_file_the_readme_names_exists():
     assert not unlisted, f"the file map does not show {unlisted}"
 
 
+def test_the_readme_explains_messages_that_the_program_has():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("## When something goes wrong")[2].partition("\n## ")[0]
+    quoted = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(quoted) > 8
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "Fine_tuning").rglob("*.py")]
+    said = re.sub(r'"\s+f?"', "", " ".join(sources))  # sentences that go on in the next line
+    for message in quoted:
+        pieces = [piece.strip() for piece in re.split("…|stt_en_quartznet15x5.nemo|403|nan", message)]
+        assert not [piece for piece in pieces if piece not in said], message
+
+
 def test_the_ways_to_decode_are_told_as_measured():
     ways = ["this", "lexicon alone", "letters", "NeMo flashlight", "NeMo beam_batch"]
     told = report.decoding(
