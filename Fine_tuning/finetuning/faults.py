@@ -16,9 +16,13 @@ KNOWN = {  # what torch says, and what a user is told
         "not enough shared memory (/dev/shm) for the processes that read audio; {intact}; type training.workers=0, or "
         "give the container more of it (docker run --shm-size=8g)"
     ),
-    r"DataLoader worker .*(killed by signal|exited unexpectedly)": (
+    r"DataLoader worker .*killed by signal": (
         "a process that reads audio was ended from outside, as the system does where memory runs short; {intact}; type "
         "fewer training.workers=…"
+    ),
+    r"DataLoader worker .*exited unexpectedly": (  # torch noticed before it was told by which signal
+        "a process that reads audio was ended from outside, as the system does where memory or shared memory "
+        "(/dev/shm) runs short; {intact}; type fewer training.workers=…"
     ),
     r"CUDA out of memory|CUDA error: out of memory": (
         "not enough memory on the GPU for a batch; {intact}; type a smaller training.batch_size=… or "
