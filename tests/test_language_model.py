@@ -227,6 +227,21 @@ def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script
 CYRILLIC = "Москва слезам не верит\nв Москве\n"
 
 
+def test_kenlms_binary_form_is_taken_with_the_words_of_the_sources(run_in_process: Script, tmp_path: Path) -> None:
+    """The binary was made of the ARPA file beside it by KenLM's build_binary."""
+    data, folder = ROOT / "tests" / "data", prepare(tmp_path)
+    binary, same = data / "lmplz_fallback.binary", data / "lmplz_fallback.arpa"
+    process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={binary}")
+    assert process.returncode == 0, process.stderr
+    found, words, _ = language_model.find(f"{folder}/lm", "my.yaml")
+    assert found == binary
+    assert words == sorted({word for text in TRAIN for word in text.split()})
+    known = arpa.read(same).words[3:]
+    texts = (data / "lmplz.txt").read_text(encoding="utf-8").splitlines()[:12]
+    one, other = (language_model.perplexity(path, known, texts) for path in (binary, same))
+    assert one == other and one["unknown"] > 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
