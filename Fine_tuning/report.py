@@ -18,7 +18,7 @@ from finetuning.config_file import load
 from finetuning.errors import UserError, run
 from finetuning.files import make_folder, read_json, replacing
 from finetuning.metrics import read_metrics
-from finetuning.paper_numbers import RECIPES, minutes, numbers, short
+from finetuning.paper_numbers import RECIPES, minutes, numbers, short, spread
 from finetuning.results import COMPARISONS, decoders, published_table, table
 
 if TYPE_CHECKING:
@@ -284,9 +284,9 @@ def recipes(of: dict) -> str:
     reached = f"Epochs to validation WER {of['validation_wer']:g}"
     lines = [f"| Recipe | Test WER | Test CER | {reached} |", "|---|---:|---:|---:|"]
     for variant, found in of["variants"].items():
-        spread = [f"{found['mean'][key]:.3f} ± {found['standard_deviation'][key]:.3f}" for key in ("wer", "cer")]
+        rates = [spread(found, key) for key in ("wer", "cer")]
         epochs = ", ".join(str(run["reached"] or "never") for run in found["runs"])
-        lines.append(f"| {RECIPES[variant]} | {' | '.join(spread)} | {epochs} |")
+        lines.append(f"| {RECIPES[variant]} | {' | '.join(rates)} | {epochs} |")
     demo = of["variants"]["warm"]
     usual = demo["runs"][0]["epochs"]
     others = any(found["runs"][0]["epochs"] != usual for found in of["variants"].values())
@@ -295,8 +295,8 @@ def recipes(of: dict) -> str:
         f"{usual} epochs each{', more where there are fewer utterances' if others else ''}."
     )
     if "lm_wer" in demo["mean"]:
-        spread = [f"{demo['mean'][key]:.3f} ± {demo['standard_deviation'][key]:.3f}" for key in ("lm_wer", "lm_cer")]
-        about += f" With the language model the demo has a WER of {spread[0]} and a CER of {spread[1]}."
+        wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))
+        about += f" With the language model the demo has a WER of {wer} and a CER of {cer}."
     return "\n".join([*lines, "", about])
 
 

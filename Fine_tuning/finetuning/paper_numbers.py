@@ -199,8 +199,8 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
         epochs = measured["runs"][0]["epochs"]
         found[variant] = {
             "name": RECIPES[variant],
-            "wer": _spread(measured, "wer"),
-            "cer": _spread(measured, "cer"),
+            "wer": spread(measured, "wer"),
+            "cer": spread(measured, "cer"),
             "reached": ", ".join(str(run["reached"] or "never") for run in measured["runs"]),
             "epochs": str(epochs),
             "beside": "" if variant == "warm" else _beside(variant, measured["runs"], demo["runs"]),
@@ -208,7 +208,7 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
     adapting, frozen = "10 frozen epochs", "10 frozen epochs, batch normalisation too"
     if {adapting, frozen} <= set(variants):
         found[frozen]["beside_adapting"] = _beside(frozen, variants[frozen]["runs"], variants[adapting]["runs"])
-    with_lm = {"lm_wer": _spread(demo, "lm_wer"), "lm_cer": _spread(demo, "lm_cer")} if "lm_wer" in demo["mean"] else {}
+    with_lm = {"lm_wer": spread(demo, "lm_wer"), "lm_cer": spread(demo, "lm_cer")} if "lm_wer" in demo["mean"] else {}
     return {
         "variants": found,
         "seeds": str(len(of["seeds"])),
@@ -220,8 +220,10 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _spread(measured: dict[str, Any], key: str) -> str:
-    return f"{measured['mean'][key]:.3f} ± {measured['standard_deviation'][key]:.3f}"
+def spread(measured: dict[str, Any], key: str) -> str:
+    """Mean and standard deviation over seeds, or the one figure there is."""
+    of_all = measured["standard_deviation"].get(key)
+    return f"{measured['mean'][key]:.3f} {'(one seed)' if of_all is None else f'± {of_all:.3f}'}"
 
 
 def _beside(variant: str, runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
