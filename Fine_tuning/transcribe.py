@@ -47,7 +47,9 @@ def main() -> None:
     if decoder:
         from finetuning import tuning
 
-        tuning.read(decoder)  # before a model is loaded for nothing
+        *_, tuned = tuning.read(decoder)  # before a model is loaded for nothing
+        if tuned.get("model") != sha256(path):
+            say(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
     used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
     folder = make_folder(Path(arguments.output)) if arguments.output else None
     with alone(folder) if folder else nullcontext():

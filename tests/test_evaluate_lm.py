@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import soundfile
-from conftest import Script, assert_refused
+from conftest import ROOT, Script, assert_refused
 from small import ITALIAN, lively_model, write_clips
 
 pytestmark = pytest.mark.nemo
@@ -234,8 +234,12 @@ def test_transcribe_writes_what_evaluate_does(
         found = lines(tmp_path / "out" / f"{wav.stem}.jsonl")
         assert [passage["pred_text"] for passage in found] == [row["pred_text"]]
         assert found[0]["duration"] == round(soundfile.info(wav).duration, 3)
+    assert "was tuned for another model" not in process.stderr
     again = run_script("transcribe.py", *command, "--language-model", str(decoder))
     assert "10 of 10 recordings are transcribed already" in again.stderr
+    english = str(ROOT / "models" / "demo" / "quartznet_small_en.nemo")
+    others = run_script("transcribe.py", english, *command[1:], "--language-model", str(decoder))
+    assert_refused(others, f"{decoder} was tuned for another model than quartznet_small_en.nemo", "is there already")
     refused = run_script("transcribe.py", *command)
     assert_refused(refused, "is there already", "delete it or name another --output")
     greedily = run_script("transcribe.py", *command[:-1], str(tmp_path / "greedy"), env=ONE_THREAD)
