@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def from_command_line(description: str) -> Config:
     """The experiment that `--config FILE section.key=value …` names; `--help` needs none of the heavy imports."""
-    arguments = command_line(description).parse_args()
+    arguments = command_line(description).parse_intermixed_args()
     return load(arguments.config, arguments.overrides)
 
 
