@@ -35,7 +35,7 @@ VARIANTS = {
     "0 frozen epochs": ("training.frozen_epochs=0",),
     "10 frozen epochs": (FROZEN_10,),
     "always frozen": ("training.frozen_epochs=36",),
-    "10 frozen epochs, batch normalisation too": (FROZEN_10, "training.batch_norm=frozen"),
+    "10 frozen epochs and batch normalisation": (FROZEN_10, "training.batch_norm=frozen"),
     "split by clip": ("dataset.split.by=clip", "dataset.output=datasets/demo_by_clip"),
     "half of the hours": ("dataset.output=datasets/demo_half", "training.max_epochs=72", FROZEN_10),
     "a quarter of the hours": (

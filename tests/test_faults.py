@@ -286,21 +286,44 @@ def test_a_loss_and_weights_that_are_no_numbers_are_never_kept(
         assert all(weights.isfinite().all() for weights in kept.values())
 
 
-def address_space() -> int:
-    """Bytes this process takes."""
-    return 1024 * int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+def memory_of(process: int | str) -> int:
+    """Bytes of addresses it has."""
+    return 1024 * int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
 
 
-def test_too_little_memory_is_one_sentence(train: Train) -> None:
-    from finetuning import training  # noqa: F401  # takes more than is left below
+# In processes of their own: where memory has run short once, torch compiles no convolution any more.
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (address_space() + 50 * 2**20, hard))
-    try:
-        refused = train(training__batch_size=28)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert_refused(refused, "not enough memory for a batch", "training.batch_size=")
+
+def test_too_little_memory_for_a_batch_is_one_sentence(tiny_config: Path, tiny_dataset: Path, output: Path) -> None:
+    overrides = [f"training.output={output}", "training.max_epochs=40", "training.workers=0"]
+    command = [sys.executable, str(ROOT / "Fine_tuning/train.py"), "--config", str(tiny_config), *overrides]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (output / "checkpoints/previous.ckpt").is_file():  # two epochs
+            time.sleep(0.01)
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_of(process.pid), resource.RLIM_INFINITY))
+        said = process.communicate()[1]
+    refused = subprocess.CompletedProcess(command, process.returncode, "", said)
+    assert_refused(refused, "not enough memory for a batch; the last checkpoint is intact", "training.batch_size=")
+    assert zipfile.is_zipfile(output / "checkpoints/last.ckpt")
+
+
+def test_too_little_memory_for_a_model_is_one_sentence(tiny_config: Path, tiny_run: Path, tmp_path: Path) -> None:
+    script = ROOT / "Fine_tuning/evaluate.py"
+    arguments = [str(script), "--config", str(tiny_config), f"evaluation.predictions={tmp_path / 'new'}"]
+    code = f"""
+import resource, runpy, sys
+sys.path[:0] = {[str(script.parent), str(Path(__file__).parent)]}
+import finetuning.inference
+from test_faults import memory_of
+resource.setrlimit(resource.RLIMIT_AS, (memory_of("self") + 2**21, resource.RLIM_INFINITY))
+sys.argv = {arguments}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert_refused(refused, "not enough memory; what is finished is kept")
 
 
 def readers() -> list[str]:

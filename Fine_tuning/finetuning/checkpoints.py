@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from nemo.collections.asr.models import EncDecCTCModel
 
-from finetuning.errors import Terminated, UserError
+from finetuning.errors import Terminated, UserError, lacks_memory
 from finetuning.files import make_folder, replacing
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
@@ -127,9 +127,9 @@ def last_checkpoint(folder: Path, model: EncDecCTCModel, writes: bool = True) ->
     for path in found:
         try:
             start = _read(path, model)
-        except (MemoryError, PermissionError):
-            raise
         except Exception as error:  # torch, zipfile and pickle each have their own
+            if isinstance(error, PermissionError) or lacks_memory(error):
+                raise
             faults.append(f"{path.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             continue
         if faults and writes:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,16 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which a scheduler sends before it takes the machine away, ends what Ctrl-C ends."""
 
 
+NO_MEMORY = (  # what torch says of it in a RuntimeError, and hydra of a MemoryError
+    r"MemoryError|bad.alloc|(can't|[Cc]annot) allocate memory|DefaultCPUAllocator|out of memory|"
+    r"could not (create|execute) a primitive"
+)
 ENDING = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether Python or torch says by `error` that memory ran short."""
+    return isinstance(error, MemoryError) or bool(re.search(NO_MEMORY, str(error)))
 
 
 def run(script: Callable[[], None]) -> None:
@@ -45,7 +55,9 @@ def run(script: Callable[[], None]) -> None:
         if error.filename is None:
             sys.exit(_say("error: the disk to which the output goes is full; make room, type it again", 2))
         sys.exit(_say(f"error: cannot read or write {error.filename} ({error.strerror}); mend that, type it again", 2))
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
         sys.exit(_say("error: not enough memory; what is finished is kept: make some free, type it again", 2))
     except KeyboardInterrupt as end:
         for number in ENDING:  # the impatient second one

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from finetuning.errors import UserError
+from finetuning.errors import NO_MEMORY, UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KNOWN = {  # what torch says, and what a user is told
@@ -28,7 +28,7 @@ KNOWN = {  # what torch says, and what a user is told
         "not enough memory on the GPU for a batch; {intact}; type a smaller training.batch_size=… or "
         "training.batch_duration_s=…, in a new training.output"
     ),
-    r"MemoryError|bad_alloc|(can't|[Cc]annot) allocate memory|DefaultCPUAllocator": (
+    NO_MEMORY: (
         "not enough memory for a batch; {intact}; type a smaller training.batch_size=… or "
         "training.batch_duration_s=…, in a new training.output"
     ),

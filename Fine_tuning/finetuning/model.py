@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from finetuning.errors import UserError  # noqa: E402
+from finetuning.errors import UserError, lacks_memory  # noqa: E402
 from finetuning.files import replacing  # noqa: E402
 
 BLANK = ""  # CTC's; its row comes after those of the letters
@@ -89,6 +89,8 @@ def _refusing(path: Path, what: str) -> Iterator[None]:
         OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError,
         tarfile.TarError, pickle.UnpicklingError, yaml.YAMLError, OmegaConfBaseException, HydraException,
     ) as error:  # fmt: skip
+        if lacks_memory(error):
+            raise MemoryError from error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise UserError(f"no room to unpack {path}; {_ROOM}") from error
         reason = "its weights cannot be read" if isinstance(error, pickle.UnpicklingError) else str(error)

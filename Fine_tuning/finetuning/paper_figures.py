@@ -41,7 +41,7 @@ PHASES: dict[str, Look] = {
     "0 frozen epochs": ("never frozen", "#d55e00", "--", "s"),
     "warm": ("5 epochs", "#0072b2", "-", "o"),
     "10 frozen epochs": ("10 epochs", "#009e73", "-.", "^"),
-    "10 frozen epochs, batch normalisation too": ("10, and its batch norm.", "#cc79a7", ":", "D"),
+    "10 frozen epochs and batch normalisation": ("10, and its batch norm.", "#cc79a7", ":", "D"),
     "always frozen": ("to the end", "#000000", (0, (6, 1.5)), "v"),
 }
 SHARES = {"a quarter of the hours": 0.25, "half of the hours": 0.5, "warm": 1.0}

@@ -16,7 +16,7 @@ RECIPES = {
     "from scratch": "without the English base",
     "0 frozen epochs": "nothing frozen",
     "10 frozen epochs": "10 frozen epochs",
-    "10 frozen epochs, batch normalisation too": "10 frozen epochs, batch normalisation frozen too",
+    "10 frozen epochs and batch normalisation": "10 frozen epochs, batch normalisation frozen too",
     "always frozen": "encoder frozen to the end",
     "batches by duration": "batches by duration",
     "split by clip": "test speakers heard in training (split by clip)",
@@ -205,7 +205,7 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
             "epochs": str(epochs),
             "beside": "" if variant == "warm" else _beside(variant, measured["runs"], demo["runs"]),
         }
-    adapting, frozen = "10 frozen epochs", "10 frozen epochs, batch normalisation too"
+    adapting, frozen = "10 frozen epochs", "10 frozen epochs and batch normalisation"
     if {adapting, frozen} <= set(variants):
         found[frozen]["beside_adapting"] = _beside(frozen, variants[frozen]["runs"], variants[adapting]["runs"])
     with_lm = {"lm_wer": spread(demo, "lm_wer"), "lm_cer": spread(demo, "lm_cer")} if "lm_wer" in demo["mean"] else {}
