@@ -25,7 +25,7 @@ from finetuning.files import alone, clear_left_over, make_folder, read_json, rep
 from finetuning.manifest import manifest_path
 
 if TYPE_CHECKING:
-    from finetuning.model_card import Finished
+    from finetuning.finished_model import Finished
     from finetuning.results import Comparison, Result
 
 
@@ -33,12 +33,12 @@ def main() -> None:
     """Gather, write and check; then push or say how."""
     arguments = typed()
     config = load(arguments.config, arguments.overrides)
-    from finetuning import model_card
+    from finetuning import card_metadata, model_card
 
     model = experiment.resolve(config.training.output) / f"{config.training.name}.nemo"
     finished = gather(model, config, arguments)
     card = model_card.write(finished)
-    model_card.check(card)
+    card_metadata.check(card)
     folder = make_folder(model.parent / "export")
     with alone(folder):
         clear_left_over(folder)
@@ -73,7 +73,7 @@ def typed() -> argparse.Namespace:
         "that of `hf auth login` or HF_TOKEN",
     )
     arguments = parser.parse_intermixed_args()
-    from finetuning.model_card import LICENSES
+    from finetuning.card_metadata import LICENSES
 
     if arguments.license not in LICENSES:
         near = difflib.get_close_matches(arguments.license or "", LICENSES, n=3, cutoff=0.5) or ["mit", "cc-by-4.0"]
@@ -108,8 +108,8 @@ def command(script: str, arguments: argparse.Namespace, *more: str) -> str:
 
 def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Finished":
     """What the three steps say of `model`; UserError with what to type where one of them is not of this model."""
+    from finetuning.finished_model import Finished, read_network
     from finetuning.metrics import read_metrics
-    from finetuning.model_card import Finished, read_network
 
     again = command("train.py", arguments)
     record = read_json(model.parent / "run.json") or {}

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import soundfile
 from conftest import ROOT, Script, assert_refused
-from finetuning import dataset, model_card, results, run_record, slices
+from finetuning import card_metadata, dataset, results, run_record, slices
 from finetuning.config_file import load
 from finetuning.errors import UserError
 from finetuning.files import read_json, sha256, write_json
@@ -293,11 +293,11 @@ model-index:
     - {type: cer, value: 1.58, name: CER}
 ---
 """
-CARD = HEAD + "".join(f"\n## {name}\n\ntext\n" for name in model_card.SECTIONS)
+CARD = HEAD + "".join(f"\n## {name}\n\ntext\n" for name in card_metadata.SECTIONS)
 
 
 def test_a_whole_card_passes() -> None:
-    model_card.check(CARD)
+    card_metadata.check(CARD)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_whole_card_passes() -> None:
 def test_a_broken_card_is_refused(whole: str, broken: str, says: str) -> None:
     assert whole in CARD
     with pytest.raises(UserError, match=re.escape(says)) as refused:
-        model_card.check(CARD.replace(whole, broken, 1))
+        card_metadata.check(CARD.replace(whole, broken, 1))
     assert "\n" not in str(refused.value)
 
 

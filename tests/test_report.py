@@ -8,9 +8,10 @@ import pytest
 import report
 import yaml
 from conftest import ROOT
-from finetuning import paper, paper_figures
+from finetuning import paper, paper_figures, readme_parts
 from finetuning.metrics import read_metrics
-from finetuning.paper_numbers import RECIPES, parameters
+from finetuning.paper_numbers import parameters
+from finetuning.wording import RECIPES
 from test_environment import pins
 
 DRAWN_BY = ("matplotlib", "typst")  # another version of these may give other bytes
@@ -47,7 +48,7 @@ def test_the_readme_holds_what_the_results_say():
 def test_the_speed_of_step_1_is_told_as_measured():
     rates = {"archive": 301.4, "folder": 350.0, "sox": 75.3, "ffmpeg": 7.0, "original": 3.04, "decoding": 602.8}
     ratios = {"archive": 1.0, "folder": 0.861, "sox": 4.003, "ffmpeg": 43.1, "original": 99.1, "decoding": 0.5}
-    told = report.speed(
+    told = readme_parts.speed(
         {
             "machine": "2 CPU cores (X)",
             "data": "synthetic speech",
@@ -78,7 +79,7 @@ RATIOS = {"stock": 1.0, "convolutions": 2.011, "and batches": 6.04}
 
 def test_the_speed_of_step_2_is_told_as_measured():
     speeds, ratios = ({way: {"median": rate} for way, rate in figures.items()} for figures in (SPEEDS, RATIOS))
-    told = report.training(
+    told = readme_parts.training(
         {
             "machine": "2 CPU cores (X)", "data": "noise", "model": "QuartzNet15x5", "rounds": 5, "batch": 16,
             "audio_s_per_s": speeds, "stock_to": ratios,
@@ -96,7 +97,7 @@ def test_the_speed_of_step_2_is_told_as_measured():
 def test_recipes_are_told_with_their_spread_over_seeds():
     runs = [{"epochs": 36, "reached": reached} for reached in (16, None, 17)]
     figures = {"mean": {"wer": 0.11, "cer": 0.0301}, "standard_deviation": {"wer": 0.0149, "cer": 0.004}}
-    told = report.recipes(
+    told = readme_parts.recipes(
         {
             "machine": "2 CPU cores (X)", "data": "synthetic speech", "seeds": [0, 1, 2], "validation_wer": 0.3,
             "variants": {"warm": {"runs": runs, **figures}},
@@ -135,7 +136,7 @@ def test_the_readme_explains_messages_that_the_program_has():
 
 def test_the_ways_to_decode_are_told_as_measured():
     ways = ["this", "lexicon alone", "letters", "NeMo flashlight", "NeMo beam_batch"]
-    told = report.decoding(
+    told = readme_parts.decoding(
         {
             "machine": "2 CPU cores (X)", "data": "synthetic speech", "rounds": 5,
             "audio_s_per_s": {way: {"median": 100.0 + number} for number, way in enumerate(ways)},
@@ -144,7 +145,7 @@ def test_the_ways_to_decode_are_told_as_measured():
         }
     )  # fmt: skip
     assert "| best path | 0.0100 |  | 0.2000 | 7 |\n" in told
-    assert "| words, the lexicon open: `evaluate.py` | 0.0200 | 100 | 0.1000 | 6 |\n" in told
+    assert "| words, the lexicon open: evaluate.py | 0.0200 | 100 | 0.1000 | 6 |\n" in told
     assert "| letters, NeMo's `beam_batch` | 0.0600 | 104 |  |  |\n" in told
     assert "how many of the 8 words" in told
 
@@ -155,7 +156,7 @@ def test_what_a_domain_brings_is_told_as_measured():
 
     sources = [{"name": "general", "sentences": 569}, {"name": "timetable", "sentences": 56}]
     shared = {"greedy": groups(0.09, 0.11), "sources": sources}
-    told = report.domain(
+    told = readme_parts.domain(
         {
             "weights": {"general": 0.7, "timetable": 0.3},
             "runs": {

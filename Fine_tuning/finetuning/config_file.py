@@ -7,7 +7,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuning.config import ROOT, Config, Published, Rule, Source, check, resolve
+from finetuning.config import ROOT, Config, Published, Rule, Source, resolve
+from finetuning.config_check import check
 from finetuning.errors import UserError
 
 if TYPE_CHECKING:

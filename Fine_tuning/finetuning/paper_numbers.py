@@ -8,21 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetuning.config import Config
+from finetuning.paper_speed import decoding, speed
 from finetuning.scoring import RESAMPLES
+from finetuning.wording import RECIPES, minutes, spread
 
-RECIPES = {
-    "warm": "the demo: warm decoder, 5 frozen epochs",
-    "random": "random decoder, as published",
-    "from scratch": "without the English base",
-    "0 frozen epochs": "nothing frozen",
-    "10 frozen epochs": "10 frozen epochs",
-    "10 frozen epochs and batch normalisation": "10 frozen epochs, batch normalisation frozen too",
-    "always frozen": "encoder frozen to the end",
-    "batches by duration": "batches by duration",
-    "split by clip": "test speakers heard in training (split by clip)",
-    "half of the hours": "half of the training utterances, as many steps",
-    "a quarter of the hours": "a quarter of the training utterances, as many steps",
-}
 OTHER_TEST_SET = {"split by clip"}
 WAV_BYTES_PER_S = 32_000  # 16 kHz, 16 bit, mono
 
@@ -53,8 +42,8 @@ def numbers(
         "differences": [_difference(pair) for pair in found["comparisons"] or []],
         "recipes": _recipes(found["recipes"]),
         "domain": _domain(found["domain"]),
-        "decoding": _decoding(found["decoding"]),
-        "speed": _speed(found),
+        "decoding": decoding(found["decoding"]),
+        "speed": speed(found),
         "timing": _timing(found["timing"]),
         "published": _published(found["published"], italian),
     }
@@ -76,16 +65,6 @@ def parameters(model: dict[str, Any], letters: int) -> int:
             total += weights + 2 * outputs
             inputs = outputs
     return total + (inputs + 1) * (letters + 1)
-
-
-def short(value: float) -> str:
-    """Two digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def minutes(seconds: float) -> str:
-    """Seconds as minutes and seconds."""
-    return f"{int(seconds) // 60} min {round(seconds) % 60:02d} s" if seconds >= 60 else f"{round(seconds)} s"
 
 
 def _sample(of: dict[str, Any]) -> dict[str, Any]:
@@ -220,12 +199,6 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def spread(measured: dict[str, Any], key: str) -> str:
-    """Mean and standard deviation over seeds, or the one figure there is."""
-    of_all = measured["standard_deviation"].get(key)
-    return f"{measured['mean'][key]:.3f} {'(one seed)' if of_all is None else f'± {of_all:.3f}'}"
-
-
 def _beside(variant: str, runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
     """Whether each run is worse than each of the others, or better, or neither, by WER on the same test set."""
     if variant in OTHER_TEST_SET:
@@ -253,91 +226,6 @@ def _domain(of: dict[str, Any] | None) -> dict[str, Any]:
         "on": str(on),
         "off": str(off),
     }
-
-
-def _decoding(of: dict[str, Any] | None) -> dict[str, Any]:
-    if of is None:
-        return {}
-    ways = {
-        "greedy": "best path",
-        "this": "words, the lexicon open (ours)",
-        "lexicon alone": "words of the lexicon only",
-        "letters": "letters, flashlight without a lexicon",
-        "NeMo flashlight": "words, NeMo's flashlight strategy",
-        "NeMo beam_batch": "letters, NeMo's beam_batch strategy",
-    }
-    lacking = of["unknown_words"]
-    rows = [
-        {
-            "way": name,
-            "wer": f"{of['wer'][way]:.3f}",
-            "lacking_wer": f"{lacking['wer'][way]:.3f}" if way in lacking["wer"] else "",
-            "written": str(lacking["written"].get(way, "")),
-            "speed": short(of["audio_s_per_s"][way]["median"]) if way in of["audio_s_per_s"] else "",
-        }
-        for way, name in ways.items()
-        if way in of["wer"]
-    ]
-    return {
-        "rows": rows,
-        "lacking": str(lacking["words"]),
-        "rounds": str(of["rounds"]),
-        "machine": of["machine"],
-        "data": of["data"],
-    }
-
-
-def _speed(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Ways to do each step: how fast, and how that compares."""
-    creation, training, evaluation = (found[name] for name in ("dataset_creation", "training", "evaluation"))
-    batch, trained = evaluation["batch"], training["stock_to"]
-    return {
-        "steps": [
-            {
-                "name": "mp3 to wav, clips/s",
-                "ways": [
-                    _way("this project, from the archive", creation["clips_per_s"]["archive"]),
-                    _way("sox, a process a clip", creation["clips_per_s"]["sox"], creation["archive_to"]["sox"]),
-                    _way("pydub, one process", creation["clips_per_s"]["original"], creation["archive_to"]["original"]),
-                ],
-            },
-            {
-                "name": "a training step, s of audio/s",
-                "ways": [
-                    _way("this project, batches by duration", training["audio_s_per_s"]["and batches"]),
-                    _way("this project, random batches", training["audio_s_per_s"]["convolutions"]),
-                    _way("stock NeMo, random batches", training["audio_s_per_s"]["stock"], trained["and batches"]),
-                ],
-            },
-            {
-                "name": "the test set, s of audio/s",
-                "ways": [
-                    _way("this project", evaluation["audio_s_per_s"]["this"]),
-                    _way(
-                        f"NeMo's transcribe(), batches of {batch}",
-                        evaluation["audio_s_per_s"]["transcribe"],
-                        evaluation["this_to"]["transcribe"],
-                    ),
-                    _way(
-                        "Trainer.test() for WER and again for CER",
-                        evaluation["audio_s_per_s"]["original"],
-                        evaluation["this_to"]["original"],
-                    ),
-                ],
-            },
-        ],
-        "machine": training["machine"],
-        "model": training["model"],
-        "rounds": str(training["rounds"]),
-        "identical": f"{evaluation['difference']['identical']} of {evaluation['difference']['transcripts']}",
-        "padding_random": f"{100 * training['padding']['random']:.0f}",
-        "padding_by_duration": f"{100 * training['padding']['by_duration']:.1f}",
-    }
-
-
-def _way(name: str, speed: dict[str, float], ratio: dict[str, float] | None = None) -> dict[str, str]:
-    """One line; `ratio`: how many times as fast the first line of the step is."""
-    return {"name": name, "speed": short(speed["median"]), "ratio": f"{short(ratio['median'])} ×" if ratio else ""}
 
 
 def _timing(of: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""How the README and the paper call what was measured, and write its numbers."""
+
+from typing import Any
+
+RECIPES = {
+    "warm": "the demo: warm decoder, 5 frozen epochs",
+    "random": "random decoder, as published",
+    "from scratch": "without the English base",
+    "0 frozen epochs": "nothing frozen",
+    "10 frozen epochs": "10 frozen epochs",
+    "10 frozen epochs and batch normalisation": "10 frozen epochs, batch normalisation frozen too",
+    "always frozen": "encoder frozen to the end",
+    "batches by duration": "batches by duration",
+    "split by clip": "test speakers heard in training (split by clip)",
+    "half of the hours": "half of the training utterances, as many steps",
+    "a quarter of the hours": "a quarter of the training utterances, as many steps",
+}
+DECODINGS = {  # of benchmarks/decoding.py
+    "greedy": "best path",
+    "this": "words, the lexicon open: evaluate.py",
+    "lexicon alone": "words of the lexicon only",
+    "letters": "letters, flashlight without a lexicon",
+    "NeMo flashlight": "words, NeMo's flashlight strategy",
+    "NeMo beam_batch": "letters, NeMo's beam_batch strategy",
+}
+
+
+def short(value: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def minutes(seconds: float) -> str:
+    """Seconds as minutes and seconds."""
+    return f"{int(seconds) // 60} min {round(seconds) % 60:02d} s" if seconds >= 60 else f"{round(seconds)} s"
+
+
+def spread(measured: dict[str, Any], key: str) -> str:
+    """Mean and standard deviation over seeds, or the one figure there is."""
+    of_all = measured["standard_deviation"].get(key)
+    return f"{measured['mean'][key]:.3f} {'(one seed)' if of_all is None else f'± {of_all:.3f}'}"
