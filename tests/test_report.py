@@ -146,7 +146,7 @@ def test_the_ways_to_decode_are_told_as_measured():
     )  # fmt: skip
     assert "| best path | 0.0100 |  | 0.2000 | 7 |\n" in told
     assert "| words, the lexicon open: evaluate.py | 0.0200 | 100 | 0.1000 | 6 |\n" in told
-    assert "| letters, NeMo's `beam_batch` | 0.0600 | 104 |  |  |\n" in told
+    assert "| letters, NeMo's beam_batch strategy | 0.0600 | 104 |  |  |\n" in told
     assert "how many of the 8 words" in told
 
 
