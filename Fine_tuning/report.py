@@ -18,7 +18,7 @@ from finetuning.config_file import load
 from finetuning.errors import UserError, run
 from finetuning.files import make_folder, read_json, replacing
 from finetuning.metrics import read_metrics
-from finetuning.paper_numbers import numbers
+from finetuning.paper_numbers import gpu_hours, numbers
 from finetuning.results import COMPARISONS, decoders, published_table, table
 from finetuning.wording import minutes
 
@@ -117,13 +117,16 @@ def parts() -> dict[str, str]:
     """Markdown by the name of the mark."""
     found = gathered()
     timing, rows = found["timing"], result_rows(found["timing"])
-    italian = load("configs/italian.yaml", []).evaluation
+    italian = load("configs/italian.yaml", [])
+    gpu = gpu_hours(found["published"], italian)
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
         "reaches": readme_parts.reaches({row["model"]: row for row in rows}),
         "sizes": readme_parts.sizes(measured("dataset.json", MEASURED["dataset"])),
         "demo": readme_parts.listed(table(rows, load("configs/demo.yaml", []).evaluation, found["comparisons"])),
-        "published": f"On {italian.published_on}, drawn and normalised by its authors:\n\n{published_table(italian)}",
+        "published": f"On {italian.evaluation.published_on}, drawn and normalised by its authors:\n\n"
+        f"{published_table(italian.evaluation)}\n\nTraining it takes a GPU between {gpu['least']} and {gpu['most']} "
+        f"hours: an estimate, for a GPU that does {gpu['slow']} to {gpu['fast']} operations a second.",
         "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
         f"then the scripts {minutes(timing['scripts_s'])} ({steps}).",
         "recipes": readme_parts.recipes(found["recipes"]),

@@ -9,8 +9,9 @@ import report
 import yaml
 from conftest import ROOT
 from finetuning import paper, paper_figures, readme_parts
+from finetuning.config_file import load
 from finetuning.metrics import read_metrics
-from finetuning.paper_numbers import parameters
+from finetuning.paper_numbers import gpu_hours, parameters
 from finetuning.wording import RECIPES
 from test_environment import pins
 
@@ -230,3 +231,12 @@ def test_no_number_is_typed_into_the_paper():
 def test_parameters_are_counted_as_torch_counts_them():
     small = yaml.safe_load((ROOT / "configs" / "models" / "quartznet_small.yaml").read_text(encoding="utf-8"))
     assert parameters(small, letters=38) == 458_471
+
+
+def test_the_hours_of_a_gpu_follow_from_what_there_is_to_compute():
+    italian = load("configs/italian.yaml", ["training.max_epochs=10", "dataset.encoder_frames_per_second=50"])
+    of = {"common_voice": {"hours": 100}, "quartznet15x5": {"parameters": 1e7, "operations_per_s": [1e12, 1e13]}}
+    hours = gpu_hours(of, italian)  # 2,520,000 s of audio, 126 million frames, 6e7 operations each
+    assert hours == {
+        "operations": "7.6 · 10¹⁵", "slow": "1 · 10¹²", "fast": "1 · 10¹³", "least": "0.21", "most": "2.1"
+    }  # fmt: skip

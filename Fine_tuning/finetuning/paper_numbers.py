@@ -10,7 +10,7 @@ from typing import Any
 from finetuning.config import Config
 from finetuning.paper_speed import decoding, speed
 from finetuning.scoring import RESAMPLES
-from finetuning.wording import RECIPES, minutes, spread
+from finetuning.wording import RECIPES, minutes, powers_of_ten, short, spread
 
 OTHER_TEST_SET = {"split by clip"}
 WAV_BYTES_PER_S = 32_000  # 16 kHz, 16 bit, mono
@@ -46,6 +46,7 @@ def numbers(
         "speed": speed(found),
         "timing": _timing(found["timing"]),
         "published": _published(found["published"], italian),
+        "gpu": gpu_hours(found["published"], italian),
     }
 
 
@@ -234,6 +235,25 @@ def _timing(of: dict[str, Any]) -> dict[str, Any]:
         "install": minutes(of["install_s"]),
         "scripts": minutes(of["scripts_s"]),
         "steps": [{"name": name, "time": minutes(seconds)} for name, seconds in of["steps_s"].items()],
+    }
+
+
+def gpu_hours(of: dict[str, Any], italian: Config) -> dict[str, str]:
+    """How long a GPU may take to train configs/italian.yaml: an estimate from what there is to compute.
+
+    `of`: the figures of others. Twice a weight and frame forward, twice as much again for the gradients of the weights
+    and of the activations.
+    """
+    audio_s = 3600 * of["common_voice"]["hours"] * italian.dataset.split.train * italian.training.max_epochs
+    frames = audio_s * italian.dataset.encoder_frames_per_second
+    operations = 6 * of["quartznet15x5"]["parameters"] * frames
+    slow, fast = of["quartznet15x5"]["operations_per_s"]
+    return {
+        "operations": powers_of_ten(operations),
+        "slow": powers_of_ten(slow),  # operations a second
+        "fast": powers_of_ten(fast),
+        "least": short(operations / fast / 3600),
+        "most": short(operations / slow / 3600),
     }
 
 

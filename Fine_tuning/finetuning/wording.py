@@ -15,6 +15,7 @@ RECIPES = {
     "half of the hours": "half of the training utterances, as many steps",
     "a quarter of the hours": "a quarter of the training utterances, as many steps",
 }
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 DECODINGS = {  # of benchmarks/decoding.py
     "greedy": "best path",
     "this": "words, the lexicon open: evaluate.py",
@@ -30,12 +31,17 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def powers_of_ten(value: float) -> str:
+    """Two digits and the power of ten they are multiplied with."""
+    digits, power = f"{value:.1e}".split("e")
+    return f"{float(digits):g} · 10{str(int(power)).translate(SUPERSCRIPTS)}"
+
+
 def minutes(seconds: float) -> str:
     """Seconds as minutes and seconds."""
     return f"{int(seconds) // 60} min {round(seconds) % 60:02d} s" if seconds >= 60 else f"{round(seconds)} s"
 
 
 def spread(measured: dict[str, Any], key: str) -> str:
-    """Mean and standard deviation over seeds, or the one figure there is."""
-    of_all = measured["standard_deviation"].get(key)
-    return f"{measured['mean'][key]:.3f} {'(one seed)' if of_all is None else f'± {of_all:.3f}'}"
+    """Mean and standard deviation over seeds."""
+    return f"{measured['mean'][key]:.3f} ± {measured['standard_deviation'][key]:.3f}"
