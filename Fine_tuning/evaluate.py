@@ -17,7 +17,7 @@ from finetuning import predictions
 from finetuning.config import Config
 from finetuning.config_file import from_command_line
 from finetuning.errors import UserError, run
-from finetuning.files import make_folder, read_json, sha256, write_json
+from finetuning.files import make_folder, read_json, sha256, sha256_of, write_json
 from finetuning.manifest import Utterance, manifest_path, read_manifest
 from finetuning.predictions import Prediction
 from tqdm import tqdm
@@ -136,7 +136,7 @@ def evaluated(
     from finetuning import results
 
     work = experiment.resolve(config.evaluation.predictions) / name / part
-    hashes = {"model": sha256(path), "manifest": sha256(manifest)}
+    hashes = {"model": sha256(path), "manifest": sha256(manifest), "code": code()}
     inputs = {"sha256": hashes, "alphabet": config.text.alphabet, "versions": results.versions()}
     keeps = config.evaluation.decoder == "lm"
     found = stored(work, inputs, utterances, keeps)
@@ -149,6 +149,13 @@ def evaluated(
 
     said = f"{name}, {part}" if part else name
     return infer(said, model, path, utterances, manifest.parent, work, config.evaluation.batch_size, keeps)
+
+
+def code(*more: str) -> str:
+    """SHA-256 of our files that predictions follow from, and `more` of them: those of other code are not reused."""
+    folder = Path(predictions.__file__).parent
+    files = (folder / f"{name}.py" for name in ("audio", "decoding", "exported", "inference", "model", *more))
+    return sha256_of({file.name: sha256(file) for file in files})
 
 
 def stored(
@@ -182,6 +189,7 @@ def with_language_model(
     work = folder / beside(name)
     validation = manifest_path(manifest.parent, "validation")
     hashes |= {"model": sha256(path), "manifest": sha256(manifest), "validation": sha256(validation)}
+    hashes |= {"code": code("beam_search", "tuning")}
     inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}}
     found = stored(work, inputs, utterances)
     if found is not None and (work / tuning.DECODER).is_file():

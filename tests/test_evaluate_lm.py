@@ -115,7 +115,8 @@ def test_each_model_has_a_row_by_each_decoder(both: Finished, data: Path, langua
     (chosen,) = {trial["wer"] for trial in decoder["trials"] if trial.items() >= decoder["settings"].items()}
     assert chosen == best and decoder["validation"]["utterances"] == 4
     hashes = json.loads((language_model / "language_model.json").read_text())["sha256"]
-    assert results["italian+LM"]["sha256"].items() >= {**hashes, **results["italian"]["sha256"]}.items()
+    used = {key: results["italian"]["sha256"][key] for key in ("model", "manifest")}
+    assert results["italian+LM"]["sha256"].items() >= {**hashes, **used}.items()
     (compared,) = json.loads((out / "results" / "comparisons.json").read_text())
     assert (compared["one"], compared["other"]) == ("italian", "italian+LM")
     difference = results["italian"]["wer"] - results["italian+LM"]["wer"]
@@ -154,6 +155,19 @@ def test_again_nothing_is_run_and_the_bytes_are_the_same(
     assert "tuning" not in again.stderr
     assert kept(out) == before
     assert first.stdout.split("\n\n", 1)[1] == again.stdout.split("\n\n", 1)[1], "the same tables"
+
+
+@pytest.mark.parametrize("folder", ["italian", "italian+LM"])
+def test_predictions_of_other_code_are_made_again(
+    both: Finished, run_in_process: Script, data: Path, model: Path, tmp_path: Path, folder: str
+) -> None:
+    shutil.copytree(both[0], tmp_path / "out")
+    path = tmp_path / "out" / "predictions" / folder / "inputs.json"
+    inputs = json.loads(path.read_text())
+    path.write_text(json.dumps(inputs | {"sha256": inputs["sha256"] | {"code": "of another version"}}))
+    process = run_in_process("evaluate.py", *options(tmp_path / "out", data, model), "evaluation.decoder=lm")
+    assert process.stdout.count("predictions are reused") == 1, "those of the other row"
+    assert kept(tmp_path / "out") == kept(both[0])
 
 
 def test_the_greedy_results_are_those_of_a_run_without(both: Finished, greedy: Finished) -> None:
