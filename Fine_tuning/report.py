@@ -125,8 +125,8 @@ def parts() -> dict[str, str]:
         "sizes": readme_parts.sizes(measured("dataset.json", MEASURED["dataset"])),
         "demo": readme_parts.listed(table(rows, load("configs/demo.yaml", []).evaluation, found["comparisons"])),
         "published": f"On {italian.evaluation.published_on}, drawn and normalised by its authors:\n\n"
-        f"{published_table(italian.evaluation)}\n\nTraining it takes a GPU between {gpu['least']} and {gpu['most']} "
-        f"hours: an estimate, for a GPU that does {gpu['slow']} to {gpu['fast']} operations a second.",
+        f"{published_table(italian.evaluation)}\n\nFine-tuning takes a GPU between {gpu['least']} and {gpu['most']} "
+        f"hours: an estimate, not measured, for a GPU that does {gpu['slow']} to {gpu['fast']} operations a second.",
         "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
         f"then the scripts {minutes(timing['scripts_s'])} ({steps}).",
         "recipes": readme_parts.recipes(found["recipes"]),

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,3 +89,72 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_later(
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert resumed.stdout.count("Going on from") == 1
     assert (tmp_path / "run" / "Model-IT-finetuned.nemo").is_file()
+
+
+def started_by_slurm(command: list[str], port: int) -> list[subprocess.Popen[str]]:
+    """Two processes with what srun tells each of them."""
+    job = {"JOB_ID": "7", "JOB_NAME": "italian", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "NODEID": "0"}
+    job |= {"NODELIST": "127.0.0.1", "JOB_NODELIST": "127.0.0.1"}
+    told = [{**job, "PROCID": number, "LOCALID": number} for number in "01"]
+    return [
+        subprocess.Popen(
+            command,
+            env={**ONE, "MASTER_PORT": str(port), **{f"SLURM_{key}": value for key, value in each.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in told
+    ]
+
+
+def test_a_job_of_slurm_is_stopped_at_its_time_limit_and_goes_on(tiny_config: Path, tiny_dataset: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(ROOT / "Fine_tuning" / "train.py")
+    overrides = (*TOGETHER, f"training.output={tmp_path}")
+    command = [sys.executable, script, "--config", str(tiny_config), *overrides]
+    processes = started_by_slurm(command, port)
+    while not (tmp_path / "checkpoints" / "last.ckpt").is_file():
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        time.sleep(0.05)
+    for process in processes:
+        process.terminate()
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], said
+    processes = started_by_slurm(command, port)
+    first, second = (process.communicate(timeout=300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], (first, second)
+    assert first[0].count("Going on from") == 1 and "Going on from" not in second[0]
+    assert (tmp_path / "Model-IT-finetuned.nemo").is_file()
+
+
+def test_another_number_of_processes_than_the_job_has_is_told_in_words(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    job = {"SLURM_JOB_NAME": "italian", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0"}
+    command = ["train.py", "--config", str(tiny_config), *TOGETHER, f"training.output={tmp_path}"]
+    refused = run_script(*command, env={**ONE, **job, "SLURM_LOCALID": "0", "SLURM_NODEID": "0"})
+    assert_refused(refused, "--ntasks-per-node equal to training.devices", "start with srun")
+
+
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [
+        ({}, 0),
+        ({"RANK": "5", "LOCAL_RANK": "1", "SLURM_PROCID": "2"}, 5),
+        ({"SLURM_PROCID": "3"}, 3),
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 1),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "2"}, 9),
+    ],
+    ids=["alone", "torchrun", "srun", "Lightning in a job", "Lightning on several machines"],
+)
+def test_the_number_of_a_process(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], number: int):
+    from finetuning.run_record import rank
+
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert rank(devices=4) == number

@@ -1,6 +1,7 @@
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -77,6 +78,15 @@ def test_downloaded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert asked == [None]
     assert [p.name for p in path.parent.iterdir()] == ["m.nemo"]
     assert "1.05M/1.05M" in capsys.readouterr().err  # the progress bar
+
+
+def test_processes_that_ask_at_the_same_time_download_once(tmp_path: Path) -> None:
+    with serving(dies_after=300_000) as (address, _), pytest.raises(UserError):
+        find("m", registry(f"{address}/m.nemo", tmp_path))
+    with serving() as (address, asked), ThreadPoolExecutor() as pool:
+        for path in pool.map(find, ["m"] * 4, [registry(f"{address}/m.nemo", tmp_path)] * 4):
+            assert path.read_bytes() == CONTENT
+    assert len(asked) == 1
 
 
 def test_goes_on_where_it_broke_off(tmp_path: Path) -> None:

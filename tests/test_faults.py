@@ -286,6 +286,17 @@ def test_a_loss_and_weights_that_are_no_numbers_are_never_kept(
         assert all(weights.isfinite().all() for weights in kept.values())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"training__strategy": "nonsense"}, "invalid strategy name"),
+        ({"training__strategy": "deepspeed"}, "you must have DeepSpeed installed"),
+    ],
+)
+def test_what_lightning_cannot_do_here_is_one_sentence(train: Train, overrides: dict[str, str], words: str) -> None:
+    assert_refused(train(**overrides), "training.accelerator, devices, num_nodes, strategy", words)
+
+
 def memory_of(process: int | str) -> int:
     """Bytes of addresses it has."""
     return 1024 * int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])

@@ -34,6 +34,10 @@ KNOWN = {  # what torch says, and what a user is told
     ),
 }
 KNOWN_TOGETHER = {
+    r"configured in SLURM": (
+        "the job of SLURM has another number of processes or machines than the configuration; make its "
+        "--ntasks-per-node equal to training.devices and its --nodes to training.num_nodes, and start with srun"
+    ),
     r"gloo|NCCL|Connection": (
         "a process that trains together with this one has ended; {intact}; the same command goes on from there"
     ),

@@ -37,16 +37,17 @@ def refuse_full_disk(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; UserError when another run holds it. The lock dies with the process.
+def alone(folder: Path, waits: bool = False) -> Iterator[None]:
+    """Hold `folder` for this process. Another run that holds it is a UserError, or this one `waits` for its end.
 
-    A file system that knows no locks for folders, as on some clusters, lets everybody in.
+    The lock dies with the process. A file system that knows no locks for folders, as on some clusters, lets everybody
+    in.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     _held.add(descriptor)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(f"another run is writing to {folder}; wait for its end") from error
         except OSError as error:

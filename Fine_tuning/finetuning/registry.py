@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from finetuning import config as experiment
 from finetuning.errors import UserError
-from finetuning.files import make_folder
+from finetuning.files import alone, make_folder
 
 TIMEOUT_S = (10, 60)  # to connect, and between two pieces
 
@@ -23,7 +23,9 @@ def find(name_or_path: str, model: experiment.Model) -> Path:
     if name_or_path in model.registry:
         path = experiment.resolve(model.folder) / f"{name_or_path}.nemo"
         if not path.is_file():
-            download(model.registry[name_or_path], path)
+            with alone(make_folder(path.parent), waits=True):  # processes that train together ask at the same time
+                if not path.is_file():
+                    download(model.registry[name_or_path], path)
         return path
     for path in (experiment.resolve(name_or_path), Path(name_or_path).expanduser().resolve()):
         if path.is_file():
@@ -40,7 +42,6 @@ def download(address: str, path: Path) -> None:
 
     UserError where it cannot be fetched: names the address, and the path to put it at by other means.
     """
-    make_folder(path.parent)
     part = path.with_name(path.name + ".part")
     try:
         total = _fetch(address, part, path.stem)

@@ -18,11 +18,13 @@ FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep
 
 
 def rank(devices: int) -> int:
-    """This process's number among those that train together, as torchrun, SLURM or Lightning tells it."""
-    told = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID"))
-    if number := next(filter(None, told), None):
-        return int(number)
-    return int(os.environ.get("NODE_RANK", 0)) * devices + int(os.environ.get("LOCAL_RANK", 0))
+    """This process's number among those that train together, as torchrun, Lightning or SLURM tells it."""
+    told = os.environ
+    if "RANK" in told:
+        return int(told["RANK"])
+    if "LOCAL_RANK" in told:  # started by Lightning, maybe within a job of SLURM, whose number is then its first's
+        return int(told.get("NODE_RANK", 0)) * devices + int(told["LOCAL_RANK"])
+    return int(told.get("SLURM_PROCID", 0))
 
 
 def start(output: Path, config: experiment.Config, base: Path | None, writes: bool = True) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import random
 import signal
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import soundfile
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from nemo.collections.asr.data.audio_to_text import AudioToCharDataset
 from nemo.collections.asr.models import EncDecCTCModel
@@ -21,7 +23,7 @@ from finetuning import config as experiment
 from finetuning.batches import Batches
 from finetuning.callbacks import Metrics, Phases
 from finetuning.checkpoints import BEGINNING, BestCheckpoints, LastCheckpoints, Start, WholeFiles
-from finetuning.errors import Terminated, UserError
+from finetuning.errors import Terminated, UserError, printable
 from finetuning.faults import in_one_sentence
 from finetuning.manifest import manifest_path, read_line
 from finetuning.model import build, labels, restore, set_alphabet
@@ -189,6 +191,27 @@ def hardware(training: experiment.Training) -> dict[str, Any]:
     }
 
 
+def trainer_of(training: experiment.Training, output: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's Trainer; UserError where the machine, or the job of SLURM, is not as the configuration says."""
+    try:
+        return pl.Trainer(
+            max_epochs=training.max_epochs,
+            **hardware(training),
+            logger=TensorBoardLogger(output, name="tensorboard", version=""),
+            plugins=[WholeFiles()],
+            callbacks=callbacks,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+        )
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        reason = textwrap.shorten(printable(str(error)), 250, placeholder=" …")
+        raise UserError(
+            "Lightning cannot train with these training.accelerator, devices, num_nodes, strategy and precision here "
+            f"({reason}); change them or how the job is started"
+        ) from error
+
+
 def fit(model: EncDecCTCModel, config: experiment.Config, output: Path, start: Start = BEGINNING) -> list[str]:
     """Train until `max_epochs`, from the beginning or from where a run was cut off; gives the warnings.
 
@@ -200,23 +223,15 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path, start: S
     metrics = Metrics(output / "metrics.csv", training.frozen_epochs)
     watch = Watch(metrics, training.schedule.warmup_ratio)
     last = LastCheckpoints(output / "checkpoints", training.checkpoint_minutes)
-    trainer = pl.Trainer(
-        max_epochs=training.max_epochs,
-        **hardware(training),
-        logger=TensorBoardLogger(output, name="tensorboard", version=""),
-        plugins=[WholeFiles()],
-        callbacks=[
-            Phases(training.frozen_epochs, training.batch_norm, training.seed),
-            metrics,
-            watch,
-            Bar(watch),
-            BestCheckpoints(output / "checkpoints", training.keep_best),
-            last,
-        ],
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-    )
+    callbacks = [
+        Phases(training.frozen_epochs, training.batch_norm, training.seed),
+        metrics,
+        watch,
+        Bar(watch),
+        BestCheckpoints(output / "checkpoints", training.keep_best),
+        last,
+    ]
+    trainer = trainer_of(training, output, callbacks)
     model.set_trainer(trainer)
     batches, _ = connect_data(model, config, trainer)
     connect_optimizer(model, training, len(batches) * training.max_epochs)
