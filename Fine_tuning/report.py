@@ -121,12 +121,13 @@ def parts() -> dict[str, str]:
     gpu = gpu_hours(found["published"], italian)
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
-        "reaches": readme_parts.reaches({row["model"]: row for row in rows}),
+        "reaches": readme_parts.reaches({row["model"]: row for row in rows}, found["recipes"]),
         "sizes": readme_parts.sizes(measured("dataset.json", MEASURED["dataset"])),
         "demo": readme_parts.listed(table(rows, load("configs/demo.yaml", []).evaluation, found["comparisons"])),
         "published": f"On {italian.evaluation.published_on}, drawn and normalised by its authors:\n\n"
-        f"{published_table(italian.evaluation)}\n\nFine-tuning takes a GPU between {gpu['least']} and {gpu['most']} "
-        f"hours: an estimate, not measured, for a GPU that does {gpu['slow']} to {gpu['fast']} operations a second.",
+        f"{published_table(italian.evaluation)}\n\nFine-tuning should take a GPU between {gpu['least']} and "
+        f"{gpu['most']} hours: an estimate, not measured, for one that sustains {gpu['slow']} to {gpu['fast']} "
+        "operations a second, far fewer than its data sheet promises.",
         "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
         f"then the scripts {minutes(timing['scripts_s'])} ({steps}).",
         "recipes": readme_parts.recipes(found["recipes"]),
