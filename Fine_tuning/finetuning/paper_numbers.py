@@ -183,6 +183,7 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
             "cer": spread(measured, "cer"),
             "reached": ", ".join(str(run["reached"] or "never") for run in measured["runs"]),
             "epochs": str(epochs),
+            "difference": _signed(measured["mean"]["wer"] - demo["mean"]["wer"]),
             "beside": "" if variant == "warm" else _beside(variant, measured["runs"], demo["runs"]),
         }
     adapting, frozen = "10 frozen epochs", "10 frozen epochs and batch normalisation"

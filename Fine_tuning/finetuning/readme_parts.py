@@ -9,25 +9,25 @@ from finetuning.wording import DECODINGS, RECIPES, short, spread
 
 def reaches(rows: dict[str, dict], measured: dict) -> str:
     """What the demo gives, in a few sentences; `measured` over seeds, as in results/reference/recipes.json."""
+    variants = measured["variants"]
     said = [
-        (rows["quartznet_small_en"], "of the English model"),
-        (rows["Model-IT-finetuned"], "after fine-tuning"),
-        (rows.get("Model-IT-finetuned+LM"), "with a language model"),
-        (rows.get("Model-IT-from-scratch"), "without the English model"),
+        (f"**{rows['quartznet_small_en']['wer']:.3f}**", "of the English model"),
+        *(
+            (f"**{spread(variants[variant], key)}**", when)
+            for variant, key, when in (
+                ("warm", "wer", "after fine-tuning"),
+                ("warm", "lm_wer", "with a language model"),
+                ("from scratch", "wer", "without the English model"),
+            )
+            if variant in variants and key in variants[variant]["mean"]
+        ),
     ]
-    rates = ", ".join(f"**{row['wer']:.3f}** {when}" for row, when in said if row)
-    over = {
-        when: spread(measured["variants"][variant], "wer")
-        for variant, when in (("warm", "after fine-tuning"), ("from scratch", "without the English model"))
-        if variant in measured["variants"]
-    }
-    seeds = f" Over {len(measured['seeds'])} seeds it is {_and([f'{wer} {when}' for when, wer in over.items()])}."
     published = {p.model: p.wer for p in load("configs/italian.yaml", []).evaluation.published}
     return (
         "The demo's word error rate on unheard speakers of the sample, which is synthetic speech from a small grammar: "
-        f"{rates} (one run of each).{seeds} On people's speech, Common Voice 24 Italian, fine-tuning was published to "
-        f"reach {published['Model-IT-finetuned']:.3f}, and NVIDIA's own Italian model "
-        f"{published['stt_it_quartznet15x5']:.3f}; neither was measured here."
+        f"{_and([' '.join(each) for each in said])} ({len(measured['seeds'])} seeds). On people's speech, Common Voice "
+        f"24 Italian, fine-tuning was published to reach {published['Model-IT-finetuned']:.3f}, and NVIDIA's own "
+        f"Italian model {published['stt_it_quartznet15x5']:.3f}; neither was measured here."
     )
 
 
@@ -61,7 +61,7 @@ def speed(of: dict) -> str:
         "original": "pydub in one process, as this project began",
         "decoding": "only decoding, with libsndfile",
     }
-    lines = ["| mp3 to 16 kHz wav | Clips/s | From the archive is |", "|---|---:|---:|"]
+    lines = ["| mp3 to 16 kHz wav | Clips/s | Reading from the archive is |", "|---|---:|---:|"]
     for way, name in ways.items():
         ratio = "" if way == "archive" else f"{short(of['archive_to'][way]['median'])} × as fast"
         lines.append(f"| {name} | {short(of['clips_per_s'][way]['median'])} | {ratio} |")
@@ -70,9 +70,9 @@ def speed(of: dict) -> str:
     table = of["without_audio"]
     about = [
         f"Medians of {of['rounds']} rounds on {of['machine']}; {of['data']}.",
-        f"The start-up, {of['start_up_s']['median']:.1f} s, is left out.",
-        f"Reading the archive where it lies took {short(packed)} s; extracting it first, {short(extracted)} s and "
-        f"{of['extracted_mb']:,} MB of the disk.",
+        f"The start-up, {of['start_up_s']['median']:.1f} s, is left out of the rates.",
+        f"With it, {of['clips']['archive']:,} clips took {short(packed)} s from the archive where it lies; extracting "
+        f"it and converting from the folder took {short(extracted)} s and {of['extracted_mb']:,} MB more of the disk.",
         f"Peak memory with {int(few):,} and {int(many):,} clips: {at_first['main']} and {at_last['main']} MB, "
         f"and {at_first['worker']} and {at_last['worker']} MB a worker.",
         f"Without the audio, {table['rows']:,} rows took {table['s']:.0f} s and {table['peak_mb']} MB.",
@@ -92,8 +92,8 @@ def training(of: dict) -> str:
         ratio = "" if way == "stock" else f"{of['stock_to'][way]['median']:.2f} ×"
         lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
     about = [
-        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['model']}, batches of {of['batch']} or of as many "
-        f"seconds; {of['data']}.",
+        f"Medians of {of['rounds']} rounds on {of['machine']}, the ratios of those of each round; {of['model']}, "
+        f"batches of {of['batch']} or of as many seconds; {of['data']}.",
         f"Padding, batches of 32: {of['padding']['random']:.0%} of what is computed with random batches, "
         f"{of['padding']['by_duration']:.1%} with batches by duration.",
         f"In double precision the loss differs from stock NeMo's by {of['difference']['loss']:.0e} of it and the "
