@@ -11,15 +11,15 @@ RECIPES = {
     "10 frozen epochs and batch normalisation": "10 frozen epochs, batch normalisation frozen too",
     "always frozen": "encoder frozen to the end",
     "batches by duration": "batches by duration",
-    "split by clip": "split by clip: another test set, its speakers heard in training",
-    "half of the hours": "half of the training utterances, as many steps",
-    "a quarter of the hours": "a quarter of the training utterances, as many steps",
+    "split by clip": "split by clip (another test set)",
+    "half of the hours": "half of the utterances, as many steps",
+    "a quarter of the hours": "a quarter of the utterances, as many steps",
 }
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 DECODINGS = {  # of benchmarks/decoding.py
     "greedy": "best path",
     "this": "words, the lexicon open: evaluate.py",
-    "lexicon alone": "words, those outside the lexicon all but forbidden",
+    "lexicon alone": "words, unknown ones all but forbidden",
     "letters": "letters, flashlight without a lexicon",
     "NeMo flashlight": "words, NeMo's flashlight strategy",
     "NeMo beam_batch": "letters, NeMo's beam_batch strategy",
@@ -41,7 +41,8 @@ def minutes(seconds: float) -> str:
     """Seconds as minutes and seconds."""
     if seconds < 1:
         return "less than 1 s"
-    return f"{int(seconds) // 60} min {round(seconds) % 60:02d} s" if seconds >= 60 else f"{round(seconds)} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
 def spread(measured: dict[str, Any], key: str) -> str:
