@@ -337,6 +337,26 @@ finally:
     assert_refused(refused, "not enough memory; what is finished is kept")
 
 
+@pytest.mark.parametrize(("ends", "status"), [("exit 3", 2), ("kill -9 $$", 2), ("exit 0", 7)])
+def test_when_a_process_ends_and_this_one_does_not_notice_all_end_in_words(ends: str, status: int) -> None:
+    code = f"""
+import subprocess, sys
+sys.path.insert(0, {str(ROOT / "Fine_tuning")!r})
+from finetuning.faults import watch_over
+waits = subprocess.Popen(["sleep", "600" if {status} == 2 else "0.1"])
+print(waits.pid)
+watch_over([waits, subprocess.Popen(["sh", "-c", {ends!r}])], grace_s=0.1)
+sys.exit(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == status, ended.stderr
+    assert ("trains together with this one has ended; the last checkpoint is intact" in ended.stderr) == (status == 2)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{ended.stdout.strip()}/exe").exists():  # the one that waits is ended too
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def readers() -> list[str]:
     """Processes of this one that read audio."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()

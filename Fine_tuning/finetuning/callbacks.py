@@ -1,6 +1,7 @@
 """What happens beside the training itself: the phase of an epoch, its random state, its metrics."""
 
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from finetuning.decoding import greedy
 from finetuning.errors import UserError
+from finetuning.faults import watch_over
 from finetuning.metrics import read_metrics, with_row, write_metrics
 from finetuning.model import labels
 from finetuning.scoring import character_error_rate, word_errors
@@ -63,6 +65,22 @@ class Phases(pl.Callback):
                 f"{trainer.global_step + 1}; the last checkpoint is intact; lower training.optimizer.lr or set "
                 "training.gradient_clip, in a new training.output"
             )
+
+
+class Others(pl.Callback):
+    """Looks after the processes that Lightning has started beside this one.
+
+    Lightning's own observer, every five seconds, kills all of them without a word when one has failed: at times also
+    the first while it says why.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the observer's place."""
+        launcher = trainer.strategy.launcher
+        if processes := getattr(launcher, "procs", None):
+            launcher.procs = list(processes)  # to which Lightning passes signals on
+            processes.clear()  # the observer's, which ends
+            threading.Thread(target=watch_over, args=(launcher.procs,), daemon=True).start()
 
 
 class Metrics(pl.Callback):

@@ -46,24 +46,24 @@ def run(script: Callable[[], None]) -> None:
             script()
         sys.stdout.flush()
     except UserError as error:
-        sys.exit(_say(f"error: {error}", 2))
+        sys.exit(say(f"error: {error}", 2))
     except BrokenPipeError:
-        sys.exit(_say("error: nobody reads the output any more; what is finished is kept, type it again", 2))
+        sys.exit(say("error: nobody reads the output any more; what is finished is kept, type it again", 2))
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         if error.filename is None:
-            sys.exit(_say("error: the disk to which the output goes is full; make room, type it again", 2))
-        sys.exit(_say(f"error: cannot read or write {error.filename} ({error.strerror}); mend that, type it again", 2))
+            sys.exit(say("error: the disk to which the output goes is full; make room, type it again", 2))
+        sys.exit(say(f"error: cannot read or write {error.filename} ({error.strerror}); mend that, type it again", 2))
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
-        sys.exit(_say("error: not enough memory; what is finished is kept: make some free, type it again", 2))
+        sys.exit(say("error: not enough memory; what is finished is kept: make some free, type it again", 2))
     except KeyboardInterrupt as end:
         for number in ENDING:  # the impatient second one
             signal.signal(number, signal.SIG_IGN)
         said, status = ("ended by SIGTERM", 143) if isinstance(end, Terminated) else ("interrupted", 130)
-        sys.exit(_say(f"{said}: what is finished is kept, the same command goes on from there", status))
+        sys.exit(say(f"{said}: what is finished is kept, the same command goes on from there", status))
 
 
 @contextmanager
@@ -103,7 +103,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _say(sentence: str, status: int) -> int:
+def say(sentence: str, status: int) -> int:
+    """Print the sentence on stderr, after all that was printed before it; gives `status` back."""
     try:
         sys.stdout.flush()
     except OSError:  # nowhere to go: Python would try again at its end, and end with a status of its own

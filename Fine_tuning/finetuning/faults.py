@@ -1,14 +1,17 @@
 """What goes wrong while a model trains, told in one sentence with its remedy."""
 
 import errno
+import os
 import re
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from finetuning.errors import NO_MEMORY, UserError
+from finetuning.errors import NO_MEMORY, UserError, say
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KNOWN = {  # what torch says, and what a user is told
@@ -33,14 +36,13 @@ KNOWN = {  # what torch says, and what a user is told
         "training.batch_duration_s=…, in a new training.output"
     ),
 }
+ENDED = "a process that trains together with this one has ended; {intact}; the same command goes on from there"
 KNOWN_TOGETHER = {
     r"configured in SLURM": (
         "the job of SLURM has another number of processes or machines than the configuration; make its "
         "--ntasks-per-node equal to training.devices and its --nodes to training.num_nodes, and start with srun"
     ),
-    r"gloo|NCCL|Connection": (
-        "a process that trains together with this one has ended; {intact}; the same command goes on from there"
-    ),
+    r"gloo|NCCL|Connection": ENDED,
 }
 INTACT = "the last checkpoint is intact"
 
@@ -67,6 +69,22 @@ def in_one_sentence(together: bool) -> Iterator[None]:
         raise
     finally:
         threading.excepthook, sys.unraisablehook = loud
+
+
+def watch_over(processes: list[subprocess.Popen], grace_s: float = 60) -> None:
+    """Wait for the processes that train together with this one.
+
+    When one fails, this one finds the connection broken and says so. Where it has not within `grace_s`, waiting for an
+    answer on a GPU, all are ended and it is said here.
+    """
+    while not any(process.poll() for process in processes):
+        if all(process.returncode == 0 for process in processes):
+            return
+        time.sleep(1)
+    time.sleep(grace_s)
+    for process in processes:
+        process.kill()
+    os._exit(say(f"error: {ENDED.format(intact=INTACT)}", 2))
 
 
 def _sentence(error: BaseException, together: bool) -> str | None:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from finetuning import config as experiment
 from finetuning.batches import Batches
-from finetuning.callbacks import Metrics, Phases
+from finetuning.callbacks import Metrics, Others, Phases
 from finetuning.checkpoints import BEGINNING, BestCheckpoints, LastCheckpoints, Start, WholeFiles
 from finetuning.errors import Terminated, UserError, printable
 from finetuning.faults import in_one_sentence
@@ -225,6 +225,7 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path, start: S
     last = LastCheckpoints(output / "checkpoints", training.checkpoint_minutes)
     callbacks = [
         Phases(training.frozen_epochs, training.batch_norm, training.seed),
+        Others(),
         metrics,
         watch,
         Bar(watch),
@@ -242,6 +243,8 @@ def fit(model: EncDecCTCModel, config: experiment.Config, output: Path, start: S
     except UserError as error:
         if last.ending:  # the processes that read get SIGTERM too, and end sooner
             raise Terminated from error
+        for process in getattr(trainer.strategy.launcher, "procs", ()):  # it may wait for this one for ever
+            process.kill()
         raise
     finally:
         if torch.distributed.is_initialized():  # NeMo's encoder would ask the other processes at every call
