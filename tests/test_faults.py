@@ -297,6 +297,16 @@ def test_what_lightning_cannot_do_here_is_one_sentence(train: Train, overrides: 
     assert_refused(train(**overrides), "training.accelerator, devices, num_nodes, strategy", words)
 
 
+def test_a_gpu_that_is_not_there_is_not_called_lightnings_fault(train: Train) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    refused = train(training__accelerator="gpu")
+    assert_refused(refused, "training.accelerator=gpu, and torch finds no GPU")
+    assert "Lightning cannot" not in refused.stderr
+
+
 def memory_of(process: int | str) -> int:
     """Bytes of addresses it has."""
     return 1024 * int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])

@@ -193,10 +193,11 @@ def hardware(training: experiment.Training) -> dict[str, Any]:
 
 def trainer_of(training: experiment.Training, output: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer; UserError where the machine, or the job of SLURM, is not as the configuration says."""
+    where = hardware(training)
     try:
         return pl.Trainer(
             max_epochs=training.max_epochs,
-            **hardware(training),
+            **where,
             logger=TensorBoardLogger(output, name="tensorboard", version=""),
             plugins=[WholeFiles()],
             callbacks=callbacks,
