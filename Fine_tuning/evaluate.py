@@ -154,7 +154,9 @@ def evaluated(
 def code(*more: str) -> str:
     """SHA-256 of our files that predictions follow from, and `more` of them: those of other code are not reused."""
     folder = Path(predictions.__file__).parent
-    files = (folder / f"{name}.py" for name in ("audio", "decoding", "exported", "inference", "model", *more))
+    files = (
+        folder / f"{name}.py" for name in ("audio", "decoding", "exported", "inference", "model", "nemo_file", *more)
+    )
     return sha256_of({file.name: sha256(file) for file in files})
 
 
