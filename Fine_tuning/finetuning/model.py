@@ -144,7 +144,6 @@ def set_alphabet(model: EncDecCTCModel, alphabet: str, decoder_init: str = "rand
 
     With `decoder_init="warm"` the letters both know, and the blank, keep their rows; a letter with marks starts from
     the row of the letter without; the others are drawn at random, as all are with "random". The blank is NeMo's to add.
-    Data sections go: they hold the labels and the paths of the base model's training.
     """
     if labels(model) != list(alphabet):
         known = {letter: row for row, letter in enumerate([*labels(model), BLANK])}
@@ -158,8 +157,6 @@ def set_alphabet(model: EncDecCTCModel, alphabet: str, decoder_init: str = "rand
                     after[name][row] = before[name][source]
     with open_dict(model.cfg):
         model.cfg.labels = list(alphabet)
-        for section in DATA_SECTIONS:
-            model.cfg.pop(section, None)
 
 
 def save(model: EncDecCTCModel, path: Path) -> None:
