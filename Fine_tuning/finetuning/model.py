@@ -18,6 +18,7 @@ import torch
 logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry talks while it is imported
 
 from nemo.collections.asr.models import EncDecCTCModel  # noqa: E402
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCDecodingConfig  # noqa: E402
 from nemo.collections.asr.parts.submodules.jasper import GroupShuffle, MaskedConv1d  # noqa: E402
 from nemo.utils import logging as nemo_logging  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
@@ -53,7 +54,7 @@ def restore(path: Path) -> EncDecCTCModel:
         config, weights = nemo_file.read_config(path), nemo_file.read_weights(path)
         _refuse_vocabulary(config["decoder"].get("vocabulary"))
         _refuse_other_shapes(config, weights)
-        model = EncDecCTCModel(cfg=OmegaConf.create(config))
+        model = _built(config)
         model.load_state_dict(weights)
         _try_out(model.eval())
     return model
@@ -68,9 +69,15 @@ def build(architecture: Path, alphabet: str, seed: int = 0) -> EncDecCTCModel:
         config["decoder"] |= {"vocabulary": list(alphabet), "num_classes": len(alphabet)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = EncDecCTCModel(cfg=OmegaConf.create(config)).eval()
+            model = _built(config).eval()
         _try_out(model)
     return model
+
+
+def _built(config: dict[str, Any]) -> EncDecCTCModel:
+    """Return a model of this configuration that decodes as this NeMo does by default."""
+    decoding = OmegaConf.to_container(OmegaConf.structured(CTCDecodingConfig))
+    return EncDecCTCModel(cfg=OmegaConf.create({**config, "decoding": decoding}))
 
 
 def _refuse_vocabulary(vocabulary: Any) -> None:
@@ -101,7 +108,7 @@ def _refuse_other_shapes(config: dict[str, Any], weights: dict[str, torch.Tensor
 @torch.no_grad()
 def _try_out(model: EncDecCTCModel) -> None:
     """Raise ValueError where a second of noise does not pass through the model to numbers."""
-    rate = model.cfg.preprocessor.get("sample_rate", 16000)
+    rate = sample_rate(model)
     noise = torch.randn(1, rate, generator=torch.Generator().manual_seed(0)) / 10
     features, length = model.preprocessor(input_signal=noise, length=torch.tensor([rate]))
     if features.shape[1] != model.encoder._feat_in:
@@ -137,6 +144,16 @@ _ROOM = f"make some in {tempfile.gettempdir()} or set TMPDIR to another folder, 
 def labels(model: EncDecCTCModel) -> list[str]:
     """The characters the model writes, in the order of its outputs; the CTC blank comes after them."""
     return list(model.decoder.vocabulary)
+
+
+def sample_rate(model: EncDecCTCModel) -> int:
+    """Return what the model expects of a wav, in Hz."""
+    return int(model.cfg.preprocessor.sample_rate)
+
+
+def frame_duration_s(model: EncDecCTCModel) -> float:
+    """Return the time between two of the model's outputs, in seconds."""
+    return model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
 
 
 def set_alphabet(model: EncDecCTCModel, alphabet: str, decoder_init: str = "random") -> None:

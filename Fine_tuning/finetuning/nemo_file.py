@@ -24,12 +24,13 @@ MOST = 48_000  # any number in a network's configuration: Hz, samples, frames, c
 GROWTH = 10  # times its own size a compressed file may unpack to: weights hardly shrink at all
 MODULES = "nemo.collections.asr.modules"
 CLASSES = {  # of each section that NeMo instantiates
-    "preprocessor": f"{MODULES}.audio_preprocessing.AudioToMelSpectrogramPreprocessor",
-    "spec_augment": f"{MODULES}.audio_preprocessing.SpectrogramAugmentation",
-    "encoder": f"{MODULES}.conv_asr.ConvASREncoder",
-    "decoder": f"{MODULES}.conv_asr.ConvASRDecoder",
+    "preprocessor": f"{MODULES}.AudioToMelSpectrogramPreprocessor",
+    "spec_augment": f"{MODULES}.SpectrogramAugmentation",
+    "encoder": f"{MODULES}.ConvASREncoder",
+    "decoder": f"{MODULES}.ConvASRDecoder",
 }
-MODEL = "nemo.collections.asr.models.ctc_models.EncDecCTCModel"
+DEFINED_IN = ("audio_preprocessing", "conv_asr", "ctc_models")  # the modules below, by which they may be named too
+MODEL = "nemo.collections.asr.models.EncDecCTCModel"
 PLAIN = ("sample_rate", "labels", "ctc_reduction", "skip_nan_grad", "nemo_version")  # other keys that are kept
 NAMES = ("_target_", "cls", "target")  # keys by which Hydra, before 1.0 and after, is told what to call
 ORDERS = ("_args_", "_partial_", "_recursive_", "_convert_")  # and how
@@ -79,11 +80,12 @@ def network_config(text: bytes) -> dict[str, Any]:
         section = kept[name]
         arguments = section.pop("params", None) or {}  # as it was written before NeMo 1.0
         kept[name] = {"_target_": CLASSES[name], **_without_names(section), **_without_names(arguments)}
-    if float(kept.get("preprocessor", {}).get("window_size") or 0) > 1:
-        raise ValueError("its preprocessor has windows of more than a second")
     if missing := [name for name in CLASSES if name not in kept and name != "spec_augment"]:
         raise ValueError(f"its configuration has no {missing[0]}")
-    return {**kept, "target": MODEL}
+    sound = kept["preprocessor"] = {"sample_rate": 16000, **kept["preprocessor"]}
+    if not (sound.get("window_stride") or 0) > 0 or (sound.get("window_size") or 0) > 1:
+        raise ValueError("its preprocessor has no window_stride, or windows of more than a second")
+    return kept
 
 
 def _refuse_other_models(tree: dict[str, Any]) -> None:
@@ -122,9 +124,9 @@ def _refuse_other_classes(part: Any, place: tuple[str, ...] = ()) -> None:
 
 
 def _is_class(name: Any, expected: str) -> bool:
-    """Tell whether `name` is the `expected` class, by the module that defines it or the package above."""
-    module, _, own = expected.rpartition(".")
-    return name in (expected, f"{module.rpartition('.')[0]}.{own}")
+    """Tell whether `name` is the `expected` class, by its package or the module that defines it."""
+    package, _, own = expected.rpartition(".")
+    return name in (expected, *(f"{package}.{module}.{own}" for module in DEFINED_IN))
 
 
 def _without_names(section: Any) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
 
     with _member(path, WEIGHTS) as file:
         if zipfile.is_zipfile(file):
-            _refuse_damaged(file)
+            refuse_damaged(file)
         file.seek(0)
         weights = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
@@ -171,7 +173,7 @@ def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
     return weights
 
 
-def _refuse_damaged(file: IO[bytes]) -> None:
+def refuse_damaged(file: IO[bytes]) -> None:
     """Raise ValueError where torch's archive is damaged, which torch does not notice, or was made to unpack to more."""
     with zipfile.ZipFile(file) as packed:
         size, members = file.seek(0, io.SEEK_END), packed.infolist()
