@@ -94,7 +94,7 @@ def test_the_decoded_texts_stand_in_the_place_of_the_greedy_ones(search: BeamSea
     assert [replace(p, pred_text="") for p in decoded] == [replace(p, pred_text="") for p in GREEDY]
     spent = json.loads((tmp_path / "inference.json").read_text())
     assert (spent["audio_seconds"], spent["device"], spent["threads"]) == (7.5, "cpu", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["inference.json", predictions.NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inference.json", "inputs.json", predictions.NAME]
 
 
 def test_what_an_interrupted_run_decoded_is_not_decoded_again(search: BeamSearch, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def recorded(path: Path, folder: Path, **changed: str) -> dict:
     _, _, hashes = language_model.find(str(folder), "my.yaml")
     settings = Settings(1.5, -0.25, -7.5, 100)
     trials = [tuning.Trial(settings, 1 / 3, 0.1)]
-    found = tuning.record(config, settings, trials, GREEDY, {**hashes, "model": "m", **changed})
+    found = tuning.record(config, settings, trials, GREEDY, {**hashes, "model": "m", **changed}, "a")
     write_json(path, found)
     return found
 
@@ -135,7 +135,7 @@ def test_a_decoder_is_there_and_back(folder: Path, search: BeamSearch, tmp_path:
     assert found["trials"] == [
         {"lm_weight": 1.5, "word_score": -0.25, "unknown_score": -7.5, "beam": 100, "wer": 0.333333, "cer": 0.1}
     ]
-    assert found["validation"] == {"utterances": 5, "greedy_wer": 0.2}, "cosa, casa, gato of 15 words"
+    assert found["validation"] == {"utterances": 5, "greedy_wer": 0.2, "audio": "a"}, "cosa, casa, gato of 15 words"
     restored, settings = tuning.restore(tmp_path / tuning.DECODER, LETTERS)
     assert settings == Settings(1.5, -0.25, -7.5, 100)
     assert [restored.text(own, settings) for own in FRAMES] == [search.text(own, settings) for own in FRAMES]

@@ -20,6 +20,7 @@ from soundfile import LibsndfileError
 from torch.utils.data import DataLoader
 
 from finetuning import config as experiment
+from finetuning.audio import refuse_cut_off
 from finetuning.batches import Batches
 from finetuning.callbacks import Metrics, Others, Phases
 from finetuning.checkpoints import BEGINNING, BestCheckpoints, LastCheckpoints, Start, WholeFiles
@@ -43,7 +44,6 @@ def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCMod
 
 
 DDP = "ddp_find_unused_parameters_true"  # what is frozen is unused
-WHOLE = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
 
 
 class Featurizer(WaveformFeaturizer):
@@ -81,9 +81,7 @@ class Reader:
         utterance = self.dataset.manifest_processor.collection[index]
         try:
             if not isinstance(utterance.audio_file, Member):  # that one looks itself
-                found_s = soundfile.info(utterance.audio_file).duration
-                if found_s < WHOLE * utterance.duration:  # libsndfile reads what there is
-                    raise OSError(f"it lasts {found_s:.2f} s of {utterance.duration:.2f} s")
+                refuse_cut_off(soundfile.info(utterance.audio_file).duration, utterance.duration)
             return self.dataset[index]
         except (OSError, LibsndfileError) as error:
             raise UserError(
