@@ -74,8 +74,8 @@ evaluation:
     write_json(data / "dataset.json", dataset.describe(config, release, 30, chosen, [], TextReport({}, [])))
 
     model = output / "Model-IT-finetuned.nemo"
-    shutil.copyfile(MODEL, model)
     record = run_record.start(output, config, MODEL)
+    shutil.copyfile(MODEL, model)
     run_record.add_session(output, record, device="CPU, 1 threads", precision="32-true")
     figures = [(1, "frozen", 90.0, 80.0, 0.9, 0.5, 1e-3), (2, "unfrozen", 20.0, 10.0, 0.125, 0.04, 1e-4)]
     write_metrics(output / "metrics.csv", pd.DataFrame(figures, columns=COLUMNS))

@@ -152,7 +152,7 @@ def taken(folder: Path, with_frames: bool = True, **changed: Any) -> tuple[list[
 def test_a_file_that_was_changed_is_not_used(complete: Path, name: str) -> None:
     """Not one of the same size either; inference.json alone bears no figure of the results."""
     whole = (complete / name).read_bytes()
-    for changed in (whole.replace(b"e", b"a").replace(b"0", b"1"), whole[:-1], b""):
+    for changed in (whole[::-1], whole[:-1], b""):
         (complete / name).write_bytes(changed)
         assert taken(complete) == (None, f"{name} is not what was written there")
     (complete / name).unlink()

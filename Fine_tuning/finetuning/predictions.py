@@ -105,11 +105,16 @@ def differing(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> 
 
 def _stated(folder: Path) -> dict[str, Any]:
     """Content of inputs.json; empty where there is none that can be understood: then nothing is known of the rest."""
-    try:
-        found = read_json(folder / INPUTS)
-    except (UserError, RecursionError):
-        return {}
+    found = _json(folder / INPUTS)
     return found if isinstance(found, dict) else {}
+
+
+def _json(path: Path) -> Any:
+    """Content of a JSON file; None where there is none that can be understood."""
+    try:
+        return read_json(path)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _is_as_written(path: Path, written: Any, whole: bool = False) -> bool:
@@ -190,7 +195,7 @@ def _is_number(value: Any) -> bool:
 
 def read_letters(folder: Path) -> list[str]:
     """What the model writes, of letters.json; UserError where that says no such thing."""
-    found = read_json(folder / LETTERS)
+    found = _json(folder / LETTERS)
     if not isinstance(found, list) or not all(isinstance(letter, str) for letter in found):
         raise UserError(f"{folder / LETTERS} is damaged; delete it and run the same command again")
     return found
@@ -312,12 +317,12 @@ def read_frames(folder: Path) -> list[np.ndarray]:
 
 def spent(folder: Path) -> dict[str, Any] | None:
     """Content of inference.json: seconds, audio_seconds, device, by, threads; None where it says no such thing."""
+    found = _json(folder / SPENT)
     try:
-        found = read_json(folder / SPENT)
         seconds, audio = found["seconds"], found["audio_seconds"]
         known = all(isinstance(found[key], str) for key in ("device", "by")) and _is_number(found["threads"])
         return found if known and min(seconds, audio) >= 0 and _is_number(seconds) and _is_number(audio) else None
-    except (UserError, TypeError, KeyError, RecursionError):
+    except (TypeError, KeyError):
         return None
 
 

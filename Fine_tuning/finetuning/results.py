@@ -138,7 +138,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """Content of dataset.json; empty where there is none that names a release."""
     try:
         about = read_json(folder / "dataset.json")
-    except (UserError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) and isinstance(about.get("release"), str) else {}
 
@@ -179,17 +179,17 @@ def write(folder: Path, row: Result) -> Path:
 
 def read(path: Path) -> Result | None:
     """A row that `write` has written, None where there is none; UserError where it is damaged."""
-    row = read_json(path)
-    if row is None:
-        return None
     counts = ("words", "insertions", "deletions", "substitutions", "characters", "utterances", "loss_left_out")
     try:
+        row = read_json(path)
+        if row is None:
+            return None
         texts = (row["model"], row["letters_missing"], row["decoder"]["name"], *row["sha256"].values())
         numbers = [row["hours"], *(row[name] for name in counts), *(row[name] for name in ("loss", "cer", "wer"))]
         numbers += [*row.get("wer_interval", ()), *row.get("cer_interval", ())]
         right = all(isinstance(text, str) for text in texts)
         right &= all(number is None or isinstance(number, int | float) for number in numbers)
-    except (KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         right = False
     if not right:
         raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again")

@@ -42,9 +42,9 @@ def read(output: Path) -> dict[str, Any] | None:
         if all(isinstance(text, str) for text in texts) and all(isinstance(part, dict) for part in parts):
             return found
         reason = "it is no record of a run"
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         reason = f"it is no record of a run: {type(error).__name__} {error}"
-    except UserError as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error.__cause__ or error)
     raise UserError(
         f"{path} is damaged ({reason}), and nothing else says what the run beside it was made from; put a copy of it "
