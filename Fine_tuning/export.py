@@ -174,7 +174,7 @@ def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
     try:
         mine = [pair for pair in read_json(path) or [] if {pair["one"], pair["other"]} <= wer.keys()]
         return [pair for pair in mine if pair["wer_difference"] == rounded(wer[pair["one"]] - wer[pair["other"]])]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again") from error
 
 

@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 
 from finetuning.errors import UserError
-from finetuning.files import clear_left_over, make_folder, read_json, sha256, sha256_of, write_json, written_whole
+from finetuning.files import (
+    clear_left_over,
+    make_folder,
+    parse_json,
+    read_json,
+    sha256,
+    sha256_of,
+    write_json,
+    written_whole,
+)
 from finetuning.manifest import Utterance
 from finetuning.shards import Member
 
@@ -113,7 +122,7 @@ def _json(path: Path) -> Any:
     """Content of a JSON file; None where there is none that can be understood."""
     try:
         return read_json(path)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
 
 
@@ -172,18 +181,16 @@ def read(folder: Path) -> list[Prediction] | None:
     if not path.is_file():
         return None
     try:
-        return [_prediction(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (ValueError, TypeError, RecursionError) as error:
+        return [_prediction(parse_json(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run evaluate.py again") from error
 
 
 def _prediction(fields: Any) -> Prediction:
     """Of a line's fields; TypeError or ValueError where they are of another kind."""
     found = Prediction(**fields)
-    texts = (found.audio_filepath, found.text, found.pred_text)
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in (found.audio_filepath, found.text, found.pred_text)):
         raise TypeError("audio_filepath, text and pred_text must be strings")
-    "".join(texts).encode()  # half a surrogate pair cannot be written again
     if not _is_number(found.duration) or not (found.loss is None or _is_number(found.loss)):
         raise TypeError("duration and loss must be numbers")
     return found
@@ -215,7 +222,7 @@ def read_part(
     frames = _frames(folder, columns) if columns else None
     for line in _part(folder).read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
             number, span, crc = fields.pop("utterance"), fields.pop("frames", None), fields.pop("crc", None)
             prediction = _prediction(fields)
             if number < 0 or _utterance(prediction) != _utterance(utterances[number]):
@@ -223,7 +230,7 @@ def read_part(
             if columns and zlib.crc32(_own(frames, span)) != crc:
                 continue
             done[number] = prediction, span and tuple(span)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             continue
     return done
 

@@ -138,7 +138,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """Content of dataset.json; empty where there is none that names a release."""
     try:
         about = read_json(folder / "dataset.json")
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
     return about if isinstance(about, dict) and isinstance(about.get("release"), str) else {}
 
@@ -189,7 +189,7 @@ def read(path: Path) -> Result | None:
         numbers += [*row.get("wer_interval", ()), *row.get("cer_interval", ())]
         right = all(isinstance(text, str) for text in texts)
         right &= all(number is None or isinstance(number, int | float) for number in numbers)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         right = False
     if not right:
         raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again")

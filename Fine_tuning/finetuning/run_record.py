@@ -44,7 +44,7 @@ def read(output: Path) -> dict[str, Any] | None:
         reason = "it is no record of a run"
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"it is no record of a run: {type(error).__name__} {error}"
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = str(error.__cause__ or error)
     raise UserError(
         f"{path} is damaged ({reason}), and nothing else says what the run beside it was made from; put a copy of it "

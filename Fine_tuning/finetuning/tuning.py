@@ -4,7 +4,6 @@ A random search (Bergstra and Bengio 2012) with a fixed seed over the weights, t
 as the widest.
 """
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from finetuning import language_model, predictions
 from finetuning.beam_search import BeamSearch, Settings
 from finetuning.config import Config
 from finetuning.errors import UserError
-from finetuning.files import write_json
+from finetuning.files import parse_json, write_json
 from finetuning.manifest import Utterance
 from finetuning.predictions import DECODER, Prediction
 from finetuning.scoring import character_error_rate, word_error_rate
@@ -135,7 +134,7 @@ def read(path: Path) -> tuple[Settings, str, str, dict[str, str]]:
     UserError when it is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         settings, hashes = Settings(**found["settings"]), found["sha256"]
         if not all(type(value) in (int, float) and abs(value) < MOST for value in asdict(settings).values()):
             raise TypeError("a setting is no number")
@@ -145,7 +144,7 @@ def read(path: Path) -> tuple[Settings, str, str, dict[str, str]]:
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("language_model, config and sha256 must be strings")
         return settings, found["language_model"], found["config"], hashes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"there is no {path}, or it describes no beam search; evaluate.py evaluation.decoder=lm writes one beside "
             f"the predictions, as {DECODER}"
@@ -158,7 +157,7 @@ def is_of(path: Path, hashes: dict[str, str], audio: str = "") -> bool:
     """
     try:
         settings, *_, tuned = read(path)
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         best = min((trial["wer"], trial["cer"]) for trial in found["trials"])
         chosen = [trial for trial in found["trials"] if trial.items() >= asdict(settings).items()]
         was_heard = found["validation"]["audio"] == audio
