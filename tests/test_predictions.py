@@ -1,6 +1,5 @@
 import json
 import os
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from finetuning import predictions
+from finetuning import predictions, results
 from finetuning.errors import UserError
 from finetuning.files import write_json
 from finetuning.manifest import Utterance
 from finetuning.predictions import DECODER, FRAMES, INDEX, INPUTS, LETTERS, NAME, SPENT, Prediction
+from hypothesis import HealthCheck, given, settings
+from mutations import mutated
 
 ROWS = [Prediction(f"{n}.wav", "è vero", "e vero", None if n == 1 else n + 0.5, 1.0) for n in range(3)]
 OWN = [np.random.default_rng(n).normal(size=(count, 4)).astype(np.float32) for n, count in enumerate((3, 1, 2))]
@@ -231,53 +232,29 @@ def test_the_code_that_predictions_follow_from_is_all_that_is_imported() -> None
     assert predictions.code("tuning") != predictions.code("beam_search") == predictions.code("beam_search")
 
 
-def broken(whole: bytes, rng: random.Random) -> bytes:
-    """A file as nobody wrote it: other bytes, cut off, doubled, or JSON of another kind."""
-    strange = ["null", "[]", "{}", "5", '"x"', "1e999", "-1", "[[0,1]]", "true", '{"a": 1}', "9" * 5000, '"\\ud800"']
-    strange += ["[" * 3000, "NaN", "\x00", "\ufeff"]
-    kind = rng.randrange(5)
-    if kind == 0:
-        start = rng.randrange(len(whole) + 1)
-        return whole[:start] + bytes(rng.randrange(256) for _ in range(rng.randrange(4))) + whole[start + 1 :]
-    if kind == 1:
-        return whole[: rng.randrange(len(whole) + 1)]
-    if kind == 2:
-        return rng.choice(strange).encode()
-    if kind == 3:
-        return whole + whole[rng.randrange(len(whole) + 1) :]
-    text = whole.decode(errors="replace").split(":")
-    place = rng.randrange(len(text))
-    text[place] = rng.choice(strange) + text[place][-1:] + "".join(text[place].partition(",")[1:])
-    return ":".join(text).encode(errors="replace")
-
-
 @pytest.mark.parametrize("name", [NAME, f"{NAME}.part", LETTERS, INDEX, INPUTS, SPENT])
-def test_whatever_a_file_holds_it_is_one_sentence_or_made_again(tmp_path: Path, name: str) -> None:
-    rng, path = random.Random(name), tmp_path / name
-    predictions.prepare(tmp_path, MADE_FROM)
-    write_json(tmp_path / LETTERS, ["a", "è", " "])
-    append(tmp_path, 2, 0, 1)
-    part = (tmp_path / f"{NAME}.part").read_bytes()
-    finish(tmp_path)
-    write_json(tmp_path / SPENT, {"seconds": 1.5, "audio_seconds": 3.0, "device": "cpu", "by": "torch", "threads": 1})
-    (tmp_path / f"{NAME}.part").write_bytes(part)
-    whole = path.read_bytes()
-    readers = [
-        lambda: predictions.read(tmp_path),
-        lambda: predictions.read_part(tmp_path, ROWS, 4),
-        lambda: predictions.read_letters(tmp_path),
-        lambda: predictions.read_frames(tmp_path),
-        lambda: predictions.spent(tmp_path),
-        lambda: taken(tmp_path),
-    ]
-    for _ in range(100):
-        path.write_bytes(broken(whole, rng))
-        for reader in readers:
+def test_whatever_a_file_holds_it_is_one_sentence_or_made_again(complete: Path, name: str) -> None:
+    write_json(complete / SPENT, {"seconds": 1.5, "audio_seconds": 3.0, "device": "cpu", "by": "torch", "threads": 1})
+    frames = (complete / FRAMES).read_bytes()
+    append(complete, 2, 0, 1)
+    (complete / FRAMES).write_bytes(frames)
+    path, whole = complete / name, (complete / name).read_bytes()
+
+    @given(mutated(whole))
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    def read_all(changed: bytes) -> None:
+        path.write_bytes(changed)
+        for reader in (predictions.read, predictions.read_letters, predictions.read_frames):
             try:
-                reader()
+                reader(complete)
             except UserError as error:
                 assert "delete" in str(error)
-        found, _ = taken(tmp_path)
-        assert found in (None, ROWS)
-        for prediction, _ in predictions.read_part(tmp_path, ROWS, 4).values():
-            json.dumps(prediction.__dict__, allow_nan=False).encode()
+        measured = predictions.spent(complete)
+        assert results.speed("m", measured).startswith("m ")
+        found, why = taken(complete)
+        assert found == ROWS if found else why or name == INPUTS
+        assert predictions.read_part(complete, ROWS, 4).keys() <= {0, 1, 2}
+        for prediction, _ in predictions.read_part(complete, ROWS, 4).values():
+            json.dumps(vars(prediction), allow_nan=False).encode()
+
+    read_all()

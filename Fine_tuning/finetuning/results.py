@@ -178,7 +178,9 @@ def write(folder: Path, row: Result) -> Path:
 
 
 def read(path: Path) -> Result | None:
-    """A row that `write` has written, None where there is none; UserError where it is damaged."""
+    """A row that `write` has written, None where there is none; UserError where it is damaged, which its rates show:
+    they are those of its counts.
+    """
     counts = ("words", "insertions", "deletions", "substitutions", "characters", "utterances", "loss_left_out")
     try:
         row = read_json(path)
@@ -189,6 +191,9 @@ def read(path: Path) -> Result | None:
         numbers += [*row.get("wer_interval", ()), *row.get("cer_interval", ())]
         right = all(isinstance(text, str) for text in texts)
         right &= all(number is None or isinstance(number, int | float) for number in numbers)
+        for rate, of, kind in (("wer", "words", ""), ("cer", "characters", "character_")):
+            errors = sum(row[f"{kind}{error}"] for error in ("insertions", "deletions", "substitutions"))
+            right &= row[rate] == (rounded(errors / row[of]) if row[of] else None)
     except (ValueError, KeyError, TypeError, AttributeError):
         right = False
     if not right:
