@@ -45,7 +45,15 @@ MEASURED = {  # in results/reference/, and what writes it
 def main() -> None:
     """Write everything that follows from the results, each file whole or not at all."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    files = made()
+    try:
+        files = made()
+    except UserError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{REFERENCE} or {PAPER / 'published.json'} lacks what the README and the paper state "
+            f"({type(error).__name__}: {error}); restore it from git, or measure it again with benchmarks/"
+        ) from error
     make_folder(PAPER / "figures")
     for path, content in files.items():
         with replacing(path) as temporary:

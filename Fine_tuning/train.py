@@ -19,7 +19,7 @@ from finetuning.errors import UserError, run
 from finetuning.figures import loss_curve
 from finetuning.files import alone, clear_left_over, make_folder, sha256
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest
-from finetuning.metrics import read_metrics
+from finetuning.metrics import lacking, last_row, read_metrics
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
@@ -47,7 +47,7 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     """Train from `base`, or go on, and leave the model and what belongs to it in `output`."""
     exported = output / f"{config.training.name}.nemo"
     record = run_record.start(output, config, base, writes=rank == 0)
-    if "model" in record and exported.is_file():
+    if run_record.is_finished(output, config, record):
         print(f"Already finished: {exported}; type training.output=… to train another one")
         return
 
@@ -66,6 +66,8 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     if rank == 0:
         if start.path:
             print(f"Going on from {start.path}")
+        if lost := lacking(output / "metrics.csv", start.epochs):
+            print(lost)
         run_record.add_session(output, record, **circumstances)
     warnings = training.fit(model, config, output, start)
     if rank != 0:
@@ -74,10 +76,10 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     models.save(model, exported)
     check_transcripts(model, exported, shown, config)
     metrics = read_metrics(output / "metrics.csv")
-    loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
-    last = {name: float(metrics[name].iloc[-1]) for name in ("val_loss", "val_wer", "val_cer")}
-    figures = {"device": circumstances["device"], "epochs": len(metrics), "warnings": warnings, **last}
-    run_record.finish(output, record, model=sha256(exported), **figures)
+    if len(metrics):
+        loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
+    figures = {"device": circumstances["device"], "epochs": config.training.max_epochs, "warnings": warnings}
+    run_record.finish(output, record, model=sha256(exported), **figures, **last_row(metrics))
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
     for warning in warnings:
         print(f"There was a warning, {warning}")

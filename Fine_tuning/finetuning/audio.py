@@ -15,6 +15,7 @@ from finetuning.errors import UserError
 RATE = 16000  # Hz, what the models were trained on
 LONGEST_S = 600  # of a clip, more is not read
 WAV_HEADER = 44  # bytes before the samples
+WHOLE = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
 
 
 class BadClip(ValueError):
@@ -27,6 +28,12 @@ class BadClip(ValueError):
         """
         super().__init__(reason, detail)
         self.reason, self.detail, self.passing = reason, detail, passing
+
+
+def refuse_cut_off(found_s: float, stated_s: float) -> None:
+    """OSError where a wav lasts clearly less than its manifest states: libsndfile reads what there is of it."""
+    if found_s < WHOLE * stated_s:
+        raise OSError(f"it lasts {found_s:.2f} s of {stated_s:.2f} s")
 
 
 def refuse_broken_installation() -> None:

@@ -20,7 +20,7 @@ from soundfile import LibsndfileError
 from torch.utils.data import DataLoader
 
 from finetuning import config as experiment
-from finetuning.audio import RATE
+from finetuning.audio import RATE, refuse_cut_off
 from finetuning.batches import Batches
 from finetuning.callbacks import Metrics, Others, Phases
 from finetuning.checkpoints import BEGINNING, BestCheckpoints, LastCheckpoints, Start, WholeFiles
@@ -66,7 +66,6 @@ def refuse_unfit(model: EncDecCTCModel, path: Path, config: experiment.Config) -
 
 
 DDP = "ddp_find_unused_parameters_true"  # what is frozen is unused
-WHOLE = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
 
 
 class Featurizer(WaveformFeaturizer):
@@ -105,8 +104,7 @@ class Reader:
         try:
             if not isinstance(utterance.audio_file, Member):  # that one looks itself
                 found = soundfile.info(utterance.audio_file)
-                if found.duration < WHOLE * utterance.duration:  # libsndfile reads what there is
-                    raise OSError(f"it lasts {found.duration:.2f} s of {utterance.duration:.2f} s")
+                refuse_cut_off(found.duration, utterance.duration)
                 if (found.samplerate, found.channels) != (RATE, 1):  # NeMo would take it, step 3 would not
                     raise OSError(f"it has {found.samplerate} Hz and {found.channels} channel(s), not {RATE} Hz and 1")
             return self.dataset[index]
