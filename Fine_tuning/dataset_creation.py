@@ -6,6 +6,9 @@ Running it again does only what is missing. The release itself is never changed.
 also packed into a few large tars.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any

@@ -6,6 +6,9 @@ Each model of evaluation.models runs over the test manifest once. Interrupted an
 finished is not run again.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import sys
 import traceback
 from collections.abc import Iterator

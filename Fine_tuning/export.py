@@ -6,6 +6,9 @@ Writes <training.output>/export/: the .nemo and README.md, a model card made fro
 and the results of step 3. Without --push nothing is sent anywhere.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import argparse
 import difflib
 import http.client

@@ -7,6 +7,9 @@ writes into training.output: the model, image.png, metrics.csv, run.json, checkp
 after an interruption it goes on from the last checkpoint.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -8,6 +8,9 @@ quiet. With --output each recording gets a file of its own, and the same command
 without, transcripts are printed. Notices and the progress bar go to stderr.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Callable, Iterator

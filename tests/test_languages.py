@@ -151,7 +151,8 @@ def test_a_language_is_an_experiment_of_its_own(name: str) -> None:
     others = {row for row in rows if "/" not in row}
     assert others <= config.model.registry.keys()
     assert others <= {"stt_en_quartznet15x5", f"stt_{code}_quartznet15x5"}
-    assert all(f"/{model}/" in url and url.endswith(f"/{model}.nemo") for model, url in config.model.registry.items())
+    urls = {model: download.url for model, download in config.model.registry.items()}
+    assert all(f"/{model}/" in url and url.endswith(f"/{model}.nemo") for model, url in urls.items())
     assert bool(config.evaluation.published) == bool(config.evaluation.published_on) == (name == "italian")
     assert config.text.numbers is None
     assert config.text.foreign is (Foreign.transliterate if name == "italian" else Foreign.reject)
