@@ -182,9 +182,8 @@ def with_language_model(
     Its weights are tuned on the validation set once, for this model and this language model, and kept in decoder.json.
     """
     from finetuning import language_model, tuning
-    from finetuning.beam_search import BeamSearch
 
-    arpa, lexicon, hashes = language_model.find(config.language_model.output, config.file)
+    *_, hashes = language_model.find(config.language_model.output, config.file)
     folder = experiment.resolve(config.evaluation.predictions)
     work = folder / beside(name)
     validation = manifest_path(manifest.parent, "validation")
@@ -198,7 +197,7 @@ def with_language_model(
     predictions.prepare(work, inputs)
     letters = read_json(folder / name / "letters.json")
     write_json(work / "letters.json", letters)
-    search = BeamSearch(arpa, lexicon, letters)
+    search = language_model.beam_search(config.language_model.output, config.file, letters, hashes)
     if not tuning.is_of(work / tuning.DECODER, hashes):
         tuned_on = tuning.drawn(read_references(validation))
         heard = evaluated(name, path, validation, tuned_on, config, "validation")
