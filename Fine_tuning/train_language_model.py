@@ -111,29 +111,33 @@ def estimated(config: Config, path: Path, tallies: "list[Tally]") -> "tuple[Lexi
 
 
 def too_large_for_memory(config: Config) -> str | None:
-    """KenLM's lmplz where the texts need more memory than is free; UserError where it cannot help."""
+    """KenLM's lmplz where the texts may need more memory than is free; UserError where they do and it cannot help."""
     from finetuning import language_model, lmplz
 
     sources = config.language_model.sources
     words = sum(language_model.count_words(source, config) for source in sources)
-    needed, free, program = lmplz.needed_bytes(words), lmplz.free_bytes(), lmplz.program()
-    said = f"about {words:,} words take about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-    if needed <= free:
-        if needed >= WORTH_SAYING:
-            print(said.capitalize())
-        return None
-    if len(sources) > 1:
-        raise UserError(
-            f"{said}; shorten the texts of language_model.sources. A single source would be estimated on the disk, by "
-            "KenLM's lmplz, but models are mixed in memory"
-        )
-    if program is None:
+    least, most, free = words * lmplz.LEAST_PER_WORD, words * lmplz.MOST_PER_WORD, lmplz.free_bytes()
+    said = (
+        f"{words:,} words take about {least / 1e9:.1f} to {most / 1e9:.1f} GB of memory, as they repeat themselves, "
+        f"and {free / 1e9:.1f} GB are free"
+    )
+    program = lmplz.program() if len(sources) == 1 else None
+    if most > free and program:
+        print(f"{said}: {program} estimates the model on the disk")
+        return program
+    if least > free and len(sources) == 1:
         raise UserError(
             f"{said}; shorten {language_model.source_file(sources[0], config)}, or put lmplz, which KenLM's sources "
             "build, on the PATH: it estimates the same on the disk"
         )
-    print(f"{said.capitalize()}: {program} estimates the model on the disk")
-    return program
+    if least > free:
+        raise UserError(
+            f"{said}; shorten the texts of language_model.sources: only a single source can be estimated on the disk, "
+            "by KenLM's lmplz; several are mixed in memory"
+        )
+    if most >= WORTH_SAYING:
+        print(f"{said}: it may not be enough" if most > free else said)
+    return None
 
 
 def estimated_by(

@@ -1,31 +1,30 @@
 """KenLM's own estimator, lmplz, for a text that does not fit in memory: it sorts on the disk.
 
-It estimates what ngrams.py does (interpolated modified Kneser-Ney; Heafield et al. 2013), the probabilities equal to
-5e-7. With language_model.min_count it leaves out n-grams with a rare word, where ngrams.py counts the word as <unk>.
+It estimates what ngrams.py does (interpolated modified Kneser-Ney; Heafield et al. 2013): log10 p is the same to 5e-7.
+It takes no <unk> in a text, so a word outside the vocabulary is written as RARE, which becomes <unk> afterwards: that
+spreads what is for words that do not occur over one word more, and log10 p differs by a few times 1 / number of words.
 """
 
+import math
 import re
 import resource
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from finetuning.errors import UserError, printable
 from finetuning.files import replacing
 from finetuning.ngrams import FALLBACK
 
-GB_PER_MILLION_WORDS = 0.2  # of ngrams.py, measured; more or less as the text repeats itself
+LEAST_PER_WORD, MOST_PER_WORD = 100, 300  # bytes that ngrams.py takes, measured: the same sentences, ever new ones
+RARE = "<rare>"
 SHARE = 0.5  # of the free memory that lmplz may sort in
-LEAST = 1 << 26  # bytes to sort in: below, lmplz does not begin
+LEAST_TO_SORT = 1 << 26  # bytes; with less, lmplz does not begin
 CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 SUBSTITUTED = re.compile(r"[Ss]ubstituting fallback discounts for order (\d+)")  # counted from 0
-
-
-def needed_bytes(words: int) -> int:
-    """About how much memory ngrams.py takes for a text of so many words."""
-    return int(words * GB_PER_MILLION_WORDS * 1e3)
 
 
 def free_bytes() -> int:
@@ -67,46 +66,71 @@ def estimate(
 ) -> list[int]:
     """Write the ARPA file of a text that is read once; the orders whose discounts could not be estimated.
 
-    `vocabulary`: the words that the model may have. UserError when lmplz fails: nothing is written then.
+    `vocabulary`: the words that the model may have, any other is <unk>; None: all. UserError when lmplz fails: nothing
+    is written then.
     """
-    with replacing(arpa) as temporary, tempfile.TemporaryFile() as allowed:
-        command = [lmplz, "-o", str(order), "-S", f"{max(LEAST, int(SHARE * free_bytes()))}b", "-T", f"{arpa.parent}/"]
-        command += ["--arpa", str(temporary), "--discount_fallback", *map(str, FALLBACK[1:])]
-        command += ["--prune", *map(str, prune)] if any(prune) else []
-        if vocabulary is not None:
-            allowed.writelines(f"{word}\n".encode() for word in vocabulary)
-            allowed.flush()
-            command += ["--limit_vocab_file", f"/dev/fd/{allowed.fileno()}"]
-        status, said = _fed(command, sentences, allowed.fileno())
-        if status:
-            last = printable(said.strip().splitlines()[-1])[:200] if said.strip() else "without a word"
-            ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            raise UserError(
-                f"{lmplz} {ended} ({last}); nothing was written: give it more memory or disk space beside {arpa}, type "
-                "the same command again"
-            )
-    return [int(number) + 1 for number in SUBSTITUTED.findall(said)]
-
-
-def _fed(command: list[str], sentences: Iterable[Sequence[str]], inherited: int) -> tuple[int, str]:
-    """Run the program on the sentences; its status and what it said on stderr. It dies with an exception here.
-
-    `inherited`: a file descriptor that it may open.
-    """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, pass_fds=[inherited]
-        )
+    command = [lmplz, "-o", str(order), "-S", f"{max(LEAST_TO_SORT, int(SHARE * free_bytes()))}b"]
+    command += ["-T", f"{arpa.parent}/", "--discount_fallback", *map(str, FALLBACK[1:])]
+    command += ["--prune", *map(str, prune)] if any(prune) else []
+    allowed = None if vocabulary is None else frozenset(vocabulary)
+    with replacing(arpa) as temporary, temporary.open("wb") as text, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         try:
-            for words in sentences:
-                process.stdin.write(" ".join(words).encode() + b"\n")
-            process.stdin.close()
-        except BrokenPipeError:  # it has ended, and says why
-            pass
+            if _feed(process.stdin, sentences, allowed):
+                text.writelines(_rare_as_unknown(process.stdout))
+            else:
+                shutil.copyfileobj(process.stdout, text)
         except BaseException:
             process.kill()
             raise
         finally:
+            process.stdout.close()
             status = process.wait()
         log.seek(0)
-        return status, log.read().decode("utf-8", "replace")
+        said = log.read().decode("utf-8", "replace")
+        if status:
+            raise _failed(lmplz, arpa, status, said)
+    return [int(number) + 1 for number in SUBSTITUTED.findall(said)]
+
+
+def _feed(stdin: BinaryIO, sentences: Iterable[Sequence[str]], allowed: frozenset[str] | None) -> bool:
+    """Write all sentences, a line each; whether RARE is among their words. A program that has ended gets no more."""
+    rare = False
+    try:
+        with stdin:
+            for words in sentences:
+                if allowed is not None:
+                    words = [word if word in allowed else RARE for word in words]
+                    rare = rare or RARE in words
+                stdin.write(" ".join(words).encode() + b"\n")
+    except BrokenPipeError:  # its status and its stderr say why
+        pass
+    return rare
+
+
+def _rare_as_unknown(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of lmplz's ARPA file with RARE and its <unk>, which stands first and in no n-gram, as one word."""
+    unknown = None
+    for line in lines:
+        if line.startswith(b"ngram 1="):
+            line = b"ngram 1=%d\n" % (int(line.partition(b"=")[2]) - 1)
+        elif unknown is None and b"\t<unk>" in line:
+            unknown = 10 ** float(line.split(b"\t")[0])
+            continue
+        elif RARE.encode() in line:
+            probability, gram, *rest = line.split(b"\t")
+            if gram.strip() == RARE.encode():
+                probability = b"%.7f" % math.log10(10 ** float(probability) + (unknown or 0.0))
+            words = [b"<unk>" if word == RARE.encode() else word for word in gram.rstrip(b"\n").split(b" ")]
+            end = b"" if rest else b"\n"
+            line = b"\t".join([probability, b" ".join(words) + end, *rest])
+        yield line
+
+
+def _failed(lmplz: str, arpa: Path, status: int, said: str) -> UserError:
+    last = printable(said.strip().splitlines()[-1])[:200] if said.strip() else "without a word"
+    ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    return UserError(
+        f"{lmplz} {ended} ({last}); nothing was written: give it more memory or disk space beside {arpa}, type "
+        "the same command again"
+    )
