@@ -23,6 +23,7 @@ from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDe
 from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
 
+from finetuning import kenlm_binary
 from finetuning.decoding import best_path, spelt
 from finetuning.errors import UserError
 
@@ -35,6 +36,8 @@ NEAR = 20  # hypotheses whose words are tried again beside an unknown one
 
 def load(path: Path, words: Iterable[str]) -> tuple[KenLM, Dictionary]:
     """An ARPA file or KenLM's binary, and the numbers of `words` and of <unk>; UserError when KenLM cannot read it."""
+    if path.is_file() and kenlm_binary.is_binary(path):
+        kenlm_binary.read(path)
     dictionary = Dictionary()
     for word in (UNKNOWN, *words):
         dictionary.add_entry(word)
