@@ -1,6 +1,5 @@
 """One clip in any format -> 16 kHz mono 16-bit wav and its duration."""
 
-import os
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 from finetuning.errors import UserError
+from finetuning.files import temporary_file
 from finetuning.sound import BadClip, open_sound, to_mono
 
 RATE = 16000  # Hz, what the models were trained on
@@ -87,7 +87,7 @@ def _write(samples: "np.ndarray", path: Path) -> None:
     """Float samples (time,) as a 16-bit wav; what goes beyond full scale is held there instead of wrapping around."""
     import numpy as np
 
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = temporary_file(path)
     try:
         with temporary.open("wb") as file, wave.open(file) as wav:
             wav.setnchannels(1)

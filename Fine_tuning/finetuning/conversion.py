@@ -16,7 +16,7 @@ from typing import Any
 from finetuning import audio
 from finetuning.common_voice import Clip, Release, clip_files
 from finetuning.errors import UserError
-from finetuning.files import make_folder, written_whole
+from finetuning.files import clear_left_over, make_folder, written_whole
 from finetuning.manifest import SPLITS, manifest_path
 from finetuning.sound import BadClip
 
@@ -72,8 +72,7 @@ class Log:
 
     def start(self) -> None:
         """Write the log anew without a line cut off by a crash, and clear away what no longer holds."""
-        for left_over in self.wavs.glob(".*"):  # half-written wavs of a run that was killed
-            left_over.unlink(missing_ok=True)
+        clear_left_over(self.wavs)
         if self.old_key != self.key:  # manifests that speak of other wavs must not outlive them
             for split in SPLITS:
                 manifest_path(self.path.parent, split).unlink(missing_ok=True)

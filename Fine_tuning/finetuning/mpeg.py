@@ -47,7 +47,7 @@ def read_stream(data: bytes | mmap) -> Stream | None:
     at, samples, first, rates = 0, 0, None, set()
     while at + 4 <= len(data):
         length, count, rate = _frame(int.from_bytes(data[at : at + 4]) & 0xFFFEFE00)
-        if length and (first or _follows(data, at)):
+        if length and (first or is_frame(data, at)):
             first = first if first is not None else (at, count, rate)
             samples += count
             rates.add(rate)
@@ -75,14 +75,14 @@ def _header(frame: bytes) -> tuple[int, int]:
 def _next(data: bytes | mmap, at: int) -> int:
     """Where the next frame begins that another one follows; the end where there is none."""
     while (at := data.find(b"\xff", at)) >= 0:
-        if _follows(data, at):
+        if is_frame(data, at):
             return at
         at += 1
     return len(data)
 
 
-def _follows(data: bytes | mmap, at: int) -> bool:
-    """Whether a frame of the same kind follows the one at `at`."""
+def is_frame(data: bytes | mmap, at: int) -> bool:
+    """Whether a frame begins at `at`, and another one of its kind where it ends."""
     header = int.from_bytes(data[at : at + 4])
     length, *kind = _frame(header & 0xFFFEFE00)
     after = int.from_bytes(data[at + length : at + length + 4])

@@ -128,7 +128,9 @@ def blocks(path: Path, rate: int, notes: set[str] | None = None) -> Iterator["np
 
 def _fault(path: Path, read_s: float, bad: BadClip) -> UserError:
     if read_s:
-        return UserError(f"{path} is damaged, {read_s:.1f} s of it could be read ({bad.detail}); only they are transcribed")
+        return UserError(
+            f"{path} is damaged, {read_s:.1f} s of it could be read ({bad.detail}); only they are transcribed"
+        )
     if bad.passing:
         return UserError(f"{path} cannot be read ({bad.detail})")
     return UserError(f"{path} is no audio that can be read ({bad.detail})")

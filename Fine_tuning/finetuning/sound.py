@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from finetuning.mpeg import read_stream
+from finetuning.mpeg import is_frame, read_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,15 @@ CONTAINERS = (  # those of ffmpeg's that hold sound; none that names other files
 )
 BROADCAST = ("mpegts", "mpeg")  # containers that may be cut anywhere
 GUARD = ("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", CONTAINERS)  # no foreign file opens another
+MAGIC = re.compile(  # the first bytes of files with sound
+    rb"RIFF....(WAVE|AVI )|RIFX....WAVE|RF64....WAVE|riff\x2e\x91|FORM....(AIFF|AIFC|8SVX|16SV)|\.snd|dns\.|caff|fLaC|OggS|ID3"
+    rb"|wvpk|MAC |TTA1|MPCK|MP\+|tBaK|#!AMR|ADIF|qoaf|DSD |FRM8|NIST_1A|Creative Voice|\x0b\x77|\x7f\xfe\x80\x01"
+    rb"|\x1a\x45\xdf\xa3|FLV\x01|\.RMF|\x30\x26\xb2\x75\x8e\x66\xcf\x11|\x06\x0e\x2b\x34|\x00\x00\x01\xba|\xb7\xd8\x00\x20"
+    rb"|....(moov|mdat|wide|free|skip|ftyp(?!heic|heix|heim|heis|hevc|hevx|mif1|msf1|avif|avis|crx |jp2 |jpx ))"
+    rb"|nut/multimedia|.{0,187}?\x47(?:.{187}\x47){4}|.{0,191}?\x47(?:.{191}\x47){4}",
+    re.DOTALL,
+)
+HEAD = 1 << 14  # bytes; two frames of AAC fit into it
 TRACK = re.compile(r"^ +Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.+)$", re.MULTILINE)
 CLOCK = (  # ffmpeg's filter for timestamps that begin again, which the next one would take for sound to be left out
     f"asetpts='st(1,if(between(PTS+ld(1),ld(0)-0.1/TB,ld(0)+{GAP_S}/TB),ld(1),ld(0)-PTS))*0"
@@ -96,6 +105,22 @@ def open_sound(source: bytes | Path) -> Sound:
         return Sound(found.samplerate, duration_s, _checked(_by_libsndfile(found, promised, fault)))
     found.close()
     return _open_by_ffmpeg(source, "It does not say where it ends.", stream.duration_s if stream else None)
+
+
+def may_hold_sound(path: Path) -> bool:
+    """Whether the first bytes of a file are those of sound or video; nobody is asked, so thousands take no time."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    if head[:1] == b"\xff" and len(head) > 6:  # AAC, whose frames state their length, or MPEG
+        after = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+        is_aac = head[1] & 0xF6 == 0xF0 and head[after : after + 2] == head[:2]
+        return is_aac or is_frame(head, 0)
+    return bool(MAGIC.match(head))
 
 
 @contextmanager
@@ -393,7 +418,9 @@ def _by_ffmpeg(
     if counted_s and counted_s - done_s <= TOLERATED_S:
         complaint = ""  # of tags between recordings that were joined
     if not track.alone and track.duration_s - done_s > max(GOES_ON_S, 0.1 * track.duration_s):
-        track.notes.append(f"has a picture that goes on after its sound ends: at {done_s:.1f} s of {track.duration_s:.1f} s")
+        track.notes.append(
+            f"has a picture that goes on after its sound ends: at {done_s:.1f} s of {track.duration_s:.1f} s"
+        )
     if not complaint and promised_s - done_s > max(TOLERATED_S, 0.01 * promised_s):
         raise BadClip("clip_truncated", _shortage(done_s, promised_s))
     if complaint:
@@ -405,7 +432,9 @@ def _complaint(said: str, track: _Track) -> str:
     names = {track.container, "out#0", *re.findall(r"\w+", track.codec)}
     lost = len(re.findall(r"Error submitting packet to decoder|Error while decoding stream|Decoding error", said))
     if track.container in BROADCAST and lost <= LOST:
-        said = "\n".join(line for line in said.splitlines() if not re.search(rf"\[({track.codec.split()[0]}|aist#)", line))
+        said = "\n".join(
+            line for line in said.splitlines() if not re.search(rf"\[({track.codec.split()[0]}|aist#)", line)
+        )
     for line in said.splitlines():
         speakers = re.findall(r"\[([^]]*?) @ \w+\]", line)
         stream = re.search(r"(?:[Ss]tream #?(?:0:)?|#0:)(\d+)", line)
