@@ -13,7 +13,7 @@ import finetuning.start  # noqa: F401  first: it says what ends a script while t
 # isort: split
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "jsonl", "srt")
 BATCH = 16  # segments at a time
+SHOWN = 5  # names of files that are left out
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
     arguments = command_line()
     from finetuning.transcripts import Finished, recordings
 
-    given = recordings(arguments.recordings)
+    given, left_out = recordings(arguments.recordings)
+    if left_out:
+        say(f"left out, for they do not look like sound: {listed(left_out)}; give a file by its name to have it tried")
     if arguments.format == "srt" and not arguments.output and len(given) > 1:
         raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
     readable = [recording for recording in given if is_readable(recording)]
@@ -58,6 +61,8 @@ def main() -> None:
         if folder:
             finished = Finished(folder, arguments.format, used)
             left = finished.start(readable)
+            for path in finished.changed:
+                say(f"{path} is of a damaged recording and was changed since it was written; it is left as it is")
         if len(left) < len(readable):
             say(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0
@@ -106,6 +111,12 @@ def say(sentence: object) -> None:
     tqdm.write(printable(str(sentence)), file=sys.stderr)
 
 
+def listed(files: Sequence[Path]) -> str:
+    """How many files they are, and a few of their names."""
+    names = ", ".join(path.name for path in files[:SHOWN])
+    return f"{len(files):,} file{'s' * (len(files) > 1)} ({names}{', …' * (len(files) > SHOWN)})"
+
+
 def is_readable(recording: "Recording") -> bool:
     """Whether its file can be opened; says why not, before a model is loaded for nothing."""
     from finetuning.segments import check
@@ -147,14 +158,21 @@ def transcribe(
     whole = 0
     with tqdm(total=sum(duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
         for recording, passages, failure in heard(hear, recordings, bar):
-            if failure:
-                say(failure)
-            if finished and (passages or not failure):
-                finished.write(recording, render(style, recording.audio, passages), whole=not failure)
-            elif not finished:
-                tqdm.write(render(style, recording.audio, passages, named), file=sys.stdout, end="")
-                sys.stdout.flush()
-            whole += not failure
+            try:
+                if failure and not passages:
+                    raise failure
+                if failure:
+                    say(failure)
+                elif not passages:
+                    say(f"nothing is said in {recording.audio}, as far as this model hears: its transcript is empty")
+                if finished:
+                    finished.write(recording, render(style, recording.audio, passages), whole=not failure)
+                else:
+                    tqdm.write(render(style, recording.audio, passages, named), file=sys.stdout, end="")
+                    sys.stdout.flush()
+                whole += not failure
+            except UserError as error:
+                say(error)
     return whole
 
 
@@ -183,12 +201,14 @@ def parts_of(recordings: list["Recording"], rate: int) -> Iterator[tuple["Record
     from finetuning.segments import blocks, segments
 
     for recording in recordings:
-        failure = None
+        failure, notes = None, set()
         try:
-            for segment in segments(blocks(recording.audio, rate), rate):
+            for segment in segments(blocks(recording.audio, rate, notes), rate):
                 yield recording, segment
         except UserError as error:
             failure = error
+        for note in sorted(notes):
+            say(f"{recording.audio} {note}")
         yield recording, failure
 
 

@@ -16,8 +16,9 @@ from typing import Any
 from finetuning import audio
 from finetuning.common_voice import Clip, Release, clip_files
 from finetuning.errors import UserError
-from finetuning.files import make_folder, written_whole
+from finetuning.files import clear_left_over, make_folder, written_whole
 from finetuning.manifest import SPLITS, manifest_path
+from finetuning.sound import BadClip
 
 BATCH = 16  # clips sent at a time: sending one costs the main process as much as sending all of them
 IN_FLIGHT = 2  # batches a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
@@ -71,8 +72,7 @@ class Log:
 
     def start(self) -> None:
         """Write the log anew without a line cut off by a crash, and clear away what no longer holds."""
-        for left_over in self.wavs.glob(".*"):  # half-written wavs of a run that was killed
-            left_over.unlink(missing_ok=True)
+        clear_left_over(self.wavs)
         if self.old_key != self.key:  # manifests that speak of other wavs must not outlive them
             for split in SPLITS:
                 manifest_path(self.path.parent, split).unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def _line(entry: Converted) -> str:
 
 def convert(release: Release, clips: list[Clip], log: Log, trim_silence_db: float | None, workers: int) -> None:
     """Convert `clips` and log each result; UserError when the disk is full or a process was killed."""
-    audio.refuse_broken_installation()
+    audio.refuse_broken_installation(trim_silence_db)
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
         make_folder(log.wavs)
@@ -226,7 +226,7 @@ def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: flo
     """In a worker. An error of one clip is that clip's; only OSError (the disk) concerns them all."""
     try:
         duration_s, decoded_s = audio.convert(clip, wav, trim)
-    except audio.BadClip as bad:
+    except BadClip as bad:
         return Converted(path, stamp, reason=bad.reason, detail=bad.detail, passing=bad.passing)
     except MemoryError:
         return Converted(path, stamp, reason="clip_undecodable", detail="not enough memory", passing=True)
