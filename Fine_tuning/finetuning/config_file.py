@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def load(file: str, overrides: list[str]) -> Config:
         raise UserError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}; write the value out") from error
     config.file = file
     check(config)
+    config.text.alphabet = "".join(dict.fromkeys(unicodedata.normalize("NFC", config.text.alphabet)))
     return config
 
 

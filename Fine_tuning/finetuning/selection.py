@@ -36,7 +36,7 @@ def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], li
     texts: dict[Clip, str] = {}
     taken: dict[str, str] = {}  # wav: the clip it is made from
     rejected = []
-    changed = dict.fromkeys((rule.name for rule in language.rules), 0)
+    changed = dict.fromkeys(language.rule_names(), 0)
     sentences: dict[str, list[str]] = {}  # by foreign character
     for clip in rows:
         text, rules = language.trace(clip.sentence)
@@ -44,6 +44,8 @@ def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], li
             changed[rule] += 1
         if not is_file_name(clip.path):
             rejected.append(Rejected(clip.path, "path_outside_clips", "not the name of a file in clips/"))
+        elif fault := language.fault(clip.sentence):
+            rejected.append(Rejected(clip.path, *fault))
         elif not text:
             rejected.append(Rejected(clip.path, "empty_sentence", clip.sentence.strip()))
         elif foreign := language.foreign(text):
