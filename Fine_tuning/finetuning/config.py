@@ -79,6 +79,7 @@ class Text:
     """How a sentence of the release becomes the text of an utterance."""
 
     alphabet: str = "???"  # every character a text may hold, the space included
+    before_lower_case: list[Rule] = field(default_factory=list)  # applied first: capitals whose lower case is another
     numbers: str | None = None  # the language whose words replace whole numbers, as num2words calls it; null: none do
     rules: list[Rule] = field(default_factory=list)  # applied in this order after NFC and lower case
     foreign: Foreign = Foreign.reject  # letters that are outside the alphabet after the rules

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,6 +84,7 @@ def load(file: str, overrides: list[str]) -> Config:
     config = OmegaConf.to_object(tree)
     config.file = file
     check(config)
+    config.text.alphabet = "".join(dict.fromkeys(unicodedata.normalize("NFC", config.text.alphabet)))
     return config
 
 
