@@ -184,6 +184,7 @@ def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
 def link(model: Path, path: Path) -> None:
     """`path` becomes `model`, without a second copy on the disk where the file system allows it."""
     with replacing(path) as temporary:
+        temporary.unlink()
         try:
             os.link(model, temporary)
         except OSError:

@@ -250,7 +250,7 @@ def test_after_a_damaged_checkpoint_the_run_goes_on_and_says_that_the_code_chang
     record = json.loads((cut_off / "run.json").read_text())
     record["versions"]["torch"] = "2.12.0"
     (cut_off / "run.json").write_text(json.dumps(record))
-    left_over = folder / ".99999999-last.ckpt"
+    left_over = folder / ".finetuning-99999999-0123456789abcdef-last.ckpt"
     left_over.write_bytes(b"half a checkpoint")
 
     done = train()

@@ -150,7 +150,7 @@ def test_killed_with_all_its_processes_at_any_moment_it_goes_on(release: tuple[P
         if done:
             for cut_off in ("train_manifest.json", "dataset.png", "wavs/common_voice_it_40000000.wav"):
                 path = output / cut_off
-                path.with_name(f".{process.pid}-{path.name}").write_bytes(b"RIFF")
+                path.with_name(f".finetuning-{process.pid}-0123456789abcdef-{path.name}").write_bytes(b"RIFF")
     printed = finish(start(source, output))
     assert " 0 to convert" in printed and "written to" in printed
     assert_the_same(output, undisturbed)

@@ -1,7 +1,6 @@
 """What step 1 leaves: manifests, rejected.jsonl, dataset.json, dataset.png. What is right already is left alone."""
 
 import json
-import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from finetuning import figures, splits
 from finetuning.common_voice import Rejected
 from finetuning.config import Config
 from finetuning.errors import UserError, printable
-from finetuning.files import clear_left_over, read_json, sha256_of, write_json, written_whole
+from finetuning.files import clear_left_over, read_json, sha256_of, temporary_file, write_json, written_whole
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
 from finetuning.selection import TextReport
 
@@ -133,9 +132,10 @@ def write_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
     """Write all that changed before the first gets its name, and never have old and new ones side by side: a killed run
     may leave none of them, and not clips of the test set in a training manifest.
     """
-    new = {split: output / f".{os.getpid()}-new-{split}" for split in changed}
+    new: dict[str, Path] = {}
     try:
         for split, utterances in changed.items():
+            new[split] = temporary_file(manifest_path(output, split))
             write_manifest(new[split], utterances)
         for split in changed:
             manifest_path(output, split).unlink(missing_ok=True)
