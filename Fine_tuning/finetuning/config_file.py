@@ -181,11 +181,11 @@ def _explained(error: Exception, text: str) -> str:
         if hasattr(error, "position"):  # yaml.reader's
             return f"it holds a character that is not allowed at position {error.position:,}; delete it"
         return f"a value is not what it looks like ({error}); write it in quotes"
-    line, problem = f"line {mark.line + 1}", " ".join((error.problem or error.context or "").split())
+    lines, problem = text.splitlines() or [""], " ".join((error.problem or error.context or "").split())
+    number = min(mark.line, len(lines) - 1)  # the end of the text is on a line of its own
+    line, around = f"line {number + 1}", lines[number]
     if "duplicate key" in problem:
         return f"{line}: the key {problem.removeprefix('found duplicate key ')} stands twice; keep one"
-    lines = text.splitlines()
-    around = lines[mark.line] if mark.line < len(lines) else ""
     if "\t" in around[: mark.column + 1]:
         return f"{line} holds a tab; YAML is indented with blanks"
     if "start any token" in problem:
