@@ -233,6 +233,11 @@ def test_a_file_that_is_none(tmp_path: Path):
     }.items():
         with pytest.raises(UserError, match=words):
             load(file, [])
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    for parent, words in {tmp_path / "loop.yaml": "cannot read .*symbolic links", "b" * 300: "name too long"}.items():
+        (tmp_path / "child.yaml").write_text(f"extends: {parent}")
+        with pytest.raises(UserError, match=f"child.yaml: extends: .*{words}"):
+            load(str(tmp_path / "child.yaml"), [])
     chain = [tmp_path / f"{number}.yaml" for number in range(30)]
     for file, parent in pairwise(chain):
         file.write_text(f"extends: {parent}")

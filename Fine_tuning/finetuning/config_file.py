@@ -94,7 +94,7 @@ def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, dict[st
     parent = layer.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise UserError(f"{file}: extends must be the path of one configuration")
-    if parent and any(_path(parent).resolve() == _path(child).resolve() for child in (file, *children)):
+    if parent and any(_is_same(parent, child) for child in (file, *children)):
         raise UserError(f"{file} extends itself by way of {parent}; name another configuration in `extends`")
     if len(children) == LONGEST_CHAIN:
         raise UserError(f"{children[0]} extends more than {LONGEST_CHAIN} configurations, each the next; write fewer")
@@ -105,6 +105,13 @@ def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, dict[st
 
 def _path(file: str) -> Path:
     return Path(file) if Path(file).is_file() else resolve(file)
+
+
+def _is_same(file: str, other: str) -> bool:
+    try:
+        return _path(file).samefile(_path(other))
+    except (OSError, ValueError):  # one of them is told of when it is read
+        return False
 
 
 def _text(file: str, by: str) -> str:
