@@ -42,6 +42,7 @@ class Collective(BaseHTTPRequestHandler):
     sends = CONTENT
     endless = False  # the file again and again, without a length, 50 MB at most
     delay_s = 0.0  # between two pieces
+    hurry = threading.Event()  # once set there is no delay any more
     log: list[tuple[str, str | None, str | None]]  # method and path, Range, Authorization
 
     def do_GET(self) -> None:
@@ -85,7 +86,7 @@ class Collective(BaseHTTPRequestHandler):
         rest = self.sends[start : None if self.dies_after is None else start + self.dies_after]
         for piece in range(0, len(rest), 1 << 16):
             self.wfile.write(rest[piece : piece + (1 << 16)])
-            time.sleep(self.delay_s)
+            self.hurry.wait(self.delay_s)
 
     def reply(self, status: int, body: object, headers: dict | None = None) -> None:
         data = json.dumps(body).encode()
@@ -190,6 +191,7 @@ def assert_came(process: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_from_a_key_to_manifests_and_downloaded_once(run: Run) -> None:
+    (run.folder / ".netrc").write_text("default login somebody password something\n")
     with serving() as (address, log):
         made = run(address)
         assert made.returncode == 0, made.stderr[-2000:]
@@ -297,12 +299,14 @@ def test_a_dot_env_that_is_no_text(run: Run, project: Path) -> None:
 
 
 def test_two_runs_do_not_download_the_same(run: Run) -> None:
-    with serving(delay_s=0.05) as (address, _):
+    hurry = threading.Event()
+    with serving(delay_s=1, hurry=hurry) as (address, _):
         first = run.start(address, *NO_CLIPS)
         while not (run.part.is_file() and run.part.stat().st_size > 100_000):
             time.sleep(0.05)
             assert first.poll() is None
         assert_refused(run(address, f"dataset.output={run.folder / 'other'}"), "another run is writing to")
+        hurry.set()
         first.communicate(timeout=60)
     run.assert_downloaded()
 

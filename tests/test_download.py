@@ -1,6 +1,9 @@
 import hashlib
 import io
 import re
+import shutil
+import ssl
+import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -77,13 +80,15 @@ class Server(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(**behaviour: object) -> Iterator[tuple[str, list[str | None]]]:
+def serving(encrypted: ssl.SSLContext | None = None, **behaviour: object) -> Iterator[tuple[str, list[str | None]]]:
     """The address of a server on this machine, and the Range headers it was sent."""
     asked: list[str | None] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("AsToldServer", (Server,), {**behaviour, "asked": asked}))
+    if encrypted:
+        server.socket = encrypted.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http{'s' if encrypted else ''}://127.0.0.1:{server.server_port}", asked
     finally:
         server.shutdown()
         server.server_close()
@@ -190,6 +195,26 @@ def test_a_server_that_sends_elsewhere(tmp_path: Path) -> None:
     for elsewhere, words in {"/*": "without end", "file:///etc/passwd": "no address of the web"}.items():
         with serving(sends_to=elsewhere) as (first, _), pytest.raises(UserError, match=words):
             find("m", registry(f"{first}/x.nemo", tmp_path / "other"))
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes the server's certificate")
+def test_encryption_is_not_given_up_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=127.0.0.1"
+    subprocess.run(
+        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    encrypted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    encrypted.load_cert_chain(certificate, key)
+    with serving(encrypted) as (address, _):
+        assert find("m", registry(f"{address}/m.nemo", tmp_path / "models")).read_bytes() == CONTENT
+    refused = pytest.raises(UserError, match="sends on to an address without encryption")
+    with serving() as (plain, _), serving(encrypted, sends_to=f"{plain}/m.nemo") as (address, _), refused:
+        find("m", registry(f"{address}/m.nemo", tmp_path / "other"))
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_a_token_in_an_address_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, dict[st
     parent = layer.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise UserError(f"{file}: extends must be the path of one configuration")
-    if parent and any(_path(parent).resolve() == _path(child).resolve() for child in (file, *children)):
+    if parent and any(_is_same(parent, child) for child in (file, *children)):
         raise UserError(f"{file} extends itself by way of {parent}; name another configuration in `extends`")
     if len(children) == LONGEST_CHAIN:
         raise UserError(f"{children[0]} extends more than {LONGEST_CHAIN} configurations, each the next; write fewer")
@@ -107,6 +107,13 @@ def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, dict[st
 
 def _path(file: str) -> Path:
     return Path(file) if Path(file).is_file() else resolve(file)
+
+
+def _is_same(file: str, other: str) -> bool:
+    try:
+        return _path(file).samefile(_path(other))
+    except (OSError, ValueError):  # one of them is told of when it is read
+        return False
 
 
 def _text(file: str, by: str) -> str:
@@ -183,11 +190,11 @@ def _explained(error: Exception, text: str) -> str:
         if hasattr(error, "position"):  # yaml.reader's
             return f"it holds a character that is not allowed at position {error.position:,}; delete it"
         return f"a value is not what it looks like ({error}); write it in quotes"
-    line, problem = f"line {mark.line + 1}", " ".join((error.problem or error.context or "").split())
+    lines, problem = text.splitlines() or [""], " ".join((error.problem or error.context or "").split())
+    number = min(mark.line, len(lines) - 1)  # the end of the text is on a line of its own
+    line, around = f"line {number + 1}", lines[number]
     if "duplicate key" in problem:
         return f"{line}: the key {problem.removeprefix('found duplicate key ')} stands twice; keep one"
-    lines = text.splitlines()
-    around = lines[mark.line] if mark.line < len(lines) else ""
     if "\t" in around[: mark.column + 1]:
         return f"{line} holds a tab; YAML is indented with blanks"
     if "start any token" in problem:

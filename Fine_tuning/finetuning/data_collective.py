@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuning.config import ROOT, Archive
+from finetuning.config import ROOT, Archive, without_query
 from finetuning.errors import UserError, printable
 from finetuning.files import alone, make_folder, refuse_full_disk, sha256
 
@@ -73,9 +73,11 @@ def _attempts(dataset_id: str, published: Archive, archive: Path, folder: Path) 
 def _key_for_client(archive: Path) -> Iterator[None]:
     """The environment of Mozilla's client, for as long as it is needed: a key and the address that it is sent to.
 
-    The client would set every variable that a `.env` in the current folder, or in any above, holds.
+    The client would set every variable that a `.env` in the current folder, or in any above, holds; and requests would
+    send what a ~/.netrc holds instead of the key.
     """
-    given = {"MDC_API_KEY": _key(archive), "MDC_API_URL": _api(), "PYTHON_DOTENV_DISABLED": "1"}
+    given = {"MDC_API_KEY": _key(archive), "MDC_API_URL": _api()}
+    given |= {"PYTHON_DOTENV_DISABLED": "1", "NETRC": os.devnull}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:
@@ -139,7 +141,7 @@ def _attempt(dataset_id: str, published: Archive, archive: Path, folder: Path) -
     page, of_file = f"{SITE}/datasets/{dataset_id}", False
     try:
         details = get_dataset_details(dataset_id)
-        page = details.datasetUrl or page
+        page = without_query(details.datasetUrl or page)
         _refuse_unpublished(dataset_id, details, published)
         _download(details, published.size_bytes, folder / details.filename)
         _verify(folder / details.filename, published.sha256, archive)
