@@ -275,7 +275,7 @@ extends: {tiny_config}
 model:
   base: published
   folder: {tmp_path}/models
-  registry: {{published: "http://127.0.0.1:{server.server_port}/published.nemo"}}
+  registry: {{published: {{url: "http://127.0.0.1:{server.server_port}/published.nemo"}}}}
 training: {{output: {tmp_path}/run, max_epochs: 1, frozen_epochs: 0, workers: 0}}
 evaluation:
   models: [published, {tmp_path}/run/Model-IT-finetuned.nemo]

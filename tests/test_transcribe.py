@@ -250,7 +250,7 @@ def test_names_are_those_of_the_configuration_and_a_path_needs_none(
     run_script: Script, talks: Path, tmp_path: Path
 ) -> None:
     own, broken = tmp_path / "own.yaml", tmp_path / "broken.yaml"
-    own.write_text("extends: configs/demo.yaml\nmodel: {registry: {mine: http://127.0.0.1:9/mine.nemo}}\n")
+    own.write_text("extends: configs/demo.yaml\nmodel: {registry: {mine: {url: http://127.0.0.1:9/mine.nemo}}}\n")
     broken.write_text("model: [")
     wav = str(talks / "a.wav")
     assert_refused(run_script("transcribe.py", "none", wav, "--config", str(own)), "no model none", "mine")
