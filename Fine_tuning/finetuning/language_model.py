@@ -97,13 +97,17 @@ def source_file(source: Source, config: Config) -> Path:
 
 
 def count_words(source: Source, config: Config) -> int:
-    """About how many words the text of a source has; UserError when it cannot be read."""
+    """How many words the text of a source has, as it stands there; UserError when it cannot be read."""
     path = source_file(source, config)
     if not source.file:
         return sum(len(text.split()) for text in _training(path))
     try:
         with path.open("rb") as file:
-            return sum(len(block.split()) for block in iter(lambda: file.read(BLOCK), b""))
+            words, inside = 0, False  # a word that goes on in the next block
+            while block := file.read(BLOCK):
+                words += len(block.split()) - (inside and not block[:1].isspace())
+                inside = not block[-1:].isspace()
+            return words
     except OSError as error:
         raise _unreadable(path, error) from error
 

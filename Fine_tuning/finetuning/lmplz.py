@@ -22,7 +22,7 @@ from finetuning.ngrams import FALLBACK
 LEAST_PER_WORD, MOST_PER_WORD = 100, 300  # bytes that ngrams.py takes, measured: the same sentences, ever new ones
 RARE = "<rare>"
 SHARE = 0.5  # of the free memory that lmplz may sort in
-LEAST_TO_SORT = 1 << 26  # bytes; with less, lmplz does not begin
+LEAST_TO_SORT, MOST_TO_SORT = 1 << 26, 1 << 31  # bytes: with less lmplz does not begin, more it fills in vain
 CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 SUBSTITUTED = re.compile(r"[Ss]ubstituting fallback discounts for order (\d+)")  # counted from 0
 
@@ -69,7 +69,7 @@ def estimate(
     `vocabulary`: the words that the model may have, any other is <unk>; None: all. UserError when lmplz fails: nothing
     is written then.
     """
-    command = [lmplz, "-o", str(order), "-S", f"{max(LEAST_TO_SORT, int(SHARE * free_bytes()))}b"]
+    command = [lmplz, "-o", str(order), "-S", f"{min(MOST_TO_SORT, max(LEAST_TO_SORT, int(SHARE * free_bytes())))}b"]
     command += ["-T", f"{arpa.parent}/", "--discount_fallback", *map(str, FALLBACK[1:])]
     command += ["--prune", *map(str, prune)] if any(prune) else []
     allowed = None if vocabulary is None else frozenset(vocabulary)
