@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, Script, assert_refused
-from finetuning import arpa, language_model, ngrams
+from finetuning import arpa, language_model, ngrams, tuning
+from finetuning.beam_search import Settings
 from finetuning.errors import UserError
 from finetuning.files import sha256, write_json
 from hypothesis import HealthCheck, given, settings
@@ -467,3 +468,25 @@ def test_no_mutation_of_what_lies_in_its_folder_is_a_traceback(tmp_path: Path, n
             read()
         except UserError as refused:
             assert "\n" not in str(refused)
+
+
+DECODER = '{"settings": {"lm_weight": 2.0, "beam": 50}, "language_model": "lm", "config": "my.yaml", "sha256": {}}'
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        *((DECODER, text) for text in ("", "5", "[" * 10_000, '{"settings": []}')),
+        *(("50", number) for number in ("0", "true", "5.0", '"50"')),
+        *(("2.0", number) for number in ("NaN", "null", "1e999", "9" * 400, "9" * 5000)),
+        ("lm_weight", "weight"),
+        ("{}", "[]"),
+    ],
+)
+def test_settings_of_no_search_are_refused(tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "decoder.json"
+    path.write_text(DECODER)
+    assert tuning.read(path) == (Settings(beam=50), "lm", "my.yaml", {})
+    path.write_text(DECODER.replace(before, after))
+    with pytest.raises(UserError, match=r"decoder\.json, or it describes no beam search; evaluate\.py"):
+        tuning.read(path)

@@ -112,9 +112,7 @@ def test_what_cannot_fit_in_memory_is_said_before_it_is_begun(tmp_path: Path) ->
 
     no_lmplz = "/usr/bin:/bin" if shutil.which("lmplz", path="/usr/bin:/bin") is None else "/nowhere"
     refused = run(no_lmplz, one)
-    assert_refused(
-        refused, "5,000,000 words take about 0.5 to 1.5 GB of memory", " GB are free; shorten ", "put lmplz"
-    )
+    assert_refused(refused, "5,000,000 words take about 0.5 to 1.5 GB of memory", " GB are free; shorten ", "put lmplz")
     refused = run(no_lmplz, "{name: training, weight: 0.5}", half)
     assert_refused(refused, "only a single source can be estimated on the disk", "several are mixed in memory")
     failing = program(tmp_path / "bin", "echo 'Cannot allocate' >&2; exit 1")

@@ -5,6 +5,7 @@ as the widest.
 """
 
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -127,8 +128,15 @@ def read(path: Path) -> tuple[Settings, str, str, dict[str, str]]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Settings(**found["settings"]), found["language_model"], found["config"], found["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        settings, folder, config_file, hashes = (
+            found[key] for key in ("settings", "language_model", "config", "sha256")
+        )
+        numbers = [float(number) for number in settings.values()]
+        whole = type(settings["beam"]) is int and settings["beam"] > 0
+        if not (whole and all(map(math.isfinite, numbers)) and isinstance(hashes, dict)):
+            raise TypeError("settings that no search can have")
+        return Settings(**settings), str(folder), str(config_file), hashes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"there is no {path}, or it describes no beam search; evaluate.py evaluation.decoder=lm writes one beside "
             f"the predictions, as {DECODER}"
