@@ -7,6 +7,9 @@ lexicon.txt and language_model.json into language_model.output. Sentences of val
 `evaluate.py evaluation.decoder=lm` and `transcribe.py --language-model` use it.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path

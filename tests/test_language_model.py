@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, Script, assert_refused
-from finetuning import arpa, language_model, ngrams, tuning
-from finetuning.beam_search import Settings
+from finetuning import arpa, language_model, ngrams
+from finetuning.config import Source
+from finetuning.config_file import load
 from finetuning.errors import UserError
 from finetuning.files import sha256, write_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import mutated
 
 TRAIN = ["la casa è rossa", "la cosa è chiara", "una cosa rossa", "una casa rossa", "il gatto dorme"]
 VALIDATION = ["la casa è chiara", "il cane miagola", "la rossa"]
@@ -89,7 +91,7 @@ def test_what_it_says_and_leaves(made: tuple[Path, CompletedProcess[str]]) -> No
     )
     taken_out = (
         "taken out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
-        "or longer than 10,000 characters"
+        "or longer than 2,000 characters"
     )
     assert f"training: 4 sentences, 14 words; {taken_out.format(1, 0)}" in process.stdout
     assert f"extra: 3 sentences, 12 words; {taken_out.format(2, 3)}" in process.stdout
@@ -227,29 +229,6 @@ def test_a_model_that_was_replaced_meanwhile_is_not_searched_with(run_in_process
     assert run_in_process("train_language_model.py", *both(folder), "language_model.order=2").returncode == 0
     with pytest.raises(UserError, match="was made anew meanwhile; type the same command again"):
         language_model.beam_search(f"{folder}/lm", "my.yaml", letters, hashes)
-
-
-def mutated(whole: bytes, data: st.DataObject) -> bytes:
-    """A stretch of it left out, repeated, or replaced by what a reader may stumble over."""
-    start = data.draw(st.integers(0, len(whole)))
-    end = data.draw(st.integers(start, min(len(whole), start + 12)))
-    nasty = [
-        b"",
-        b"\xff",
-        b"\0",
-        b"\r",
-        b"\t",
-        b" ",
-        b"\n\n",
-        b"null",
-        b"[]",
-        b"{}",
-        b"-1",
-        b"1e999",
-        b"nan",
-        b"9" * 5000,
-    ]
-    return whole[:start] + data.draw(st.one_of(st.sampled_from(nasty), st.binary(max_size=6))) + whole[end:]
 
 
 def write_arpa(path: Path, sentences: Sequence[str] = TRAIN, order: int = 3) -> Path:
@@ -458,7 +437,7 @@ def test_no_mutation_of_what_lies_in_its_folder_is_a_traceback(tmp_path: Path, n
     hashes = {"arpa": sha256(path), "lexicon": sha256(lexicon)}
     write_json(about_it, {"words": 3, "sha256": hashes, "inputs": {"file": None, "order": 3}})
     changed = {"lexicon": lexicon, "about": about_it, "arpa": path}[name]
-    changed.write_bytes(mutated(changed.read_bytes(), data))
+    changed.write_bytes(data.draw(mutated(changed.read_bytes())))
     for read in (
         lambda: language_model.find(str(tmp_path), "my.yaml"),
         lambda: language_model.read_lexicon(lexicon),
@@ -470,23 +449,28 @@ def test_no_mutation_of_what_lies_in_its_folder_is_a_traceback(tmp_path: Path, n
             assert "\n" not in str(refused)
 
 
-DECODER = '{"settings": {"lm_weight": 2.0, "beam": 50}, "language_model": "lm", "config": "my.yaml", "sha256": {}}'
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mutated(EXTRA.encode()))
+def test_no_mutation_of_a_text_is_a_traceback(tmp_path: Path, text: bytes) -> None:
+    """Each line of a text is counted once, or the text is refused in one sentence."""
+    (tmp_path / "extra.txt").write_bytes(text)
+    config, tally = load("configs/demo.yaml", []), language_model.Tally("extra", 1.0)
+    source = Source("extra", str(tmp_path / "extra.txt"))
+    try:
+        found = [*language_model.sentences(source, config, {"una cosa rossa"}, tally)]
+    except UserError as refused:
+        assert "\n" not in str(refused)
+    else:
+        assert tally.sentences == len(found) and tally.words == sum(map(len, found)) > 0
+        lines = text.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+        assert tally.sentences + tally.held_out + tally.rejected == len(lines)
+    assert language_model.count_words(source, config) == len(text.split())
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        *((DECODER, text) for text in ("", "5", "[" * 10_000, '{"settings": []}')),
-        *(("50", number) for number in ("0", "true", "5.0", '"50"')),
-        *(("2.0", number) for number in ("NaN", "null", "1e999", "9" * 400, "9" * 5000)),
-        ("lm_weight", "weight"),
-        ("{}", "[]"),
-    ],
-)
-def test_settings_of_no_search_are_refused(tmp_path: Path, before: str, after: str) -> None:
-    path = tmp_path / "decoder.json"
-    path.write_text(DECODER)
-    assert tuning.read(path) == (Settings(beam=50), "lm", "my.yaml", {})
-    path.write_text(DECODER.replace(before, after))
-    with pytest.raises(UserError, match=r"decoder\.json, or it describes no beam search; evaluate\.py"):
-        tuning.read(path)
+def test_a_text_without_line_ends_is_not_read_for_hours(tmp_path: Path) -> None:
+    """Rules may take the square of a sentence's length."""
+    (tmp_path / "extra.txt").write_text("‘" * 60_000 + "\nuna casa\n" + "una casa " * 10_000, encoding="utf-8")
+    tally = language_model.Tally("extra", 1.0)
+    source = Source("extra", str(tmp_path / "extra.txt"))
+    assert [*language_model.sentences(source, load("configs/demo.yaml", []), set(), tally)] == [["una", "casa"]]
+    assert (tally.sentences, tally.rejected) == (1, 2)

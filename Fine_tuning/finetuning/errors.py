@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 
 class UserError(ValueError):
@@ -25,6 +27,10 @@ NO_MEMORY = (  # what torch says of it in a RuntimeError, and hydra of a MemoryE
     r"MemoryError|bad.alloc|(can't|[Cc]annot) allocate memory|DefaultCPUAllocator|out of memory|"
     r"could not (create|execute) a primitive"
 )
+# What steers a terminal, or lets a text read otherwise than it stands: control characters, the reversal of directions
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+BREAKS = re.compile("[\t\n\u2028\u2029\ud800-\udfff]")
+CURSOR = re.compile("(?:\r|\n|\x1b\\[A)*")  # what progress bars need, at the start of what they write
 ENDING = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
@@ -36,25 +42,23 @@ def lacks_memory(error: BaseException) -> bool:
 def run(script: Callable[[], None]) -> None:
     """Call `script` and turn what a user can mend into one sentence on stderr and exit status 2.
 
-    The status is 130 after Ctrl-C and 143 after SIGTERM.
+    The status is 130 after Ctrl-C and 143 after SIGTERM. Nothing that is printed meanwhile steers the terminal.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter
     try:
-        with _interruptible():
+        with _screened(), _interruptible():
             script()
-        sys.stdout.flush()
+            sys.stdout.flush()
     except UserError as error:
         sys.exit(say(f"error: {error}", 2))
     except BrokenPipeError:
         sys.exit(say("error: nobody reads the output any more; what is finished is kept, type it again", 2))
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        if error.errno is None:
             raise
-        if error.filename is None:
-            sys.exit(say("error: the disk to which the output goes is full; make room, type it again", 2))
-        sys.exit(say(f"error: cannot read or write {error.filename} ({error.strerror}); mend that, type it again", 2))
+        sys.exit(say(f"error: {_of_the_system(error)}, type it again", 2))
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
@@ -64,6 +68,47 @@ def run(script: Callable[[], None]) -> None:
             signal.signal(number, signal.SIG_IGN)
         said, status = ("ended by SIGTERM", 143) if isinstance(end, Terminated) else ("interrupted", 130)
         sys.exit(say(f"{said}: what is finished is kept, the same command goes on from there", status))
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refuses, and what to do."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    if name is not None:
+        return f"cannot read or write {name} ({error.strerror}); mend that"
+    if error.errno == errno.ENOSPC:
+        return f"the disk to which the output goes, or that of {tempfile.gettempdir()} (TMPDIR), is full; make room"
+    return f"the system says: {error.strerror}; mend that"
+
+
+class _Screen:
+    """A text stream through which nothing steers the terminal, wherever it comes from."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream's own."""
+        start = CURSOR.match(text).end()
+        self._stream.write(text[:start] + STEERING.sub(" ", text[start:]))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As the stream's own."""
+        for line in lines:
+            self.write(line)
+
+
+@contextmanager
+def _screened() -> Iterator[None]:
+    own = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Screen, own)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = own
 
 
 @contextmanager
@@ -100,7 +145,7 @@ def _once_more(swallowed: "sys.UnraisableHookArgs") -> None:
 
 def printable(text: str) -> str:
     """`text` in one line, without what could steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return BREAKS.sub(" ", STEERING.sub(" ", text))
 
 
 def say(sentence: str, status: int) -> int:
@@ -109,5 +154,5 @@ def say(sentence: str, status: int) -> int:
         sys.stdout.flush()
     except OSError:  # nowhere to go: Python would try again at its end, and end with a status of its own
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"\n{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    print(f"\n{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)
     return status

@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +15,15 @@ from typing import Any, TextIO
 
 from finetuning.errors import UserError
 
+TEMPORARY = re.compile(r"\.finetuning-(\d{1,10})-[0-9a-f]{16}-.+", re.DOTALL)  # with the process that writes it
+NAME_KEPT = 40  # last characters of a file's name in that of its temporary one: a name has at most 255 bytes
+
 
 def make_folder(folder: Path) -> Path:
     """Create `folder` with its parents; UserError where that is not allowed or a file is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}-writable"
-        probe.touch()
-        probe.unlink()
+        temporary_file(folder / "writable").unlink()
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder} ({error.strerror}); name another one") from error
     return folder
@@ -71,32 +74,52 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
+def temporary_file(path: Path) -> Path:
+    """Create an empty file beside `path` that only this process writes, and return its path.
+
+    Its name cannot be foreseen and must be new, so no link that somebody has put there is followed.
+    """
+    temporary = path.with_name(f".finetuning-{os.getpid()}-{secrets.token_hex(8)}-{path.name[-NAME_KEPT:]}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it otherwise."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    """Yield the path of a new temporary file beside `path`; rename it to `path` when the block ends well, remove it
+    otherwise. UserError where it cannot be written; an error about another file stays what it is.
+    """
+    temporary = None
     try:
+        temporary = temporary_file(path)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
+        if temporary and error.filename is not None and Path(os.fsdecode(error.filename)) != temporary:
+            raise
         raise UserError(
             f"cannot write {path} ({error.strerror or error}); nothing was replaced: mend that (where the disk is "
             "full, make room), type the same command again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def clear_left_over(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed; those of a living process stay."""
+    """Remove the temporary files of processes that were killed; those of a living process, and all others, stay."""
     with os.scandir(folder) as entries:
-        hidden = [entry.name for entry in entries if entry.name.startswith(".")]
-    for name in hidden:
-        pid = name[1:].partition("-")[0]
-        if name.count("-") and pid.isdecimal() and not _is_alive(int(pid)):
-            (folder / name).unlink(missing_ok=True)
+        left_over = [
+            entry.name
+            for entry in entries
+            if (temporary := TEMPORARY.fullmatch(entry.name))
+            and entry.is_file(follow_symlinks=False)
+            and not _is_alive(int(temporary[1]))
+        ]
+    for name in left_over:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -126,11 +149,28 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Content of a JSON file, or None where there is no such file; UserError when it cannot be understood."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); delete it and run the same command again") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Content of a JSON text that another program, or a hand, may have written.
+
+    ValueError for all that is wrong with it: also bytes that are not UTF-8, nesting that Python cannot follow, and half
+    a surrogate pair, which no file can hold again.
+    """
+    try:
+        content = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]" if isinstance(text, str) else rb"\\u[dD][89a-fA-F]", text):
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half a surrogate pair") from error
+    return content
 
 
 def sha256(path: Path) -> str:

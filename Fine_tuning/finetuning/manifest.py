@@ -1,18 +1,20 @@
 """NeMo manifests: one JSON object a line, one line an utterance."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from finetuning import audio, shards
 from finetuning.errors import UserError
-from finetuning.files import written_whole
+from finetuning.files import parse_json, written_whole
 from finetuning.shards import Member
 
 SPLITS = ("train", "validation", "test")
+ABOUT = {"sentence", "speaker", "gender", "age", "accents"}  # fields that may be empty or missing
+LONGEST_S = 1e6  # of an utterance: eleven days, so no clip's
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,34 @@ def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:
 def read_line(line: str, where: str) -> Utterance:
     """The utterance of one line; UserError, which names `where` it stands, when it is none."""
     try:
-        fields = json.loads(line)
-        known = {name: fields[name] for name in Utterance.__dataclass_fields__ if name in fields}
+        fields = parse_json(line)
+        if not isinstance(fields, dict):
+            raise TypeError("it is no JSON object")
+        known = {name: fields[name] for name in Utterance.__dataclass_fields__ if fields.get(name) is not None}
+        for name in ABOUT & known.keys():
+            known[name] = _stated(name, known[name])
         utterance = Utterance(**known)
         if not (isinstance(utterance.audio_filepath, str) and isinstance(utterance.text, str)):
             raise TypeError("audio_filepath and text must be strings")
-        if not (isinstance(utterance.duration, int | float) and 0 < utterance.duration < math.inf):
+        if not (_is_number(utterance.duration, int | float) and 0 < utterance.duration <= LONGEST_S):
             raise TypeError("duration must be a number of seconds")
         place = (utterance.shard_id, utterance.shard_offset)
-        if place != (None, None) and not all(isinstance(number, int) and number >= 0 for number in place):
+        if place != (None, None) and not all(_is_number(number, int) and 0 <= number < 1 << 62 for number in place):
             raise TypeError("shard_id and shard_offset must both be numbers, as step 1 writes them")
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} is not an utterance with audio_filepath, duration and text ({error})") from error
+    except (ValueError, TypeError) as error:
+        said = str(error).replace("Utterance.__init__() ", "")
+        raise UserError(f"{where} is not an utterance with audio_filepath, duration and text ({said})") from error
     return utterance
+
+
+def _stated(name: str, value: Any) -> str:
+    """What an optional field says; other tools number their speakers."""
+    if isinstance(value, str):
+        return value
+    if _is_number(value, int):
+        return str(value)
+    raise TypeError(f"{name} must be a string")
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
