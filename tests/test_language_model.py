@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -427,7 +428,7 @@ def test_a_lexicon_that_is_none_is_one_sentence(tmp_path: Path, content: bytes) 
     assert "\n" not in str(refused.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["lexicon", "about", "arpa"]), st.data())
 def test_no_mutation_of_what_lies_in_its_folder_is_a_traceback(tmp_path: Path, name: str, data: st.DataObject) -> None:
     """Either it is read as it was, or refused in one sentence."""
@@ -449,12 +450,15 @@ def test_no_mutation_of_what_lies_in_its_folder_is_a_traceback(tmp_path: Path, n
             assert "\n" not in str(refused)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+DEMO = cache(lambda: load("configs/demo.yaml", []))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutated(EXTRA.encode()))
 def test_no_mutation_of_a_text_is_a_traceback(tmp_path: Path, text: bytes) -> None:
     """Each line of a text is counted once, or the text is refused in one sentence."""
     (tmp_path / "extra.txt").write_bytes(text)
-    config, tally = load("configs/demo.yaml", []), language_model.Tally("extra", 1.0)
+    config, tally = DEMO(), language_model.Tally("extra", 1.0)
     source = Source("extra", str(tmp_path / "extra.txt"))
     try:
         found = [*language_model.sentences(source, config, {"una cosa rossa"}, tally)]
@@ -472,5 +476,5 @@ def test_a_text_without_line_ends_is_not_read_for_hours(tmp_path: Path) -> None:
     (tmp_path / "extra.txt").write_text("‘" * 60_000 + "\nuna casa\n" + "una casa " * 10_000, encoding="utf-8")
     tally = language_model.Tally("extra", 1.0)
     source = Source("extra", str(tmp_path / "extra.txt"))
-    assert [*language_model.sentences(source, load("configs/demo.yaml", []), set(), tally)] == [["una", "casa"]]
+    assert [*language_model.sentences(source, DEMO(), set(), tally)] == [["una", "casa"]]
     assert (tally.sentences, tally.rejected) == (1, 2)

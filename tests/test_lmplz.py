@@ -1,5 +1,6 @@
 """Texts that do not fit in memory: KenLM's lmplz where it is installed, and what is said where it cannot help."""
 
+import json
 import os
 import shutil
 import stat
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_refused
+from conftest import ROOT, Script, assert_refused
 from finetuning import arpa, language_model, lmplz, ngrams
 from finetuning.config import Config, Source
 from finetuning.errors import UserError
@@ -47,6 +48,34 @@ def test_rare_words_are_unknown_there_too(tmp_path: Path) -> None:
         assert (level.keys == same.keys).all(), "also of the n-grams with <unk>"
         assert same.log_probability == pytest.approx(level.log_probability, abs=0.05)
     assert sum(10 ** theirs.levels[0].log_probability) == pytest.approx(1, abs=1e-5)
+
+
+@real
+@pytest.mark.parametrize("settings", [[], ["language_model.min_count=2", "language_model.prune=[0,0,1]"]])
+def test_a_text_that_does_not_fit_gives_the_same_model(
+    run_in_process: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    folder = prepare(tmp_path)
+    texts = [" ".join(words).replace(" ' ", "'") for words in SENTENCES]
+    (folder / "extra.txt").write_text("\n".join([*texts, "Москва", "la rossa"]), encoding="utf-8")
+    given = [*options(folder, f"{{name: extra, file: '{folder}/extra.txt'}}"), *settings]
+    found, said = {}, {}
+    for by in ("here", "lmplz"):
+        process = run_in_process("train_language_model.py", *given, f"language_model.output={folder}/{by}")
+        assert process.returncode == 0, process.stderr
+        found[by] = json.loads((folder / by / language_model.ABOUT).read_text(encoding="utf-8"))
+        said[by] = [line for line in process.stdout.splitlines() if line.startswith("extra: ")]
+        (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemAvailable:       0 kB\n")
+        monkeypatch.setattr(lmplz, "PROC", tmp_path)
+    assert (
+        found["lmplz"].pop("estimated_by") == "lmplz" and f"{lmplz.program()} estimates the model on" in process.stdout
+    )
+    assert said["here"] == said["lmplz"] and len(said["here"]) == 1
+    perplexities = [found[by].pop("validation").pop("perplexity") for by in ("here", "lmplz")]
+    assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-2 if settings else 1e-5)
+    lexicons = [(folder / by / language_model.LEXICON).read_bytes() for by in ("here", "lmplz")]
+    assert lexicons[0] == lexicons[1] and len({found[by].pop("sha256")["lexicon"] for by in found}) == 1
+    assert found["here"] == found["lmplz"]
 
 
 @real
