@@ -14,7 +14,7 @@ from conftest import ROOT, Script, assert_refused
 from finetuning import arpa, language_model, lmplz, ngrams
 from finetuning.config import Config, Source
 from finetuning.errors import UserError
-from test_language_model import options, prepare
+from test_language_model import both, options, prepare
 
 DATA = Path(__file__).parent / "data"
 SENTENCES = [line.split() for line in (DATA / "lmplz.txt").read_text(encoding="utf-8").splitlines()]
@@ -127,25 +127,33 @@ def test_it_ends_when_the_text_fails(tmp_path: Path) -> None:
             os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+NO_LMPLZ = "/usr/bin:/bin" if shutil.which("lmplz", path="/usr/bin:/bin") is None else "/nowhere"
+
+
 def test_what_cannot_fit_in_memory_is_said_before_it_is_begun(tmp_path: Path) -> None:
     """In a process that may have 0.5 GB, 5 million words of at least 100 bytes each."""
     folder = prepare(tmp_path)
     (folder / "extra.txt").write_text("la casa è rossa\n" * 1_250_000, encoding="utf-8")
     script, one = ROOT / "Fine_tuning" / "train_language_model.py", f"{{name: extra, file: '{folder}/extra.txt'}}"
-    half = f"{{name: extra, file: '{folder}/extra.txt', weight: 0.5}}"
-
-    def run(path: str, *sources: str) -> subprocess.CompletedProcess[str]:
-        limited = ["bash", "-c", 'ulimit -v 500000; exec "$@"', "-", sys.executable, str(script)]
-        env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return subprocess.run([*limited, *options(folder, *sources)], env=env, capture_output=True, text=True)
-
-    no_lmplz = "/usr/bin:/bin" if shutil.which("lmplz", path="/usr/bin:/bin") is None else "/nowhere"
-    refused = run(no_lmplz, one)
+    limited = ["bash", "-c", 'ulimit -v 500000; exec "$@"', "-", sys.executable, str(script), *options(folder, one)]
+    env = {**os.environ, "PATH": NO_LMPLZ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    refused = subprocess.run(limited, env=env, capture_output=True, text=True)
     assert_refused(refused, "5,000,000 words take about 0.5 to 1.5 GB of memory", " GB are free; shorten ", "put lmplz")
-    refused = run(no_lmplz, "{name: training, weight: 0.5}", half)
+    assert [*(folder / "lm").iterdir()] == []
+
+
+def test_where_no_memory_is_free_lmplz_helps_with_a_single_source(
+    run_in_process: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare(tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemAvailable:       0 kB\n")
+    monkeypatch.setattr(lmplz, "PROC", tmp_path)
+    monkeypatch.setenv("PATH", NO_LMPLZ)
+    refused = run_in_process("train_language_model.py", *both(folder))
     assert_refused(refused, "only a single source can be estimated on the disk", "several are mixed in memory")
     failing = program(tmp_path / "bin", "echo 'Cannot allocate' >&2; exit 1")
-    refused = run(f"{failing.parent}:{no_lmplz}", one)
+    monkeypatch.setenv("PATH", f"{failing.parent}:{NO_LMPLZ}")
+    refused = run_in_process("train_language_model.py", *options(folder))
     assert f"are free: {failing} estimates the model on the disk" in refused.stdout
     assert_refused(refused, f"{failing} ended with status 1 (Cannot allocate); nothing was written")
     assert [*(folder / "lm").iterdir()] == []
