@@ -20,7 +20,7 @@ from finetuning.files import replacing
 from finetuning.ngrams import FALLBACK
 
 LEAST_PER_WORD, MOST_PER_WORD = 100, 300  # bytes that ngrams.py takes, measured: the same sentences, ever new ones
-RARE = "<rare>"
+RARE = "<rare>"  # no text has it: a note of a transcriber, as <unk> is
 SHARE = 0.5  # of the free memory that lmplz may sort in
 LEAST_TO_SORT, MOST_TO_SORT = 1 << 26, 1 << 31  # bytes: with less lmplz does not begin, more it fills in vain
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
