@@ -6,6 +6,9 @@ Each model of evaluation.models runs over the test manifest once. Interrupted an
 finished is not run again.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import sys
 import traceback
 from collections.abc import Iterator
@@ -238,9 +241,8 @@ def with_language_model(
     Its weights are tuned on the validation set once, for this model and this language model, and kept in decoder.json.
     """
     from finetuning import language_model, tuning
-    from finetuning.beam_search import BeamSearch
 
-    arpa, lexicon, hashes = language_model.find(config.language_model.output, config.file)
+    *_, hashes = language_model.find(config.language_model.output, config.file)
     folder = experiment.resolve(config.evaluation.predictions)
     work = folder / model.beside
     validation = read_data(manifest_path(test.folder, "validation"))
@@ -258,9 +260,7 @@ def with_language_model(
     predictions.prepare(work, inputs)
     letters = predictions.read_letters(folder / model.name)
     write_json(work / predictions.LETTERS, letters)
-    search = BeamSearch(arpa, lexicon, letters)
-    if language_model.find(config.language_model.output, config.file)[-1] != hashes:
-        raise UserError(f"{arpa} was made anew while it was read; type the same command again")
+    search = language_model.beam_search(config.language_model.output, config.file, letters, hashes)
     if not tuning.is_of(work / tuning.DECODER, made_from, audio["validation"]):
         heard = evaluated(model, tuned_on, config, "validation")
         settings, trials = tuning.tune(search, frames_of(model, tuned_on, config, "validation"), heard, work.name)

@@ -6,6 +6,9 @@ Writes <training.output>/export/: the .nemo and README.md, a model card made fro
 and the results of step 3. Without --push nothing is sent anywhere.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import argparse
 import difflib
 import http.client
@@ -181,6 +184,7 @@ def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
 def link(model: Path, path: Path) -> None:
     """`path` becomes `model`, without a second copy on the disk where the file system allows it."""
     with replacing(path) as temporary:
+        temporary.unlink()
         try:
             os.link(model, temporary)
         except OSError:

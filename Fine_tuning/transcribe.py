@@ -1,16 +1,19 @@
 """A model and recordings -> what is said in them, as text, JSON lines or subtitles.
 
     python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt] [--output FOLDER]
-                                     [--language-model DECODER.JSON]
+                                     [--language-model DECODER.JSON] [--config FILE]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where it is
 quiet. With --output each recording gets a file of its own, and the same command goes on with those that have none yet;
 without, transcripts are printed. Notices and the progress bar go to stderr.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -29,20 +32,21 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "jsonl", "srt")
 BATCH = 16  # segments at a time
+SHOWN = 5  # names of files that are left out
 
 
 def main() -> None:
     """Transcribe what can be read, and end with an error when something could not."""
     arguments = command_line()
-    from finetuning.config_file import load
-    from finetuning.registry import find
     from finetuning.transcripts import Finished, recordings
 
-    given = recordings(arguments.recordings)
+    given, left_out = recordings(arguments.recordings)
+    if left_out:
+        say(f"left out, for they do not look like sound: {listed(left_out)}; give a file by its name to have it tried")
     if arguments.format == "srt" and not arguments.output and len(given) > 1:
         raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
     readable = [recording for recording in given if is_readable(recording)]
-    path = find(arguments.model, load("configs/italian.yaml", []).model)
+    path = find_model(arguments.model, arguments.config)
     decoder = Path(arguments.language_model) if arguments.language_model else None
     if decoder:
         from finetuning import tuning
@@ -57,6 +61,8 @@ def main() -> None:
         if folder:
             finished = Finished(folder, arguments.format, used)
             left = finished.start(readable)
+            for path in finished.changed:
+                say(f"{path} is of a damaged recording and was changed since it was written; it is left as it is")
         if len(left) < len(readable):
             say(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0
@@ -72,16 +78,30 @@ def main() -> None:
 def command_line() -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "model", metavar="MODEL", help="a .nemo file, or a name of model.registry in configs/italian.yaml"
-    )
+    parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
     parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
         "--language-model", metavar="DECODER.JSON", help="as evaluate.py evaluation.decoder=lm leaves it for a model"
     )
+    parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--output", metavar="FOLDER", help="for one file a recording")
     return parser.parse_args()
+
+
+def find_model(name_or_path: str, config: str) -> Path:
+    """Return the model's file; a path needs no configuration, and is not kept from being used by one that is broken."""
+    from finetuning import config as experiment
+    from finetuning.config_file import load
+    from finetuning.registry import find
+
+    try:
+        models = load(config, []).model
+    except UserError:
+        if not name_or_path.endswith(".nemo"):
+            raise
+        models = experiment.Model()
+    return find(name_or_path, models)
 
 
 def say(sentence: object) -> None:
@@ -89,6 +109,12 @@ def say(sentence: object) -> None:
     from tqdm import tqdm
 
     tqdm.write(printable(str(sentence)), file=sys.stderr)
+
+
+def listed(files: Sequence[Path]) -> str:
+    """How many files they are, and a few of their names."""
+    names = ", ".join(path.name for path in files[:SHOWN])
+    return f"{len(files):,} file{'s' * (len(files) > 1)} ({names}{', …' * (len(files) > SHOWN)})"
 
 
 def is_readable(recording: "Recording") -> bool:
@@ -132,14 +158,21 @@ def transcribe(
     whole = 0
     with tqdm(total=sum(duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
         for recording, passages, failure in heard(hear, recordings, bar):
-            if failure:
-                say(failure)
-            if finished and (passages or not failure):
-                finished.write(recording, render(style, recording.audio, passages), whole=not failure)
-            elif not finished:
-                tqdm.write(render(style, recording.audio, passages, named), file=sys.stdout, end="")
-                sys.stdout.flush()
-            whole += not failure
+            try:
+                if failure and not passages:
+                    raise failure
+                if failure:
+                    say(failure)
+                elif not passages:
+                    say(f"nothing is said in {recording.audio}, as far as this model hears: its transcript is empty")
+                if finished:
+                    finished.write(recording, render(style, recording.audio, passages), whole=not failure)
+                else:
+                    tqdm.write(render(style, recording.audio, passages, named), file=sys.stdout, end="")
+                    sys.stdout.flush()
+                whole += not failure
+            except UserError as error:
+                say(error)
     return whole
 
 
@@ -168,12 +201,14 @@ def parts_of(recordings: list["Recording"], rate: int) -> Iterator[tuple["Record
     from finetuning.segments import blocks, segments
 
     for recording in recordings:
-        failure = None
+        failure, notes = None, set()
         try:
-            for segment in segments(blocks(recording.audio, rate), rate):
+            for segment in segments(blocks(recording.audio, rate, notes), rate):
                 yield recording, segment
         except UserError as error:
             failure = error
+        for note in sorted(notes):
+            say(f"{recording.audio} {note}")
         yield recording, failure
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from finetuning import audio
-from finetuning.audio import BadClip
+from finetuning import audio, sound
+from finetuning.sound import BadClip
 from releases import dominant, sample_files, tone
 
 GOOD = "common_voice_it_40000002.mp3"
@@ -94,7 +94,7 @@ def test_what_libsndfile_cannot_read_is_read_by_ffmpeg_alone(tmp_path: Path, mon
     monkeypatch.setenv("PATH", str(tmp_path))  # neither ffmpeg nor ffprobe: what pip installed must do
     (tmp_path / "a.wav").write_bytes(tone(440, 44100, 2, 1.0, "WAV"))
     subprocess.run(
-        [audio.ffmpeg(), "-loglevel", "error", "-i", tmp_path / "a.wav", "-c:a", "aac", tmp_path / "a.m4a"], check=True
+        [sound.ffmpeg(), "-loglevel", "error", "-i", tmp_path / "a.wav", "-c:a", "aac", tmp_path / "a.m4a"], check=True
     )
     with pytest.raises(soundfile.LibsndfileError):
         soundfile.read(tmp_path / "a.m4a")
@@ -104,7 +104,7 @@ def test_what_libsndfile_cannot_read_is_read_by_ffmpeg_alone(tmp_path: Path, mon
 
 
 def test_without_any_ffmpeg_the_detail_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "ffmpeg", lambda: None)
+    monkeypatch.setattr(sound, "ffmpeg", lambda: None)
     with pytest.raises(BadClip, match="no ffmpeg"):
         audio.decode(b"no sound" * 100)
 

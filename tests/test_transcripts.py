@@ -183,7 +183,7 @@ def test_a_log_cut_short_by_a_crash_keeps_its_whole_lines(tmp_path: Path, talks:
     Finished(tmp_path / "out", "text", "model").write(talks[0], "uno\n", whole=True)
     with (tmp_path / "out" / LOG).open("a") as log:
         log.write('{"transcript": "b.txt", "aud')
-    (tmp_path / "out" / ".99999999-b.txt").write_text("half")
+    (tmp_path / "out" / ".finetuning-99999999-0123456789abcdef-b.txt").write_text("half")
     again = Finished(tmp_path / "out", "text", "model")
     assert again.start(talks) == talks[1:]
     again.write(talks[1], "due\n", whole=True)

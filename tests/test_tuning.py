@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lm")
     model = ngrams.estimate(SENTENCES, 2)
     arpa.write(folder / language_model.ARPA, model)
-    language_model.write_lexicon(folder / language_model.LEXICON, model.words[len(ngrams.SPECIAL) :])
+    words = model.words[len(ngrams.SPECIAL) :]
+    language_model.write_lexicon(folder / language_model.LEXICON, dict(zip(words, words, strict=True)))
     hashes = {"arpa": sha256(folder / language_model.ARPA), "lexicon": sha256(folder / language_model.LEXICON)}
     write_json(folder / language_model.ABOUT, {"sha256": hashes, "inputs": {"file": None}})
     return folder

@@ -1,8 +1,5 @@
 """One clip in any format -> 16 kHz mono 16-bit wav and its duration."""
 
-import io
-import os
-import shutil
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,23 +8,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 from finetuning.errors import UserError
+from finetuning.files import temporary_file
+from finetuning.sound import BadClip, open_sound, to_mono
 
 RATE = 16000  # Hz, what the models were trained on
 LONGEST_S = 600  # of a clip, more is not read
 WAV_HEADER = 44  # bytes before the samples
 WHOLE = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
-
-
-class BadClip(ValueError):
-    """A clip that cannot become a wav."""
-
-    def __init__(self, reason: str, detail: str = "", passing: bool = False) -> None:
-        """`reason` in snake_case; `detail` is the same in every run, so no addresses and no temporary names.
-
-        `passing`: the fault is this machine's, not the clip's; another run may read it.
-        """
-        super().__init__(reason, detail)
-        self.reason, self.detail, self.passing = reason, detail, passing
 
 
 def refuse_cut_off(found_s: float, stated_s: float) -> None:
@@ -36,13 +23,16 @@ def refuse_cut_off(found_s: float, stated_s: float) -> None:
         raise OSError(f"it lasts {found_s:.2f} s of {stated_s:.2f} s")
 
 
-def refuse_broken_installation() -> None:
-    """UserError where what reads and writes sound cannot be imported: no clip's fault."""
+def refuse_broken_installation(trim_silence_db: float | None) -> None:
+    """UserError where what reads, writes or trims sound does not work: no clip's fault."""
     try:
-        import numpy  # noqa: F401
+        import numpy as np
         import soundfile  # noqa: F401
         import soxr  # noqa: F401
-    except (ImportError, OSError) as error:
+
+        if trim_silence_db is not None:
+            _trimmed(np.ones(RATE, np.float32), trim_silence_db)
+    except Exception as error:
         raise UserError(f"the installation is broken ({error}); type: pip install -r requirements.txt") from error
 
 
@@ -68,69 +58,28 @@ def convert(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tup
 
 
 def decode(clip: bytes) -> tuple["np.ndarray", int]:
-    """Samples (time, channels) as float32, full scale 1, and their rate in Hz; BadClip when nobody can read them.
-
-    libsndfile reads what Common Voice holds, in this process; ffmpeg, slower by far, is asked about the rest.
-    """
+    """Samples (time, channels) as float32, full scale 1, and their rate in Hz; BadClip when they cannot all be read."""
     import numpy as np
-    import soundfile
 
-    if not clip:
-        raise BadClip("clip_empty", "0 bytes")
-    try:
-        with soundfile.SoundFile(io.BytesIO(clip)) as file:
-            rate = file.samplerate
-            frames = min(file.frames, LONGEST_S * rate)  # a damaged header may promise any number: memory
-            samples = file.read(frames, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        samples, rate = _decode_with_ffmpeg(clip, error.error_string)
-    if not len(samples):
+    sound = open_sound(clip)
+    blocks, left = [], LONGEST_S * sound.rate  # a damaged header may promise any number: memory
+    for block in sound.blocks:
+        blocks.append(block[:left])
+        left -= len(blocks[-1])
+        if not left:
+            break
+    if not blocks:
         raise BadClip("clip_empty", "0 samples")
-    if not np.isfinite(samples).all():
-        raise BadClip("clip_undecodable", "holds samples that are not numbers")
-    return samples, rate
-
-
-def _decode_with_ffmpeg(clip: bytes, refused: str) -> tuple["np.ndarray", int]:
-    """As `decode`, by pydub; `refused` is what libsndfile said."""
-    import warnings
-
-    import numpy as np
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydub warns at import that it finds no ffmpeg; it is told below
-        from pydub import AudioSegment
-        from pydub.exceptions import CouldntDecodeError
-    AudioSegment.converter = ffmpeg()
-    if AudioSegment.converter is None:
-        detail = f"libsndfile: {refused} There is no ffmpeg to ask (pip install imageio-ffmpeg)"
-        raise BadClip("clip_undecodable", detail, passing=True)
-    try:
-        # by way of temporary files: the other way needs ffprobe too, which imageio-ffmpeg does not carry
-        segment = AudioSegment.from_file_using_temporary_files(io.BytesIO(clip))
-    except (CouldntDecodeError, wave.Error, EOFError) as error:
-        raise BadClip("clip_undecodable", f"libsndfile: {refused} ffmpeg cannot read it either") from error
-    samples = np.array(segment.get_array_of_samples(), dtype=np.float32).reshape(-1, segment.channels)
-    return samples / float(1 << (8 * segment.sample_width - 1)), segment.frame_rate
-
-
-def ffmpeg() -> str | None:
-    """Path of the ffmpeg on PATH, else of the one in the package imageio-ffmpeg, else None."""
-    if found := shutil.which("ffmpeg"):
-        return found
-    try:
-        import imageio_ffmpeg
-
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        return None
+    return np.concatenate(blocks), sound.rate
 
 
 def mono_16k(samples: "np.ndarray", rate: int) -> "np.ndarray":
-    """(time, channels) at `rate` Hz -> (time,) at 16 kHz, the mean of the channels."""
+    """(time, channels) at `rate` Hz -> (time,) at 16 kHz, the mean of the channels; BadClip where they cancel."""
     import soxr
 
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    mono, cancels = to_mono(samples)
+    if cancels:
+        raise BadClip("channels_cancel", "one channel is another turned over, their mean is silence; keep one of them")
     return mono if rate == RATE else soxr.resample(mono, rate, RATE)
 
 
@@ -145,7 +94,7 @@ def _write(samples: "np.ndarray", path: Path) -> None:
     """Float samples (time,) as a 16-bit wav; what goes beyond full scale is held there instead of wrapping around."""
     import numpy as np
 
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = temporary_file(path)
     try:
         with temporary.open("wb") as file, wave.open(file) as wav:
             wav.setnchannels(1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from finetuning import predictions
-from finetuning.audio import refuse_cut_off
+from finetuning.audio import RATE, refuse_cut_off
 from finetuning.beam_search import BeamSearch, Settings
 from finetuning.decoding import best_path, greedy, spelt, words
 from finetuning.errors import UserError
@@ -23,7 +23,7 @@ from finetuning.exported import network as exported_network
 from finetuning.exported import run
 from finetuning.files import write_json
 from finetuning.manifest import Utterance
-from finetuning.model import channels_last, labels
+from finetuning.model import channels_last, frame_duration_s, labels, sample_rate
 from finetuning.predictions import Prediction
 from finetuning.segments import Segment
 from finetuning.shards import Member, opened
@@ -149,8 +149,7 @@ def hear(
 
     `model` is `ready`.
     """
-    rate, letters = sample_rate(model), labels(model)
-    frame_s = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
+    rate, frame_s, letters = sample_rate(model), frame_duration_s(model), labels(model)
     audible = [segment for segment in segments if segment.is_audible(rate)]
     heard = frames(model, network, [[segment.samples for segment in audible]])
     found = dict(zip(map(id, audible), heard, strict=True))
@@ -174,11 +173,6 @@ def batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def sample_rate(model: EncDecCTCModel) -> int:
-    """What the model expects of a wav, in Hz."""
-    return int(model.cfg.preprocessor.get("sample_rate", 16000))
-
-
 def read_wavs(wavs: Sequence[Path | Member], rate: int) -> list[np.ndarray]:
     """Samples of each wav, between -1 and 1; UserError names the first that is not a mono wav at `rate` Hz."""
     return [read_wav(wav, rate) for wav in wavs]
@@ -193,6 +187,8 @@ def read_wav(wav: Path | Member, rate: int, stated_s: float = 0.0) -> np.ndarray
         refuse_cut_off(len(samples) / found, stated_s)
     except (OSError, soundfile.SoundFileError) as error:
         raise UserError(f"cannot read {wav} as a wav ({error}); delete it and run step 1 again") from error
+    if found == RATE != rate and samples.ndim == 1:
+        raise UserError(f"the model takes sound of {rate} Hz and {wav} has {RATE} Hz, as step 1 makes it; name another")
     if found != rate or samples.ndim != 1:
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         raise UserError(f"{wav} has {found} Hz and {channels} channel(s), not {rate} Hz and 1; make it with step 1")

@@ -4,6 +4,7 @@ In a folder of transcripts: one file a recording and `.transcribed.jsonl`, a lin
 and by which model it is.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -12,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.errors import UserError, printable
-from finetuning.files import clear_left_over, make_folder, sha256, written_whole
+from finetuning.files import clear_left_over, make_folder, parse_json, sha256, written_whole
+from finetuning.sound import may_hold_sound
 from finetuning.subtitles import Word, srt
 
 SUFFIXES = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt"}
 LOG = ".transcribed.jsonl"
 NO_SUFFIX = {"raw", "mat4", "mat5", "sd2"}  # libsndfile's formats that do not say what they hold, or are no sound
 BY_FFMPEG = (
-    "aac ac3 aif aifc amr ape asf avi flv m4a m4b m4v mka mkv mov mp2 mp4 mpeg mpg oga ogv opus snd sph spx webm wma "
-    "wmv wv 3gp"
+    "aac ac3 aif aifc amr ape asf avi flv m2ts m4a m4b m4v mka mkv mov mp2 mp4 mpeg mpg oga ogv opus qta snd sph spx "
+    "vob weba webm wma wmv wv 3ga 3gp"
 )
 
 
@@ -42,35 +44,41 @@ class Passage:
     words: Sequence[Word]
 
 
-def recordings(given: Iterable[str]) -> list[Recording]:
-    """Each file that is given and, sorted, all below a folder whose suffix is one of audio; hidden ones are left out.
+def recordings(given: Iterable[str]) -> tuple[list[Recording], list[Path]]:
+    """Each file that is given and, sorted, those below a folder that hold sound; and those below it that do not.
 
-    A folder without any stands for itself, as one that cannot be read does. A file that is given twice is there once.
+    They are told by their content, and by the suffixes of sound: one of these that holds none is refused later on.
+    Hidden ones are neither. A folder without any stands for itself, as one that cannot be read does. A file that is
+    given twice is there once.
     """
     found: dict[Path, Recording] = {}
+    left_out: list[Path] = []
     for path in map(Path, given):
-        inside = _inside(path)
+        inside, others = _inside(path)
+        left_out += others
         for audio in inside or [path]:
             name = str(audio.relative_to(path).with_suffix("")) if inside else audio.stem
             found.setdefault(audio.absolute(), Recording(audio, name))
-    return list(found.values())
+    return list(found.values()), left_out
 
 
-def _inside(folder: Path) -> list[Path]:
-    """Nothing where `folder` is none, or cannot be read."""
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The visible files below `folder` with sound, and those without; none where it is no folder, or unreadable."""
     import soundfile
 
     suffixes = {name.lower() for name in soundfile.available_formats()}.union(BY_FFMPEG.split()) - NO_SUFFIX
     found: list[Path] = []
+    left_out: list[Path] = []
 
     def keep(error: OSError) -> None:
         found.append(Path(error.filename))
 
     for parent, folders, files in os.walk(folder, onerror=keep):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [Path(parent, name) for name in files if not name.startswith(".")]
-        found += [path for path in visible if path.suffix[1:].lower() in suffixes]
-    return sorted(path for path in found if path != folder)
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            known = path.suffix[1:].lower() in suffixes
+            (found if known or may_hold_sound(path) else left_out).append(path)
+    return sorted(path for path in found if path != folder), sorted(left_out)
 
 
 def render(style: str, audio: Path, passages: Sequence[Passage], named: bool = False) -> str:
@@ -97,6 +105,7 @@ class Finished:
         """`model`: its SHA-256."""
         self.folder, self.suffix, self.model = folder, SUFFIXES[style], model
         self.log = _readable(folder / LOG)
+        self.changed: list[Path] = []  # transcripts of damaged recordings, changed since: they are left as they are
 
     def path(self, recording: Recording) -> Path:
         """Where its transcript goes."""
@@ -133,16 +142,34 @@ class Finished:
                 f"{path} is there already and not known as a transcript of {recording.audio} by this model; delete it "
                 "or name another --output"
             )
+        if not entry["whole"] and not self._is_as_written(path):
+            self.changed.append(path)
+            return True
         return entry["whole"]
 
+    def _is_as_written(self, path: Path) -> bool:
+        """Whether nobody has changed a transcript: only then may another one take its place."""
+        entry = self.log.get(_utf8(path.relative_to(self.folder)), {})
+        return sha256(path) in entry.get("texts", ())
+
     def write(self, recording: Recording, transcript: str, whole: bool) -> None:
-        """Write a transcript, whole or not at all; of a damaged recording it does not hold the `whole`."""
+        """Write a transcript, whole or not at all; of a damaged recording it does not hold the `whole`.
+
+        UserError where there is one meanwhile that was not written here.
+        """
         path = self.path(recording)
         make_folder(path.parent)
+        if path.exists() and not self._is_as_written(path):
+            raise UserError(f"{path} has appeared or was changed meanwhile; it is left as it is")
         name = _utf8(path.relative_to(self.folder))
+        texts = (
+            [sha256(path)] if path.exists() else []
+        )  # which stays where this process is killed before it replaces it
+        texts.append(hashlib.sha256(transcript.encode()).hexdigest())
         entry = {"transcript": name, "audio": sha256(recording.audio), "model": self.model, "whole": whole}
+        self.log[name] = entry | {"texts": texts}
         with (self.folder / LOG).open("a", encoding="utf-8") as log:  # first: what is not in it is never replaced
-            log.write(_line(entry))
+            log.write(_line(self.log[name]))
         with written_whole(path) as text:
             text.write(transcript)
 
@@ -152,9 +179,10 @@ def _readable(log: Path) -> dict[str, dict[str, Any]]:
     entries = {}
     for line in log.read_bytes().split(b"\n") if log.is_file() else ():
         try:
-            entry = json.loads(line)
-            entries[entry["transcript"]] = {name: entry[name] for name in ("transcript", "audio", "model", "whole")}
-        except (ValueError, TypeError, KeyError):
+            entry = parse_json(line)
+            found = {name: entry[name] for name in ("transcript", "audio", "model", "whole")}
+            entries[entry["transcript"]] = found | {"texts": list(map(str, entry.get("texts", ())))}
+        except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return entries
 

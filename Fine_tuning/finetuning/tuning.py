@@ -169,7 +169,7 @@ def is_of(path: Path, hashes: dict[str, str], audio: str = "") -> bool:
 def restore(path: Path, letters: Sequence[str]) -> tuple[BeamSearch, Settings]:
     """The beam search that a decoder.json describes, for a model with these letters; UserError when it is another's."""
     settings, folder, config_file, tuned = read(path)
-    arpa, words, hashes = language_model.find(folder, config_file)
+    *_, hashes = language_model.find(folder, config_file)
     if not hashes.items() <= tuned.items():
         raise UserError(f"{path} was tuned with another language model; type evaluate.py evaluation.decoder=lm again")
-    return BeamSearch(arpa, words, letters), settings
+    return language_model.beam_search(folder, config_file, letters, hashes), settings
