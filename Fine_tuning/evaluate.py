@@ -276,7 +276,7 @@ def frames_of(model: Model, data: Data, config: Config, part: str = "") -> "list
     try:
         return predictions.read_frames(work)
     except UserError as error:
-        print(f"{error}; they are made again")
+        print(f"{str(error).partition(';')[0]}; it is made again")
         predictions.discard(work)
         evaluated(model, data, config, part)
         return predictions.read_frames(work)
