@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,9 +65,9 @@ class Data:
         """To which the wavs' paths are relative."""
         return self.manifest.parent
 
-    @property
+    @cached_property
     def audio(self) -> str:
-        """What changes when a wav does."""
+        """The state of the wavs before they are read: another one after a wav has changed."""
         return predictions.state_of_audio(self.utterances, self.folder)
 
 
@@ -226,7 +226,7 @@ def evaluated(model: Model, data: Data, config: Config, part: str = "") -> list[
 
     batch_size = config.evaluation.batch_size
     found = infer(said, restored, model.path, data.utterances, data.folder, work, batch_size, keeps)
-    if data.audio != inputs["audio"]:
+    if predictions.state_of_audio(data.utterances, data.folder) != data.audio:
         predictions.discard(work)
         raise UserError(f"wavs of {data.manifest} were changed while they were read; type the same command again")
     return found
