@@ -9,6 +9,7 @@ finished is not run again.
 import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -163,7 +164,7 @@ def reason(error: Exception) -> str:
 def _is_interruption(error: BaseException | None) -> bool:
     """Whether a library has made `error` of Ctrl-C or SIGTERM."""
     while error:
-        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
