@@ -9,12 +9,13 @@ finished is not run again.
 import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,9 +66,9 @@ class Data:
         """To which the wavs' paths are relative."""
         return self.manifest.parent
 
-    @property
+    @cached_property
     def audio(self) -> str:
-        """What changes when a wav does."""
+        """The state of the wavs before they are read: another one after a wav has changed."""
         return predictions.state_of_audio(self.utterances, self.folder)
 
 
@@ -163,7 +164,7 @@ def reason(error: Exception) -> str:
 def _is_interruption(error: BaseException | None) -> bool:
     """Whether a library has made `error` of Ctrl-C or SIGTERM."""
     while error:
-        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -226,7 +227,7 @@ def evaluated(model: Model, data: Data, config: Config, part: str = "") -> list[
 
     batch_size = config.evaluation.batch_size
     found = infer(said, restored, model.path, data.utterances, data.folder, work, batch_size, keeps)
-    if data.audio != inputs["audio"]:
+    if predictions.state_of_audio(data.utterances, data.folder) != data.audio:
         predictions.discard(work)
         raise UserError(f"wavs of {data.manifest} were changed while they were read; type the same command again")
     return found
@@ -276,7 +277,7 @@ def frames_of(model: Model, data: Data, config: Config, part: str = "") -> "list
     try:
         return predictions.read_frames(work)
     except UserError as error:
-        print(f"{error}; they are made again")
+        print(f"{str(error).partition(';')[0]}; it is made again")
         predictions.discard(work)
         evaluated(model, data, config, part)
         return predictions.read_frames(work)

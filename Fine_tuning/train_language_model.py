@@ -58,11 +58,10 @@ def make(config: Config, folder: Path, inputs: dict[str, Any]) -> None:
     """Estimate, or take what is given, and say how it takes the validation texts."""
     from finetuning import language_model
 
-    path = (
-        experiment.resolve(config.language_model.file) if config.language_model.file else folder / language_model.ARPA
-    )
+    given_file = config.language_model.file
+    path = experiment.resolve(given_file) if given_file else folder / language_model.ARPA
     sources = [language_model.Tally(source.name, source.weight) for source in config.language_model.sources]
-    lexicon, about = (given if config.language_model.file else estimated)(config, path, sources)
+    lexicon, about = (given if given_file else estimated)(config, path, sources)
     language_model.write_lexicon(folder / language_model.LEXICON, lexicon)
     validation = read_manifest(manifest_path(experiment.data_folder(config), "validation"), check_audio=False)
     found = language_model.perplexity(path, lexicon, [u.text for u in validation])
@@ -99,6 +98,7 @@ def estimated(config: Config, path: Path, tallies: "list[Tally]") -> "tuple[Lexi
     from finetuning import arpa, language_model, ngrams
 
     settings, weights = config.language_model, [source.weight for source in config.language_model.sources]
+    ngrams.thresholds(settings.order, settings.prune)  # before a long text is read in vain
     program = too_large_for_memory(config)
     if program:
         counts, words, fallbacks = estimated_by(program, config, path, tallies)
@@ -151,8 +151,8 @@ def estimated_by(
 
     settings, vocabulary = config.language_model, None
     if settings.min_count > 1:  # the text is read twice
-        again = [language_model.Tally(tally.name, tally.weight) for tally in tallies]
-        (sentences,) = read(config, again)
+        source, uncounted = settings.sources[0], language_model.Tally("", 1.0)
+        sentences = language_model.sentences(source, config, language_model.held_out(config), uncounted)
         vocabulary = ngrams.frequent_words(sentences, settings.min_count)
         if not vocabulary:
             raise UserError(language_model.NO_WORD.format(settings.min_count))

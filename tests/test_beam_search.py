@@ -178,6 +178,31 @@ def test_words_with_letters_that_the_model_lacks_are_left_out(tmp_path: Path) ->
     assert search.text(english, Settings(unknown_score=-1000)) == "la casa rossa"
 
 
+def test_a_word_is_written_as_it_is_spelt_and_two_of_one_spelling_are_both_heard(tmp_path: Path) -> None:
+    """Roma stands behind a, roma behind la; rosa is as frequent as both: without one of the two it would win there."""
+    given = [text.split() for text in ("a Roma", "la roma", "una rosa", "una rosa", "la citta\u0300")] * 3
+    path, words, model = language_model(tmp_path, given, 3)
+    lexicon = words | {"Roma": "roma", "citta\u0300": "città"}
+    search = BeamSearch(path, lexicon, [*" abcdefghijklmnopqrstuvwxyzàèù"])
+    spoken = [("a rosa", {4: "m"}, "a roma"), ("la rosa", {5: "m"}, "la roma"), ("una roma", {6: "s"}, "una rosa")]
+    for heard, instead, text in [*spoken, ("la cit_ta", {8: "à"}, "la città")]:
+        assert search.text(frames(heard, instead), Settings()) == text
+    for left_out, heard in (("Roma", 0), ("roma", 1)):
+        poorer = BeamSearch(path, {word: lexicon[word] for word in lexicon if word != left_out}, LETTERS)
+        assert poorer.text(frames(*spoken[heard][:2]), Settings()) != spoken[heard][2]
+    assert ngrams.log_probability(model, ["<s>", "a"], "Roma") > ngrams.log_probability(model, ["<s>", "a"], "roma")
+
+
+def test_of_many_words_of_one_spelling_the_most_probable_ones_are_heard(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    same = ["casa", "Casa", "CASA", "caSa", "cAsa", "casA", "CaSa", "CAsa", "CASa"]
+    path, words, _ = language_model(tmp_path, [["la", word] for n, word in enumerate(same) for _ in range(n + 1)])
+    search = BeamSearch(path, {word: word.lower() for word in words}, LETTERS)
+    assert len(search.known["casa"]) == 9 and search.text(frames("la casa"), Settings()) == "la casa"
+    assert capfd.readouterr() == ("", ""), "flashlight says where its limit is passed"
+
+
 def test_models_that_cannot_write_its_words_are_refused(tmp_path: Path) -> None:
     path, words, _ = language_model(tmp_path)
     with pytest.raises(UserError, match=r"writes no spaces.* evaluation.decoder=greedy"):

@@ -28,8 +28,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # small matrices: a second thread costs m
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with english.nemo, italian.nemo, a file that is no model, one whose encoder divides by nothing, and one
-    that fails when it is run: it has half as many mel bands as its encoder wants.
+    """A folder with english.nemo, italian.nemo, a file that is no model, one whose weights have another shape and one
+    that fails when it is run: its encoder is given three frames at a time.
     """
     from finetuning.model import save
 
@@ -37,8 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(lively_model(ENGLISH), folder / "english.nemo")
     save(lively_model(ITALIAN), folder / "italian.nemo")
     (folder / "broken.nemo").write_text("hello")
-    with_config(folder / "zero.nemo", "separable: false", "separable: false\n    groups: 0")
-    with_config(folder / "odd.nemo", "features: 64", "features: 32")
+    with_config(folder / "shape.nemo", "features: 64", "features: 32")
+    with_config(folder / "odd.nemo", "frame_splicing: 1", "frame_splicing: 3")
     return folder
 
 
@@ -90,7 +90,7 @@ def evaluated(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Two models that are there, one that is not, one that is none, and two that raise what nobody thinks of."""
     out = tmp_path_factory.mktemp("evaluated")
-    names = [str(models / f"{name}.nemo") for name in ("english", "gone", "broken", "zero", "odd", "italian")]
+    names = [str(models / f"{name}.nemo") for name in ("english", "gone", "broken", "shape", "odd", "italian")]
     return out, run_script("evaluate.py", *options(out, data, *names), cwd=out, env=ONE_THREAD)
 
 
@@ -99,10 +99,9 @@ def test_the_models_that_are_there_are_evaluated(evaluated: tuple[Path, subproce
     out, process = evaluated
     assert_refused(process, "gone is not evaluated: there is no model", "train.py")
     assert_refused(process, "broken is not evaluated: ", "broken.nemo is not a .nemo file")
-    assert_refused(
-        process, "zero is not evaluated: ", "odd is not evaluated: RuntimeError: ", "mend it or leave it out"
-    )
-    assert_refused(process, "not evaluated, for the reasons above: gone, broken, zero, odd")
+    assert_refused(process, "shape is not evaluated: ", "size mismatch")
+    assert_refused(process, "odd is not evaluated: RuntimeError: ", "; mend it or leave it out")
+    assert_refused(process, "not evaluated, for the reasons above: gone, broken, shape, odd")
     assert sorted(path.name for path in (out / "results").iterdir()) == [
         "comparisons.json",
         "english.json",
@@ -281,7 +280,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_not_taken_for_the_other(
         (UserError("it is no model; fetch it"), "it is no model; fetch it"),
         (
             ZeroDivisionError("division by zero"),
-            r"ZeroDivisionError: division by zero \(test_evaluate.py, line \d+\); me",
+            r"ZeroDivisionError: division by zero \(test_evaluate.py, line \d+\); ",
         ),
         (KeyError("a"), "KeyError: 'a' "),
         (RuntimeError("first line\nsecond line"), r"RuntimeError: first line \(test"),
@@ -290,7 +289,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_not_taken_for_the_other(
         (RuntimeError("std::bad_alloc"), "not enough memory"),
         (
             PermissionError(13, "Permission denied", "a.nemo"),
-            r"cannot read or write a.nemo \(Permission denied\); mend",
+            r"cannot read or write a.nemo \(Permission denied\); ",
         ),
         (ValueError("\x1b[2J"), r"ValueError:  \[2J \(test"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -11,7 +12,13 @@ import pytest
 import soundfile
 from conftest import ROOT, Script, assert_refused
 from finetuning import arpa, language_model, ngrams
+from finetuning.config import Source
+from finetuning.config_file import load
 from finetuning.errors import UserError
+from finetuning.files import sha256, write_json
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutated
 
 TRAIN = ["la casa è rossa", "la cosa è chiara", "una cosa rossa", "una casa rossa", "il gatto dorme"]
 VALIDATION = ["la casa è chiara", "il cane miagola", "la rossa"]
@@ -85,7 +92,7 @@ def test_what_it_says_and_leaves(made: tuple[Path, CompletedProcess[str]]) -> No
     )
     taken_out = (
         "taken out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
-        "or longer than 10,000 characters"
+        "or longer than 2,000 characters"
     )
     assert f"training: 4 sentences, 14 words; {taken_out.format(1, 0)}" in process.stdout
     assert f"extra: 3 sentences, 12 words; {taken_out.format(2, 3)}" in process.stdout
@@ -203,6 +210,28 @@ def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path
     assert language_model.find(f"{folder}/lm", "my.yaml")[0] == path
 
 
+def test_what_another_run_left_half_made_is_made_again(run_in_process: Script, tmp_path: Path) -> None:
+    """As when a run with other settings was killed between the ARPA file and language_model.json."""
+    folder = prepare(tmp_path)
+    assert run_in_process("train_language_model.py", *both(folder)).returncode == 0
+    arpa_file = folder / "lm" / language_model.ARPA
+    whole = arpa_file.read_bytes()
+    write_arpa(arpa_file, ["un altro testo"])
+    process = run_in_process("train_language_model.py", *both(folder))
+    assert process.returncode == 0 and "Already made" not in process.stdout
+    assert arpa_file.read_bytes() == whole and language_model.find(f"{folder}/lm", "my.yaml")[0] == arpa_file
+
+
+def test_a_model_that_was_replaced_meanwhile_is_not_searched_with(run_in_process: Script, tmp_path: Path) -> None:
+    folder, letters = prepare(tmp_path), [*" abcdefghijklmnopqrstuvwxyzèà'"]
+    assert run_in_process("train_language_model.py", *both(folder)).returncode == 0
+    *_, hashes = language_model.find(f"{folder}/lm", "my.yaml")
+    assert "gatto" in language_model.beam_search(f"{folder}/lm", "my.yaml", letters, hashes).known
+    assert run_in_process("train_language_model.py", *both(folder), "language_model.order=2").returncode == 0
+    with pytest.raises(UserError, match="was made anew meanwhile; type the same command again"):
+        language_model.beam_search(f"{folder}/lm", "my.yaml", letters, hashes)
+
+
 def write_arpa(path: Path, sentences: Sequence[str] = TRAIN, order: int = 3) -> Path:
     arpa.write(path, ngrams.estimate([text.split() for text in sentences], order))
     return path
@@ -210,14 +239,14 @@ def write_arpa(path: Path, sentences: Sequence[str] = TRAIN, order: int = 3) -> 
 
 def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script, tmp_path: Path) -> None:
     folder = prepare(tmp_path)
-    path = write_arpa(tmp_path / "given.arpa", ["la casa è rossa", "il cane miagola", "la città dorme", "größe und"])
+    path = write_arpa(tmp_path / "given.arpa", ["la casa è rossa", "il cane miagola", "la città dorme", "размер und"])
     process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={path}")
     assert process.returncode == 0, process.stderr
     assert sorted(p.name for p in (folder / "lm").iterdir()) == [language_model.ABOUT, language_model.LEXICON]
     found, words, _ = language_model.find(f"{folder}/lm", "my.yaml")
     assert found == path
     assert [*words] == sorted({*["la", "casa", "è", "rossa", "il", "cane", "miagola", "città", "dorme", "und"]}), (
-        "größe cannot be spelt"
+        "размер cannot be spelt"
     )
     assert about(folder)["validation"]["unknown"] == 1, "chiara"
     write_arpa(path, TRAIN)
@@ -230,19 +259,61 @@ def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script
 CYRILLIC = "Москва слезам не верит\nв Москве\n"
 
 
-def test_kenlms_binary_form_is_taken_with_the_words_of_the_sources(run_in_process: Script, tmp_path: Path) -> None:
+DATA = ROOT / "tests" / "data"
+
+
+@pytest.mark.parametrize("kind", ["", "_probing"])
+def test_kenlms_binary_form_is_taken_with_its_own_words(run_in_process: Script, tmp_path: Path, kind: str) -> None:
     """The binary was made of the ARPA file beside it by KenLM's build_binary."""
-    data, folder = ROOT / "tests" / "data", prepare(tmp_path)
-    binary, same = data / "lmplz_fallback.binary", data / "lmplz_fallback.arpa"
+    folder, binary, same = prepare(tmp_path), DATA / f"lmplz_fallback{kind}.binary", DATA / "lmplz_fallback.arpa"
+    words, told = {}, {}
+    for file in (same, binary):
+        process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={file}")
+        assert process.returncode == 0, process.stderr
+        found, words[file], _ = language_model.find(f"{folder}/lm", "my.yaml")
+        assert found == file
+        told[file] = {name: about(folder)[name] for name in ("given", "words", "validation")}
+    assert words[binary] == words[same] == {word: word for word in arpa.read(same).words[3:] if word != "'"}
+    assert told[binary] == told[same] and told[binary]["given"]["words"] == told[binary]["words"] + 1 == 41
+    assert told[binary]["validation"]["unknown"] == 9 - 2, "only il and la are known"
+
+
+def test_a_binary_without_words_gets_those_of_the_sources_and_says_so(run_in_process: Script, tmp_path: Path) -> None:
+    folder, binary = prepare(tmp_path), DATA / "lmplz_fallback_no_words.binary"
     process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={binary}")
     assert process.returncode == 0, process.stderr
+    assert "was built without its words, so those of the sources are taken" in process.stdout
+    _, words, _ = language_model.find(f"{folder}/lm", "my.yaml")
+    assert [*words] == sorted({word for text in SENTENCES["training"] for word in text.split()})
+    assert about(folder)["given"] == {"words": None}
+
+
+def test_words_are_spelt_by_the_rules_for_texts(run_in_process: Script, tmp_path: Path) -> None:
+    """What is left out is counted, by its reason; two words of one spelling both stay."""
+    folder = prepare(tmp_path)
+    given = ["La casa è rossa", "la citta\u0300 dorme", "l’ altro e-mail", "мир 25‰ !!", "il gatto La casa Grün"]
+    path = write_arpa(tmp_path / "given.arpa", given)
+    process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={path}")
+    assert process.returncode == 0, process.stderr
+    as_they_are = {word: word for word in ["altro", "casa", "dorme", "gatto", "il", "la", "rossa", "è"]}
+    otherwise = {"Grün": "grun", "La": "la", "citta\u0300": "città", "l’": "l'"}
     found, words, _ = language_model.find(f"{folder}/lm", "my.yaml")
-    assert found == binary
-    assert words == sorted({word for text in TRAIN for word in text.split()})
-    known = arpa.read(same).words[3:]
-    texts = (data / "lmplz.txt").read_text(encoding="utf-8").splitlines()[:12]
-    one, other = (language_model.perplexity(path, known, texts) for path in (binary, same))
-    assert one == other and one["unknown"] > 0
+    assert found == path and words == as_they_are | otherwise
+    assert "citta\u0300\tc i t t à\n" in (folder / "lm" / language_model.LEXICON).read_text(encoding="utf-8")
+    assert about(folder)["given"] == {
+        "words": 16,
+        "spelt_otherwise": {"words": 4, "as": sorted(otherwise)},
+        "same_spelling": 1,
+        "left_out": {
+            "without a letter": {"words": 1, "as": ["!!"]},
+            "outside the alphabet": {"words": 2, "as": ["25‰", "мир"]},
+            "several words": {"words": 1, "as": ["e-mail"]},
+        },
+    }
+    assert "given.arpa: 16 words; " in process.stdout
+    assert "1 left out, several words (as e-mail)" in process.stdout
+    assert "1 with the spelling of another one, beside which they stay" in process.stdout
+    assert about(folder)["validation"]["unknown"] == 3, "chiara, cane, miagola"
 
 
 @pytest.mark.parametrize(
@@ -312,8 +383,8 @@ def test_arpa_files_that_cannot_be_used_are_refused(run_in_process: Script, tmp_
     refuse(cut, "cut.arpa, line ", "make the ARPA file anew")
     refuse(ROOT / "README.md", "so it is no ARPA file")
     binary = tmp_path / "cut.binary"
-    binary.write_bytes(language_model.BINARY + b" 5\n" + bytes(60))
-    refuse(binary, "KenLM cannot read")
+    binary.write_bytes((DATA / "lmplz_fallback.binary").read_bytes()[:-100])
+    refuse(binary, "is no KenLM binary that can be used", "make it again with build_binary")
 
 
 def test_the_steps_that_use_it_name_the_command_that_makes_it(run_in_process: Script, tmp_path: Path) -> None:
@@ -338,3 +409,72 @@ def test_what_describes_no_beam_search_is_refused_before_a_model_is_loaded(
     refused = run_in_process("transcribe.py", str(model), str(tmp_path / "a.wav"), "--language-model", str(given))
     assert_refused(refused, str(given), "describes no beam search", "evaluate.py evaluation.decoder=lm")
     assert "loading" not in refused.stderr and refused.stderr.strip().count("\n") == 0
+
+
+LEXICON = b"la\tl a\nl\xe2\x80\x99\tl '\ncitt\xc3\xa0\tc i t t \xc3\xa0\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"la\n", b"la\t\n", b"la\tla\n", b"\tl a\n", LEXICON + b"la\tl a\n", LEXICON + b"\n", b"la\tl a\xff\n"],
+)
+def test_a_lexicon_that_is_none_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "lexicon.txt"
+    path.write_bytes(LEXICON)
+    assert language_model.read_lexicon(path) == {"la": "la", "l’": "l'", "città": "città"}
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"lexicon\.txt.* make it again with train_language_model\.py") as refused:
+        language_model.read_lexicon(path)
+    assert "\n" not in str(refused.value)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["lexicon", "about", "arpa"]), st.data())
+def test_no_mutation_of_what_lies_in_its_folder_is_a_traceback(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    """Either it is read as it was, or refused in one sentence."""
+    lexicon, about_it = tmp_path / language_model.LEXICON, tmp_path / language_model.ABOUT
+    lexicon.write_bytes(LEXICON)
+    path = write_arpa(tmp_path / language_model.ARPA, ["la città", "l’ altro"])
+    hashes = {"arpa": sha256(path), "lexicon": sha256(lexicon)}
+    write_json(about_it, {"words": 3, "sha256": hashes, "inputs": {"file": None, "order": 3}})
+    changed = {"lexicon": lexicon, "about": about_it, "arpa": path}[name]
+    changed.write_bytes(data.draw(mutated(changed.read_bytes())))
+    for read in (
+        lambda: language_model.find(str(tmp_path), "my.yaml"),
+        lambda: language_model.read_lexicon(lexicon),
+        lambda: arpa.read(path),
+    ):
+        try:
+            read()
+        except UserError as refused:
+            assert "\n" not in str(refused)
+
+
+DEMO = cache(lambda: load("configs/demo.yaml", []))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mutated(EXTRA.encode()))
+def test_no_mutation_of_a_text_is_a_traceback(tmp_path: Path, text: bytes) -> None:
+    """Each line of a text is counted once, or the text is refused in one sentence."""
+    (tmp_path / "extra.txt").write_bytes(text)
+    config, tally = DEMO(), language_model.Tally("extra", 1.0)
+    source = Source("extra", str(tmp_path / "extra.txt"))
+    try:
+        found = [*language_model.sentences(source, config, {"una cosa rossa"}, tally)]
+    except UserError as refused:
+        assert "\n" not in str(refused)
+    else:
+        assert tally.sentences == len(found) and tally.words == sum(map(len, found)) > 0
+        lines = text.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+        assert tally.sentences + tally.held_out + tally.rejected == len(lines)
+    assert language_model.count_words(source, config) == len(text.split())
+
+
+def test_a_text_without_line_ends_is_not_read_for_hours(tmp_path: Path) -> None:
+    """Rules may take the square of a sentence's length."""
+    (tmp_path / "extra.txt").write_text("‘" * 60_000 + "\nuna casa\n" + "una casa " * 10_000, encoding="utf-8")
+    tally = language_model.Tally("extra", 1.0)
+    source = Source("extra", str(tmp_path / "extra.txt"))
+    assert [*language_model.sentences(source, DEMO(), set(), tally)] == [["una", "casa"]]
+    assert (tally.sentences, tally.rejected) == (1, 2)

@@ -40,8 +40,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def options(output: Path, *more: str) -> list[str]:
-    data = [f"dataset.output={output.parent}/data", f"training.output={output}"]
-    return ["--config", "configs/demo.yaml", *data, *more]
+    folders = [f"dataset.output={output.parent}/data", f"training.output={output}"]
+    models = f"evaluation.models=[{output}/Model-IT-finetuned.nemo]"
+    return ["--config", "configs/demo.yaml", *folders, models, *more]
 
 
 def content(folder: Path) -> dict[Path, bytes]:

@@ -19,7 +19,7 @@ from finetuning.errors import UserError, printable
 from finetuning.files import read_json, sha256, written_whole
 from finetuning.manifest import manifest_path, read_manifest
 from finetuning.ngrams import Model
-from finetuning.text import Language
+from finetuning.text import LONGEST, Language
 
 if TYPE_CHECKING:
     from finetuning.beam_search import BeamSearch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ARPA, LEXICON, ABOUT = "language_model.arpa", "lexicon.txt", "language_model.json"
 MOST_FOREIGN = 0.5  # share of an ARPA file's words that the alphabet cannot spell; above, it is another language's
 BLOCK = 1 << 22  # bytes of a text that are looked at together
-LONGEST_LINE = 10_000  # characters; a longer one is a text without line ends
 NO_WORD = "language_model.min_count={} leaves no word of the sources; give a smaller one"
 Lexicon = dict[str, str]  # words of the language model, and their spelling in the letters of the acoustic model
 
@@ -41,14 +40,14 @@ class Tally:
     sentences: int = 0
     words: int = 0
     held_out: int = 0  # sentences of validation and test, taken out
-    rejected: int = 0  # lines outside the alphabet, without a word, or too long
+    rejected: int = 0  # lines outside the alphabet, without a word, too long, or with a transcriber's note
 
     def __str__(self) -> str:
         """What is printed of it."""
         return (
             f"{self.name}: {self.sentences:,} sentences, {self.words:,} words; taken out {self.held_out:,} sentences "
             f"of validation and test and {self.rejected:,} lines that are empty, outside the alphabet or longer than "
-            f"{LONGEST_LINE:,} characters"
+            f"{LONGEST:,} characters"
         )
 
 
@@ -67,7 +66,7 @@ def sentences(source: Source, config: Config, forbidden: set[str], tally: Tally)
     language, path = Language.of(config.text), source_file(source, config)
     lines, foreign = 0, set()
     for lines, line in enumerate(_lines(path) if source.file else _training(path), start=1):  # noqa: B007
-        text = "" if len(line) > LONGEST_LINE else language.normalise(line)
+        text = language.normalise(line)
         outside = language.foreign(text)
         foreign.update(outside[:10])
         if outside or not text:
@@ -97,13 +96,17 @@ def source_file(source: Source, config: Config) -> Path:
 
 
 def count_words(source: Source, config: Config) -> int:
-    """About how many words the text of a source has; UserError when it cannot be read."""
+    """How many words the text of a source has, as it stands there; UserError when it cannot be read."""
     path = source_file(source, config)
     if not source.file:
         return sum(len(text.split()) for text in _training(path))
     try:
         with path.open("rb") as file:
-            return sum(len(block.split()) for block in iter(lambda: file.read(BLOCK), b""))
+            words, inside = 0, False  # a word that goes on in the next block
+            while block := file.read(BLOCK):
+                words += len(block.split()) - (inside and not block[:1].isspace())
+                inside = not block[-1:].isspace()
+            return words
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -161,8 +164,10 @@ def given_lexicon(path: Path, config: Config, seen: Iterable[str]) -> tuple[Lexi
         return {word: word for word in sorted(seen)}, {"words": None}
     language, lexicon, left_out = Language.of(config.text), {}, defaultdict(list)
     for word in words:
-        spelling = language.normalise(word) if word and len(word) <= LONGEST_LINE else ""
-        if not spelling:
+        spelling = language.normalise(word)
+        if fault := language.fault(word):
+            left_out[fault[0].replace("_", " ")].append(word)
+        elif not spelling:
             left_out["without a letter"].append(word)
         elif language.foreign(spelling):
             left_out["outside the alphabet"].append(word)

@@ -20,28 +20,44 @@ from finetuning.files import replacing
 from finetuning.ngrams import FALLBACK
 
 LEAST_PER_WORD, MOST_PER_WORD = 100, 300  # bytes that ngrams.py takes, measured: the same sentences, ever new ones
-RARE = "<rare>"
+RARE = "<rare>"  # no text has it: a note of a transcriber, as <unk> is
 SHARE = 0.5  # of the free memory that lmplz may sort in
-LEAST_TO_SORT = 1 << 26  # bytes; with less, lmplz does not begin
-CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+LEAST_TO_SORT, MOST_TO_SORT = 1 << 26, 1 << 31  # bytes: with less lmplz does not begin, more it fills in vain
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 SUBSTITUTED = re.compile(r"[Ss]ubstituting fallback discounts for order (\d+)")  # counted from 0
 
 
 def free_bytes() -> int:
-    """Memory that this process can still have, by the machine, its control group and its own limit."""
-    free = []
-    if found := re.search(r"^MemAvailable: +(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE):
+    """Memory that this process can still have, by the machine, its control groups and its own limit."""
+    free = list(_left_in_groups())
+    if found := re.search(r"^MemAvailable: +(\d+) kB", _read(PROC / "meminfo"), re.MULTILINE):
         free.append(int(found[1]) * 1024)
-    for limit, used in CGROUPS:
-        numbers = [_read(Path("/sys/fs/cgroup") / name).strip() for name in (limit, used)]
-        if all(number.isdecimal() for number in numbers):
-            free.append(int(numbers[0]) - int(numbers[1]))
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and (
-        found := re.search(r"^VmSize:\s+(\d+)", _read(Path("/proc/self/status")), re.M)
-    ):
+    found = re.search(r"^VmSize:\s+(\d+) kB", _read(PROC / "self" / "status"), re.MULTILINE)
+    if limit != resource.RLIM_INFINITY and found:
         free.append(limit - int(found[1]) * 1024)
     return max(0, min(free, default=1 << 62))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes that each control group of this process, as of a container or a job, still gives.
+
+    What files were read from is given back when it is needed.
+    """
+    for line in _read(PROC / "self" / "cgroup").splitlines():
+        kinds, path = line.split(":", 2)[1:]
+        if kinds not in ("", "memory"):
+            continue
+        root = CGROUPS / kinds
+        limit, used = (
+            ("memory.max", "memory.current") if not kinds else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        group = root / path.lstrip("/")
+        for folder in [each for each in (group, *group.parents) if each.is_relative_to(root)]:
+            numbers = [_read(folder / name).strip() for name in (limit, used)]
+            if all(number.isdecimal() for number in numbers):
+                files = re.findall(r"^(?:in)?active_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+                yield int(numbers[0]) - int(numbers[1]) + sum(map(int, files))
 
 
 def _read(path: Path) -> str:
@@ -69,7 +85,7 @@ def estimate(
     `vocabulary`: the words that the model may have, any other is <unk>; None: all. UserError when lmplz fails: nothing
     is written then.
     """
-    command = [lmplz, "-o", str(order), "-S", f"{max(LEAST_TO_SORT, int(SHARE * free_bytes()))}b"]
+    command = [lmplz, "-o", str(order), "-S", f"{min(MOST_TO_SORT, max(LEAST_TO_SORT, int(SHARE * free_bytes())))}b"]
     command += ["-T", f"{arpa.parent}/", "--discount_fallback", *map(str, FALLBACK[1:])]
     command += ["--prune", *map(str, prune)] if any(prune) else []
     allowed = None if vocabulary is None else frozenset(vocabulary)

@@ -61,6 +61,16 @@ def frequent_words(sentences: Iterable[Sequence[str]], min_count: int = 1) -> li
     return sorted(word for word, count in counts.items() if count >= min_count)
 
 
+def thresholds(order: int, prune: Sequence[int]) -> list[int]:
+    """`prune` for each order, its last number repeated; UserError where a part of an n-gram that stays would not."""
+    found = [*prune, *[prune[-1] if prune else 0] * order][:order]
+    if order < 1 or len(prune) > order or found[0] != 0 or found != sorted(found):
+        raise UserError(
+            f"pruning by {list(prune)} does not suit order {order}; give a threshold for each, 0 first, none falling"
+        )
+    return found
+
+
 def estimate(
     sentences: Iterable[Sequence[str]],
     order: int,
@@ -74,17 +84,13 @@ def estimate(
     replaced by <unk> before counting, so that <unk> is as probable as such words are. UserError where there is no
     sentence, or thresholds that would leave out a part of an n-gram that stays.
     """
-    thresholds = [*prune, *[prune[-1] if prune else 0] * order][:order]
-    if order < 1 or len(prune) > order or thresholds[0] != 0 or thresholds != sorted(thresholds):
-        raise UserError(
-            f"pruning by {list(prune)} does not suit order {order}; give a threshold for each, 0 first, none falling"
-        )
+    limits = thresholds(order, prune)
     words, tokens = _encoded(sentences, vocabulary)
     if not len(tokens):
         raise UserError("there is no sentence to learn a language model from; name a text that has some")
     size, levels, fallbacks = len(words), [], []
     lower, rows = np.array([1 / (size - 1)]), np.array([0])  # of the level below: p, and rows without what was pruned
-    for number, (found, threshold) in enumerate(zip(_counted(tokens, size, order), thresholds, strict=True), start=1):
+    for number, (found, threshold) in enumerate(zip(_counted(tokens, size, order), limits, strict=True), start=1):
         discounts = _discounts(found.adjusted)
         if discounts is None:
             fallbacks.append(number)

@@ -9,11 +9,11 @@ frame after frame, and `log_probabilities.json` which frames are whose.
 
 import ast
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ from finetuning.files import (
     write_json,
     written_whole,
 )
-from finetuning.manifest import Utterance
-from finetuning.shards import Member
+from finetuning.manifest import Utterance, shard_path
 
 NAME, INPUTS, LETTERS, SPENT = "predictions.jsonl", "inputs.json", "letters.json", "inference.json"
 FRAMES, INDEX = "log_probabilities.f32", "log_probabilities.json"
@@ -142,12 +141,12 @@ def state_of_audio(utterances: Iterable[Utterance], folder: Path) -> str:
 
     `folder` is that of their manifest. Nothing is read: a test set may have tens of thousands.
     """
-    wavs = [utterance.wav(folder) for utterance in utterances]
-    files = {wav.shard if isinstance(wav, Member) else wav for wav in wavs}
-    states = [(os.path.relpath(file, folder), file.stat()) for file in files]
+    names = {u.audio_filepath if u.shard_id is None else shard_path(folder, u.shard_id).name for u in utterances}
+    states = [(name, (folder / name).stat()) for name in names]
     return sha256_of(sorted([name, state.st_size, state.st_mtime_ns] for name, state in states))
 
 
+@cache
 def code(*modules: str) -> str:
     """SHA-256 of these modules of ours and of all that they import: predictions of other code are not reused."""
     folder = Path(__file__).parent
