@@ -113,8 +113,10 @@ def find_base(config: Config) -> Path | None:
 def refuse_what_fails_later(config: Config, base: Path | None, output: Path) -> None:
     """UserError for a name or a place that only the end of training, or step 3, would find out to be none."""
     name, path = config.training.name, output / f"{config.training.name}.nemo"
-    others = [model for model in config.evaluation.models if experiment.resolve(model) != path]
-    taken = {m if m in config.model.registry else Path(m).name.removesuffix(".nemo") for m in others}
+    models = config.evaluation.models
+    others = [model for model in models if experiment.resolve(model) != path]
+    beside = others if len(others) < len(models) else []  # in the table, where step 3 is to run this one
+    taken = {m if m in config.model.registry else Path(m).name.removesuffix(".nemo") for m in beside}
     if base and base.resolve() == path.resolve():
         raise UserError(f"model.base is {path}, the file this run writes; type training.output=… or training.name=…")
     if name in {"comparisons", *taken} or name.endswith("+LM"):

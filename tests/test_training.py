@@ -230,7 +230,6 @@ def test_a_wav_that_is_missing_is_named(tiny_dataset: Path, tiny_config: Path, t
         ("model.base=null", ["model.base"]),
         ("model.architecture=configs/models/none.yaml", ["configs/models/none.yaml", "model.architecture"]),
         ("training.name=comparisons", ["training.name=comparisons", "step 3"]),
-        ("training.name=quartznet_small_en", ["training.name=quartznet_small_en", "step 3"]),
         ("training.name=italian+LM", ["training.name=italian+LM", "step 3"]),
         (f"training.name={'è' * 91}", ["training.name", "at most 180 bytes"]),
     ],
@@ -253,6 +252,9 @@ def test_the_base_and_folders_in_the_way_are_not_written_over(
     itself = run_script("train.py", *command, f"model.base={base}", "training.name=mine")
     assert_refused(itself, f"model.base is {base}", "training.name=")
     assert base.read_bytes() == ENGLISH.read_bytes()
+    both = f"evaluation.models=[{base},{tmp_path}/other/mine.nemo]"
+    alike = run_script("train.py", *command[:2], f"training.output={tmp_path}/other", "training.name=mine", both)
+    assert_refused(alike, "training.name=mine: step 3")
     (tmp_path / "image.png").mkdir()
     assert_refused(run_script("train.py", *command), "image.png is a folder")
 
