@@ -242,7 +242,7 @@ NAMED = "manifest_utils.write_manifest, which is not among the classes"
         ({"model_config.yaml": lambda _: b"- 1"}, "small.nemo is not a .nemo file"),
         ({"model_config.yaml": lambda content: TOUCHES + content}, "python/object"),
         ({"model_config.yaml": lambda _: b"[" * 200_000}, "small.nemo is not a .nemo file"),
-        ({"model_config.yaml": lambda content: content + b"#" * 300_000}, "longer than"),
+        ({"model_config.yaml": lambda content: content + b"#" * 600_000}, "longer than"),
         ({"model_config.yaml": lambda content: laughs("[", "]") + content}, "entries"),
         ({"model_config.yaml": lambda content: laughs("{<<: [", "]}") + content}, "merge keys"),
         ({"model_config.yaml": lambda content: b"x: &x [*x]\n" + content}, "entries"),

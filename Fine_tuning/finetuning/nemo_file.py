@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
-MOST_CONFIG = 1 << 18  # bytes; a QuartzNet15x5's has 10,000
-MOST_NODES = 50_000  # of the configuration, aliases written out
+MOST_CONFIG = 1 << 19  # bytes; a QuartzNet15x5's has 10,000, one of 5,000 Chinese characters 160,000
+MOST_NODES = 100_000  # of the configuration, aliases written out
 MOST = 48_000  # any number in a network's configuration: Hz, samples, frames, channels
 GROWTH = 10  # times its own size a compressed file may unpack to: weights hardly shrink at all
 MODULES = "nemo.collections.asr.modules"
