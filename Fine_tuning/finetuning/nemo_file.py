@@ -77,9 +77,9 @@ def network_config(text: bytes) -> dict[str, Any]:
     _refuse_other_classes(tree)
     kept = {name: _written_out(tree[name], tree) for name in (*CLASSES, *PLAIN) if tree.get(name) is not None}
     for name in CLASSES.keys() & kept.keys():
-        section = kept[name]
-        arguments = section.pop("params", None) or {}  # as it was written before NeMo 1.0
-        kept[name] = {"_target_": CLASSES[name], **_without_names(section), **_without_names(arguments)}
+        section = _without_names(kept[name])
+        arguments = _without_names(section.pop("params", {}))  # as it was written before NeMo 1.0
+        kept[name] = {"_target_": CLASSES[name], **section, **arguments}
     if missing := [name for name in CLASSES if name not in kept and name != "spec_augment"]:
         raise ValueError(f"its configuration has no {missing[0]}")
     sound = kept["preprocessor"] = {"sample_rate": 16000, **kept["preprocessor"]}
@@ -131,7 +131,7 @@ def _is_class(name: Any, expected: str) -> bool:
 
 def _without_names(section: Any) -> dict[str, Any]:
     if not isinstance(section, dict):
-        raise ValueError("its configuration holds something other than a section where one is needed")
+        raise ValueError("its configuration holds a value where a section is needed")
     return {key: value for key, value in section.items() if key not in NAMES}
 
 
