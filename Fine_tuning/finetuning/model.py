@@ -51,7 +51,7 @@ def restore(path: Path) -> EncDecCTCModel:
     """
     quiet()
     with _refusing(path, "a .nemo file of a character CTC model"):
-        config, weights = nemo_file.read_config(path), nemo_file.read_weights(path)
+        config, weights = nemo_file.read_config(path), _read_weights(path)
         _refuse_vocabulary(config["decoder"].get("vocabulary"))
         _refuse_other_shapes(config, weights)
         model = _built(config)
@@ -72,6 +72,15 @@ def build(architecture: Path, alphabet: str, seed: int = 0) -> EncDecCTCModel:
             model = _built(config).eval()
         _try_out(model)
     return model
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of the file by name; no object is unpickled. ValueError where it holds anything else."""
+    with nemo_file.opened_weights(path) as file:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError("its weights are not tensors by name")
+    return weights
 
 
 def _built(config: dict[str, Any]) -> EncDecCTCModel:

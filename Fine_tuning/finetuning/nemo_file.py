@@ -10,12 +10,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import yaml
-
-if TYPE_CHECKING:
-    import torch
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 MOST_CONFIG = 1 << 19  # bytes; a QuartzNet15x5's has 10,000, one of 5,000 Chinese characters 160,000
@@ -156,21 +153,14 @@ def _written_out(part: Any, root: dict[str, Any], followed: bool = False) -> Any
     return _written_out(root[reference[1]], root, followed=True)
 
 
-def read_weights(path: Path) -> dict[str, "torch.Tensor"]:
-    """Return the weights inside the file by name. They are read as tensors and nothing else: no object is unpickled.
-
-    ValueError, pickle.UnpicklingError or RuntimeError where they are damaged or something else.
-    """
-    import torch
-
+@contextmanager
+def opened_weights(path: Path) -> Iterator[IO[bytes]]:
+    """Open the weights inside the file for torch, to be loaded as weights only; ValueError where they are damaged."""
     with _member(path, WEIGHTS) as file:
         if zipfile.is_zipfile(file):
             refuse_damaged(file)
         file.seek(0)
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError("its weights are not tensors by name")
-    return weights
+        yield file
 
 
 def refuse_damaged(file: IO[bytes]) -> None:
