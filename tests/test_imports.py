@@ -11,7 +11,7 @@ from conftest import ROOT
 SCRIPTS = sorted((ROOT / "Fine_tuning").glob("*.py"))
 NOUNS = sorted((ROOT / "Fine_tuning" / "finetuning").glob("*.py"))
 HEAVY = {"nemo", "torch", "lightning"}
-MAY_IMPORT_HEAVY = {"model", "nemo_file", "training", "callbacks", "checkpoints", "watch", "self_test", "inference", "exported"}
+MAY_IMPORT_HEAVY = {"model", "training", "callbacks", "checkpoints", "watch", "self_test", "inference", "exported"}
 
 
 def imported(tree: ast.AST) -> set[str]:
