@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from finetuning import audio, sound
+from finetuning import audio
 from finetuning.errors import UserError
+from finetuning.ffmpeg import program
 from finetuning.segments import CUT_S, LONGEST_S, Segment, blocks, check, duration_s, segments
 from finetuning.sound import BLOCK
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ def write(path: Path, samples: np.ndarray, rate: int = 44100, **options: str) ->
 
 
 def ffmpeg(source: Path, target: Path, *options: str) -> Path:
-    subprocess.run([sound.ffmpeg(), "-v", "error", "-i", source, *options, target], check=True)
+    subprocess.run([program(), "-v", "error", "-i", source, *options, target], check=True)
     return target
 
 
@@ -126,7 +127,7 @@ def test_recordings_joined_in_one_file_are_read_to_the_last(tmp_path: Path, name
 
 def test_what_was_written_into_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     source = write(tmp_path / "a.wav", stereo(20))
-    command = [sound.ffmpeg(), "-v", "error", "-i", source, "-f", "flac", "-"]
+    command = [program(), "-v", "error", "-i", source, "-f", "flac", "-"]
     (tmp_path / "a.flac").write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
     assert len(sound_of(tmp_path / "a.flac")) / RATE == pytest.approx(20, abs=0.01)
     assert duration_s(tmp_path / "a.flac") < 100
@@ -188,7 +189,7 @@ def test_bad_files_are_named_and_nothing_else_is_on_the_screen(
 
 def test_a_video_without_sound_is_named(tmp_path: Path) -> None:
     picture = ["-f", "lavfi", "-i", "color=size=16x16:duration=1"]
-    subprocess.run([sound.ffmpeg(), "-v", "error", *picture, tmp_path / "a.mp4"], check=True)
+    subprocess.run([program(), "-v", "error", *picture, tmp_path / "a.mp4"], check=True)
     assert "is no audio" in until_damage(tmp_path / "a.mp4")[1]
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetuning.audio import open_sound
 from finetuning.errors import UserError
-from finetuning.sound import BadClip, open_sound, to_mono
+from finetuning.sound import BadClip, to_mono
 
 if TYPE_CHECKING:
     import numpy as np
-    import soxr
 
 LONGEST_S = 17.0  # what is longer is cut: step 1 trains on clips of up to 16.7 s
 CUT_S = (4.0, 16.0)  # where; what follows a cut lasts a second at least
