@@ -27,6 +27,7 @@ CONTAINERS = (  # those of ffmpeg's that hold sound; none that names other files
 )
 BROADCAST = ("mpegts", "mpeg")  # containers that may be cut anywhere
 GUARD = ("-nostdin", "-protocol_whitelist", "file", "-format_whitelist", CONTAINERS)  # no foreign file opens another
+JOINT = "failed to create or replace stream"  # where recordings were joined; all of them are read
 TRACK = re.compile(r"^ +Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.+)$", re.MULTILINE)
 CLOCK = (  # ffmpeg's filter for timestamps that begin again, which the next one would take for sound to be left out
     f"asetpts='st(1,if(between(PTS+ld(1),ld(0)-0.1/TB,ld(0)+{GAP_S}/TB),ld(1),ld(0)-PTS))*0"
@@ -179,7 +180,7 @@ def _complaint(said: str, track: _Track) -> str:
         speakers = re.findall(r"\[([^]]*?) @ \w+\]", line)
         stream = re.search(r"(?:[Ss]tream #?(?:0:)?|#0:)(\d+)", line)
         words = re.sub(r"\[[^]]*\] ?", "", line).strip()
-        if (stream and stream[1] != track.number) or words.startswith("Last message repeated"):
+        if (stream and stream[1] != track.number) or words.startswith(("Last message repeated", JOINT)):
             continue
         if not speakers or any(name in names or re.match(r"aist|in#|dec:", name) for name in speakers):
             return words
