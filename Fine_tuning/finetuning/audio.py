@@ -1,5 +1,6 @@
 """One clip in any format -> 16 kHz mono 16-bit wav and its duration."""
 
+import io
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,11 @@ def refuse_broken_installation(trim_silence_db: float | None) -> None:
     """UserError where what reads, writes or trims sound does not work: no clip's fault."""
     try:
         import numpy as np
-        import soundfile  # noqa: F401
-        import soxr  # noqa: F401
+        import soundfile
 
+        wav = io.BytesIO()
+        soundfile.write(wav, np.full(RATE, 0.5), 2 * RATE, format="WAV")
+        mono_16k(*decode(wav.getvalue()))
         if trim_silence_db is not None:
             _trimmed(np.ones(RATE, np.float32), trim_silence_db)
     except RuntimeError as error:  # of numba, where neither its own folder nor the user's may be written to

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 GAP_S = 3600  # in the clock of a file; what goes further, or backwards, is a clock that was set anew
-GOES_ON_S = 5.0  # a picture, after its sound ends, without a word
-LOST = 2  # packets of sound, where a broadcast was cut: its first and its last are not whole
+GOES_ON_S = 5.0  # that a file may last longer than its sound without a word
+LOST = 2  # packets of sound that a broadcast may lack: where it was cut, the first and the last are not whole
 CONTAINERS = (  # those of ffmpeg's that hold sound; none that names other files, is a list, a text or a picture
     "aa,aac,aax,ac3,ac4,adp,aea,aiff,amr,amrnb,amrwb,ape,apc,apm,aptx,aptx_hd,asf,ast,au,avi,caf,codec2,daud,dfpwm,dsf,"
     "dss,dts,dtshd,dv,eac3,flac,flv,g722,g726,g729,gsm,gxf,iff,ilbc,ircam,lc3,live_flv,loas,matroska,mca,mlp,mov,mp3,"
@@ -147,7 +147,8 @@ def _blocks(
             process.stdout.close()
             process.wait()
         said.seek(0)
-        complaint = _complaint(said.read(1 << 20).decode(errors="replace"), track)
+        words = said.read(1 << 20).decode(errors="replace").replace(asked[-1].removeprefix("file:"), "it")
+        complaint = _complaint(words, track)
     _judge(track, done / track.rate, counted_s, process.returncode, complaint)
 
 
@@ -172,15 +173,15 @@ def _complaint(said: str, track: _Track) -> str:
     """The first line about the sound; what is wrong with a picture, or another track, is no concern."""
     names = {track.container, "out#0", *re.findall(r"\w+", track.codec)}
     lost = len(re.findall(r"Error submitting packet to decoder|Error while decoding stream|Decoding error", said))
-    if track.container in BROADCAST and lost <= LOST:
-        said = "\n".join(
-            line for line in said.splitlines() if not re.search(rf"\[({track.codec.split()[0]}|aist#)", line)
-        )
+    may_lose = track.container in BROADCAST and lost <= LOST
+    of_packets = re.compile(rf"\[({re.escape(track.codec.split()[0])}|aist#)")
     for line in said.splitlines():
         speakers = re.findall(r"\[([^]]*?) @ \w+\]", line)
         stream = re.search(r"(?:[Ss]tream #?(?:0:)?|#0:)(\d+)", line)
         words = re.sub(r"\[[^]]*\] ?", "", line).strip()
         if (stream and stream[1] != track.number) or words.startswith(("Last message repeated", JOINT)):
+            continue
+        if may_lose and of_packets.search(line):
             continue
         if not speakers or any(name in names or re.match(r"aist|in#|dec:", name) for name in speakers):
             return words

@@ -46,7 +46,7 @@ class Sound:
     rate: int  # Hz
     duration_s: float  # as its header states or estimates it
     blocks: Iterator["np.ndarray"]  # (time, channels) as float32, full scale 1; BadClip at the end of what is damaged
-    notes: list[str] = field(default_factory=list)  # what a listener should know, the file is their subject; at the end
+    notes: list[str] = field(default_factory=list)  # what its user should know, all of it once the blocks are read
 
 
 def checked(blocks: Iterator["np.ndarray"]) -> Iterator["np.ndarray"]:
