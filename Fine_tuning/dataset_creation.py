@@ -6,6 +6,9 @@ Running it again does only what is missing. The release itself is never changed.
 also packed into a few large tars.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from finetuning.common_voice import Clip, Rejected, Release
 from finetuning.config import Config, SplitBy, resolve
 from finetuning.config_file import from_command_line
 from finetuning.conversion import Log, convert, disk_bytes
-from finetuning.errors import UserError, run
+from finetuning.errors import UserError, printable, run
 from finetuning.files import alone, make_folder, refuse_full_disk
 from finetuning.manifest import SPLITS, Utterance
 from finetuning.text import Language
@@ -29,14 +32,15 @@ def main() -> None:
     folders = {"dataset.output": output}
     if config.dataset.shards:
         folders["dataset.shards"] = resolve(config.dataset.shards)
+    source = find_source(config.dataset.source)
     for key, folder in folders.items():
-        refuse_inside_release(resolve(config.dataset.source), key, folder)
+        refuse_inside_release(source, key, folder)
     new = [folder for folder in folders.values() if not folder.exists()]
     try:
         with ExitStack() as held:
             for folder in folders.values():
                 held.enter_context(alone(make_folder(folder)))
-            create(config, language, output)
+            create(config, language, source, output)
     except UserError:
         for folder in reversed(new):
             with suppress(OSError):  # it is not empty
@@ -44,9 +48,9 @@ def main() -> None:
         raise
 
 
-def create(config: Config, language: Language, output: Path) -> None:
+def create(config: Config, language: Language, source: Path, output: Path) -> None:
     """All of it, while no other run writes to `output` or to dataset.shards."""
-    release = open_release(config, output)
+    release = open_release(config, source, output)
     if config.dataset.shards:
         packing.refuse_taken(resolve(config.dataset.shards), release.name)
     rows, rejected, speakers_named = common_voice.read_rows(release)
@@ -59,9 +63,11 @@ def create(config: Config, language: Language, output: Path) -> None:
     if config.dataset.split.by is SplitBy.release:
         release_splits = common_voice.read_release_splits(release)
     clips, texts, report, refused = choose_rows(rows, language, release, release_splits)
-    selection.refuse_wrong_language(clips, report, config.text.alphabet)
-    splits.refuse_impossible(config.dataset.split, {clip.speaker for clip in clips}, speakers_named)
     rejected += refused
+    report_oddities(release, rejected, row_count)
+    with dataset.rejections_kept(output, rejected):
+        selection.refuse_nothing(clips, rejected, report, config.text.alphabet, set(release.stamps))
+        splits.refuse_impossible(config.dataset.split, {clip.speaker for clip in clips}, speakers_named)
 
     stated_s = stated_durations(release)
     log, new = convert_clips(config, release, clips, stated_s, output)
@@ -72,8 +78,9 @@ def create(config: Config, language: Language, output: Path) -> None:
 
     assert row_count == len(rejected) + sum(len(chosen[name]) for name in SPLITS), "a row was lost"
     about = dataset.describe(config, release.name, row_count, chosen, rejected, report)
-    splits.refuse_empty(chosen, about["rejected_by_reason"])
-    written = dataset.write(output, chosen, sorted(rejected), about)
+    with dataset.rejections_kept(output, rejected):
+        splits.refuse_empty(chosen, rejected)
+    written = dataset.write(output, chosen, rejected, about)
     print(dataset.table(about))
     print(f"{'written to' if written or new else 'nothing to do, all is up to date in'} {output}")
     if config.dataset.shards:
@@ -97,15 +104,36 @@ def refuse_inside_release(source: Path, key: str, folder: Path) -> None:
         raise UserError(f"{folder} lies in the release, which is never changed; give another {key}=…")
 
 
-def open_release(config: Config, output: Path) -> Release:
+def find_source(path: str) -> Path:
+    """The release, which may be named from the project's folder or, where there is none, from the current one."""
+    source, here = resolve(path), Path(path.replace("\0", "")).absolute()
+    return here if here.exists() and not source.exists() else source
+
+
+def report_oddities(release: Release, rejected: list[Rejected], rows: int) -> None:
+    """Say what was taken for something else, and what share of the rows is lost already, before hours are spent."""
+    if release.taken_for:
+        path, name = min(release.taken_for.items())
+        count = len(release.taken_for)
+        print(
+            f"{count:,} clips are named otherwise in the tables: {printable(path)!r} is taken for {printable(name)!r}"
+        )
+    for warning in selection.warnings(rejected, rows):
+        print(printable(warning))
+
+
+def open_release(config: Config, source: Path, output: Path) -> Release:
     """The config's release, downloaded when it is not there."""
-    source, published, dataset_id = resolve(config.dataset.source), config.dataset.archive, config.dataset.download
+    published, dataset_id = config.dataset.archive, config.dataset.download
     if not source.exists() and dataset_id:
         if source.name != published.name:
             raise UserError(
                 f"there is no {source}; only {published.name} is downloaded: give dataset.source=…/{published.name}"
             )
         data_collective.fetch(dataset_id, published, source)
+    if not source.exists():
+        here = "" if Path(config.dataset.source).is_absolute() else f", nor one in the current folder, {Path.cwd()}"
+        raise UserError(f"there is no release {source}{here}; give dataset.source=… ({common_voice.LAYOUT})")
     return common_voice.open_release(source, output / "release", published)
 
 

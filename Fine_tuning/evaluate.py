@@ -6,7 +6,14 @@ Each model of evaluation.models runs over the test manifest once. Interrupted an
 finished is not run again.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +23,8 @@ from finetuning import config as experiment
 from finetuning import predictions
 from finetuning.config import Config
 from finetuning.config_file import from_command_line
-from finetuning.errors import UserError, run
-from finetuning.files import make_folder, read_json, sha256, sha256_of, write_json
+from finetuning.errors import UserError, lacks_memory, printable, run
+from finetuning.files import make_folder, read_json, sha256, write_json
 from finetuning.manifest import Utterance, manifest_path, read_manifest
 from finetuning.predictions import Prediction
 from tqdm import tqdm
@@ -29,71 +36,146 @@ if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
 
 
+@dataclass(frozen=True)
+class Model:
+    """What a row of the table is of."""
+
+    name: str  # in the table
+    path: Path
+    sha256: str
+
+    @property
+    def beside(self) -> str:
+        """What the row is called of the same model decoded with the language model."""
+        from finetuning.results import WITH_LM
+
+        return f"{self.name}{WITH_LM}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A manifest as it was read."""
+
+    manifest: Path
+    sha256: str
+    utterances: list[Utterance]
+
+    @property
+    def folder(self) -> Path:
+        """To which the wavs' paths are relative."""
+        return self.manifest.parent
+
+    @property
+    def audio(self) -> str:
+        """What changes when a wav does."""
+        return predictions.state_of_audio(self.utterances, self.folder)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table and what it is shown with."""
+
+    result: "Result"
+    resampled: "np.ndarray"  # WER and CER of each resample, (RESAMPLES, 2)
+    speed: str
+
+
 def main() -> None:
     """Evaluate what there is, print the tables, and end with an error when a model could not be evaluated."""
     config = from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
-    from finetuning import language_model, page, results, slices
+    from finetuning import language_model, results, slices
 
-    models = display_names(config)
-    manifest = manifest_path(experiment.data_folder(config), "test")
-    utterances = read_references(manifest)
-    groups = slices.groups(utterances, read_training(manifest.parent), config.evaluation.topics)
-    folder = make_folder(experiment.resolve(config.evaluation.results))
-    hours = sum(utterance.duration for utterance in utterances) / 3600
-    print(f"{config.name}: {len(utterances):,} test utterances, {hours:.2f} h, {len(models)} model(s)")
+    named = results.names(config)
+    test = read_data(manifest_path(experiment.data_folder(config), "test"))
+    groups = slices.groups(test.utterances, read_training(test.folder), config.evaluation.topics)
+    hours = sum(utterance.duration for utterance in test.utterances) / 3600
+    print(f"{config.name}: {len(test.utterances):,} test utterances, {hours:.2f} h, {len(named)} model(s)")
     if config.evaluation.decoder == "lm":
         language_model.find(config.language_model.output, config.file)  # before any model is run for nothing
 
-    rows, samples, speeds, missing = [], [], [], []
-
-    def take(name: str, found: list[Prediction]) -> None:
-        work = experiment.resolve(config.evaluation.predictions) / name
-        row, resampled = scored(name, found, utterances, groups, work, config)
-        results.write(folder, row)
-        rows.append(row)
-        samples.append(resampled)
-        speeds.append(results.speed(name, read_json(work / "inference.json")))
-
-    for name, source in display_names(config).items():
-        row_name = name
-        try:
-            path = find(source, config)
-            greedy = evaluated(name, path, manifest, utterances, config)
-            take(name, greedy)
-            if config.evaluation.decoder == "lm":
-                row_name = beside(name)
-                models[row_name] = source
-                take(row_name, with_language_model(name, path, manifest, utterances, greedy, config))
-        except UserError as error:
-            print(f"\n{row_name} is not evaluated: {error}", file=sys.stderr)
-            missing.append(row_name)
-
-    if rows:
-        compared = results.comparisons(rows, samples)
-        write_json(folder / f"{results.COMPARISONS}.json", compared)
-        print(f"\n{results.table(rows, config.evaluation, compared)}\n\n{slices.table(rows)}")
-        if config.evaluation.decoder == "lm":
-            print(f"\n{results.decoders(rows)}")
-        print(f"\nReal-time factor, processing time / duration of the audio: {', '.join(speeds)}.")
-        print(f"\nresults in {folder}, one file a model")
-        print(f"where they fail, utterance by utterance: {page.write(config, models, rows, utterances)}")
+    missing: list[str] = []
+    rows: list[Row] = []
+    paths: dict[str, Path] = {}
+    for name, source in named.items():  # a download holds the models' folder, which may be one of those below
+        with not_in_vain(name, missing):
+            paths[name] = find(source, config)
+    folders = map(experiment.resolve, (config.evaluation.predictions, config.evaluation.results))
+    with results.held(*map(make_folder, folders)):
+        for name, path in paths.items():
+            restore.cache_clear()  # two models need not fit into memory
+            with not_in_vain(name, missing):
+                model = Model(name, path, sha256(path))
+                greedy = evaluated(model, test, config)
+                rows.append(row(model.name, greedy, test, groups, config))
+                if config.evaluation.decoder == "lm":
+                    named[model.beside] = named[name]
+                    with not_in_vain(model.beside, missing):
+                        found, settings = with_language_model(model, test, greedy, config)
+                        rows.append(row(model.beside, found, test, groups, config, settings))
+        if rows:
+            conclude(rows, named, test, config)
     if missing:
-        raise UserError(f"not evaluated, for the reasons above: {', '.join(missing)}")
+        raise UserError(f"not evaluated, for the reasons above: {', '.join(name for name in named if name in missing)}")
 
 
-def display_names(config: Config) -> dict[str, str]:
-    """What the rows of the table are called: the registry's name or the file's name, and the model each stands for."""
-    named: dict[str, str] = {}
-    for model in config.evaluation.models:
-        name = model if model in config.model.registry else Path(model).name.removesuffix(".nemo")
-        if name in named:
-            raise UserError(f"evaluation.models: {named[name]} and {model} would both be called {name}; rename a file")
-        named[name] = model
-    if "comparisons" in named:
-        raise UserError(f"evaluation.models: {named['comparisons']} would be called as another result; rename the file")
-    if not named:
-        raise UserError(f"{config.file} names no model; type evaluation.models=[runs/…/NAME.nemo]")
-    return named
+def conclude(rows: list[Row], named: dict[str, str], test: Data, config: Config) -> None:
+    """Print the tables and write what is of all `rows` together; `named`: the model behind each of them."""
+    from finetuning import page, results, slices
+
+    folder, found = experiment.resolve(config.evaluation.results), [row.result for row in rows]
+    compared = results.comparisons(found, [row.resampled for row in rows])
+    write_json(folder / f"{results.COMPARISONS}.json", compared)
+    print(f"\n{results.table(found, config.evaluation, compared)}\n\n{slices.table(found)}")
+    if config.evaluation.decoder == "lm":
+        print(f"\n{results.decoders(found)}")
+    print(f"\nReal-time factor, processing time / duration of the audio: {', '.join(row.speed for row in rows)}.")
+    print(f"\nresults in {folder}, one file a model")
+    print(f"where they fail, utterance by utterance: {page.write(config, named, found, test.utterances)}")
+
+
+@contextmanager
+def not_in_vain(name: str, missing: list[str]) -> Iterator[None]:
+    """Whatever goes wrong with one row is said, and its `name` goes among the `missing`: the others have theirs."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads the table
+        raise
+    except Exception as error:
+        if _is_interruption(error):
+            raise
+        print(f"\n{printable(f'{name} is not evaluated: {reason(error)}')}", file=sys.stderr)
+        missing.append(name)
+
+
+def reason(error: Exception) -> str:
+    """Why, in one sentence, whatever was raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    if lacks_memory(error):
+        return "not enough memory; what is finished is kept: make some free, type it again"
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot read or write {error.filename} ({error.strerror}); mend that, type it again"
+    said = next(iter(str(error).strip().splitlines()), "")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno}); mend it or leave it out"
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether a library has made `error` of Ctrl-C or SIGTERM."""
+    while error:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def read_data(manifest: Path) -> Data:
+    """The manifest's utterances, each with a text to score against, and its hash."""
+    before = sha256(manifest) if manifest.is_file() else ""
+    utterances = read_references(manifest)
+    if sha256(manifest) != before:
+        raise UserError(f"{manifest} was replaced while it was read; type the same command again")
+    return Data(manifest, before, utterances)
 
 
 def read_references(manifest: Path) -> list[Utterance]:
@@ -121,131 +203,126 @@ def find(source: str, config: Config) -> Path:
     return registry.find(source, config.model)
 
 
-def beside(name: str) -> str:
-    """What the row of a model is called that was decoded with the language model."""
-    return f"{name}+LM"
-
-
-def evaluated(
-    name: str, path: Path, manifest: Path, utterances: list[Utterance], config: Config, part: str = ""
-) -> list[Prediction]:
+def evaluated(model: Model, data: Data, config: Config, part: str = "") -> list[Prediction]:
     """The predictions by the best path: those that are stored, or one pass of the model over the utterances.
 
     `part`: a folder beside the model's predictions for another manifest than the test set's.
     """
     from finetuning import results
 
-    work = experiment.resolve(config.evaluation.predictions) / name / part
-    hashes = {"model": sha256(path), "manifest": sha256(manifest), "code": code()}
-    inputs = {"sha256": hashes, "alphabet": config.text.alphabet, "versions": results.versions()}
-    keeps = config.evaluation.decoder == "lm"
-    found = stored(work, inputs, utterances, keeps)
+    work = experiment.resolve(config.evaluation.predictions) / model.name / part
+    hashes = {"model": model.sha256, "manifest": data.sha256, "code": predictions.code("inference")}
+    inputs = {"sha256": hashes, "alphabet": config.text.alphabet, "versions": results.versions(), "audio": data.audio}
+    keeps, said = config.evaluation.decoder == "lm", f"{model.name}, {part}" if part else model.name
+    found, why = predictions.finished(work, inputs, data.utterances, keeps)
     if found is not None:
-        print(f"{name}: model and manifest are as before, predictions are reused from {work}")
+        print(f"{said}: model and manifest are as before, predictions are reused from {work}")
         return found
-    model = restore(path)
+    if why:
+        print(f"{said}: predictions are made again ({why})")
+    restored = restore(model)
     predictions.prepare(work, inputs)
     from finetuning.inference import infer
 
-    said = f"{name}, {part}" if part else name
-    return infer(said, model, path, utterances, manifest.parent, work, config.evaluation.batch_size, keeps)
-
-
-def code(*more: str) -> str:
-    """SHA-256 of our files that predictions follow from, and `more` of them: those of other code are not reused."""
-    folder = Path(predictions.__file__).parent
-    files = (folder / f"{name}.py" for name in ("audio", "decoding", "exported", "inference", "model", *more))
-    return sha256_of({file.name: sha256(file) for file in files})
-
-
-def stored(
-    work: Path, inputs: dict[str, Any], utterances: list[Utterance], with_frames: bool = False
-) -> list[Prediction] | None:
-    """The predictions made of the same inputs, in manifest order; None where there are none, or no log-probabilities
-    where these are needed.
-    """
-    if read_json(work / "inputs.json") != inputs or not (work / "letters.json").is_file():
-        return None
-    if with_frames and not predictions.has_frames(work):
-        return None
-    found = predictions.read(work)
-    if found is not None and [p.audio_filepath for p in found] != [u.audio_filepath for u in utterances]:
-        raise UserError(f"{work / predictions.NAME} is damaged; delete it and run the same command again")
+    batch_size = config.evaluation.batch_size
+    found = infer(said, restored, model.path, data.utterances, data.folder, work, batch_size, keeps)
+    if data.audio != inputs["audio"]:
+        predictions.discard(work)
+        raise UserError(f"wavs of {data.manifest} were changed while they were read; type the same command again")
     return found
 
 
 def with_language_model(
-    name: str, path: Path, manifest: Path, utterances: list[Utterance], greedy: list[Prediction], config: Config
-) -> list[Prediction]:
-    """The predictions by beam search with the language model, over the log-probabilities that `evaluated` has kept.
+    model: Model, test: Data, greedy: list[Prediction], config: Config
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """The predictions by beam search with the language model, over the log-probabilities that `evaluated` has kept, and
+    its settings.
 
     Its weights are tuned on the validation set once, for this model and this language model, and kept in decoder.json.
     """
     from finetuning import language_model, tuning
-    from finetuning.beam_search import BeamSearch
 
-    arpa, lexicon, hashes = language_model.find(config.language_model.output, config.file)
+    *_, hashes = language_model.find(config.language_model.output, config.file)
     folder = experiment.resolve(config.evaluation.predictions)
-    work = folder / beside(name)
-    validation = manifest_path(manifest.parent, "validation")
-    hashes |= {"model": sha256(path), "manifest": sha256(manifest), "validation": sha256(validation)}
-    hashes |= {"code": code("beam_search", "tuning")}
-    inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}}
-    found = stored(work, inputs, utterances)
-    if found is not None and (work / tuning.DECODER).is_file():
-        print(f"{beside(name)}: model, language model and manifests are as before, predictions are reused from {work}")
-        return found
+    work = folder / model.beside
+    validation = read_data(manifest_path(test.folder, "validation"))
+    tuned_on = replace(validation, utterances=tuning.drawn(validation.utterances))
+    made_from = {**hashes, "model": model.sha256, "manifest": test.sha256, "validation": validation.sha256}
+    made_from["code"] = predictions.code("inference", "beam_search", "tuning")
+    audio = {"test": test.audio, "validation": tuned_on.audio}
+    inputs = {"sha256": made_from, "versions": {"flashlight-text": version("flashlight-text")}, "audio": audio}
+    found, why = predictions.finished(work, inputs, test.utterances)
+    if found is not None and tuning.is_of(work / tuning.DECODER, made_from, audio["validation"]):
+        print(f"{work.name}: model, language model and manifests are as before, predictions are reused from {work}")
+        return found, asdict(tuning.read(work / tuning.DECODER)[0])
+    if why:
+        print(f"{work.name}: predictions are made again ({why})")
     predictions.prepare(work, inputs)
-    letters = read_json(folder / name / "letters.json")
-    write_json(work / "letters.json", letters)
-    search = BeamSearch(arpa, lexicon, letters)
-    if not tuning.is_of(work / tuning.DECODER, hashes):
-        tuned_on = tuning.drawn(read_references(validation))
-        heard = evaluated(name, path, validation, tuned_on, config, "validation")
-        frames = predictions.read_frames(folder / name / "validation")
-        settings, trials = tuning.tune(search, frames, heard, beside(name))
-        write_json(work / tuning.DECODER, tuning.record(config, settings, trials, heard, hashes))
+    letters = predictions.read_letters(folder / model.name)
+    write_json(work / predictions.LETTERS, letters)
+    search = language_model.beam_search(config.language_model.output, config.file, letters, hashes)
+    if not tuning.is_of(work / tuning.DECODER, made_from, audio["validation"]):
+        heard = evaluated(model, tuned_on, config, "validation")
+        settings, trials = tuning.tune(search, frames_of(model, tuned_on, config, "validation"), heard, work.name)
+        record = tuning.record(config, settings, trials, heard, made_from, audio["validation"])
+        write_json(work / tuning.DECODER, record)
     settings, *_ = tuning.read(work / tuning.DECODER)
-    return tuning.decode(search, settings, predictions.read_frames(folder / name), greedy, work)
+    return tuning.decode(search, settings, frames_of(model, test, config), greedy, work), asdict(settings)
 
 
-def scored(
+def frames_of(model: Model, data: Data, config: Config, part: str = "") -> "list[np.ndarray]":
+    """The log-probabilities that `evaluated` has kept; damaged ones are made again."""
+    work = experiment.resolve(config.evaluation.predictions) / model.name / part
+    try:
+        return predictions.read_frames(work)
+    except UserError as error:
+        print(f"{error}; they are made again")
+        predictions.discard(work)
+        evaluated(model, data, config, part)
+        return predictions.read_frames(work)
+
+
+def row(
     name: str,
     found: list[Prediction],
-    utterances: list[Utterance],
+    test: Data,
     groups: "Groups",
-    work: Path,
     config: Config,
-) -> tuple["Result", "np.ndarray"]:
-    """The model's row with all that stands behind it, and its WER and CER over resamples, to compare it by."""
-    from finetuning import results, scoring, slices, tuning
+    settings: dict[str, Any] | None = None,
+) -> Row:
+    """The row called `name` with all that stands behind it; `settings` of the beam search that found the texts."""
+    from finetuning import results, scoring, slices
 
-    letters, inputs = read_json(work / "letters.json"), read_json(work / "inputs.json")
-    decoder = read_json(work / tuning.DECODER)
-    needed = set(config.text.alphabet).union(*(utterance.text for utterance in utterances))
-    units, hours = scoring.units(utterances), sum(utterance.duration for utterance in utterances) / 3600
+    work = experiment.resolve(config.evaluation.predictions) / name
+    letters, inputs = predictions.read_letters(work), read_json(work / predictions.INPUTS)
+    needed = set(config.text.alphabet).union(*(utterance.text for utterance in test.utterances))
+    units, hours = scoring.units(test.utterances), sum(utterance.duration for utterance in test.utterances) / 3600
     score = scoring.score(tqdm(found, desc="scoring", unit=" utterances", delay=2, leave=False))
     resampled = scoring.resampled(score, units)
-    nemo = None if decoder else results.rounded(scoring.nemo_word_error_rate(found, score, letters))
-    row = {
+    nemo = None if settings else results.rounded(scoring.nemo_word_error_rate(found, score, letters))
+    result = {
         **results.result(name, score, hours, "".join(sorted(needed - set(letters))), inputs["sha256"]),
         **results.intervals(resampled, units),
         "nemo_wer": nemo,
         **results.origin(experiment.data_folder(config)),
         "slices": slices.scored(groups, score),
     }
-    if decoder:
-        row["decoder"] = {"name": "lm", **decoder["settings"]}
-    return row, resampled
+    if settings:
+        result["decoder"] = {"name": "lm", **settings}
+    results.write(experiment.resolve(config.evaluation.results), result)
+    return Row(result, resampled, results.speed(name, predictions.spent(work)))
 
 
 @lru_cache(maxsize=1)
-def restore(path: Path) -> "EncDecCTCModel":
-    """The model of `path`."""
-    print(f"loading {path.name} (NeMo takes a while)")
+def restore(model: Model) -> "EncDecCTCModel":
+    """The model of its file; UserError where that was replaced after its hash was taken."""
+    print(f"loading {model.path.name} (NeMo takes a while)")
     from finetuning import model as models
 
-    return models.restore(path)
+    restored = models.restore(model.path)
+    if sha256(model.path) != model.sha256:
+        raise UserError(f"{model.path} was replaced while it was read; type the same command again")
+    return restored
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ Writes <training.output>/export/: the .nemo and README.md, a model card made fro
 and the results of step 3. Without --push nothing is sent anywhere.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import argparse
 import difflib
 import http.client
@@ -14,6 +17,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +25,7 @@ from finetuning import config as experiment
 from finetuning.config import Config
 from finetuning.config_file import command_line, load
 from finetuning.errors import UserError, printable, run
-from finetuning.files import alone, clear_left_over, make_folder, read_json, replacing, sha256, written_whole
+from finetuning.files import make_folder, read_json, replacing, sha256, written_whole
 from finetuning.manifest import manifest_path
 
 if TYPE_CHECKING:
@@ -33,16 +37,18 @@ def main() -> None:
     """Gather, write and check; then push or say how."""
     arguments = typed()
     config = load(arguments.config, arguments.overrides)
-    from finetuning import card_metadata, model_card
+    from finetuning import card_metadata, model_card, results
 
     model = experiment.resolve(config.training.output) / f"{config.training.name}.nemo"
-    finished = gather(model, config, arguments)
-    card = model_card.write(finished)
-    card_metadata.check(card)
-    folder = make_folder(model.parent / "export")
-    with alone(folder):
-        clear_left_over(folder)
-        link(model, folder / model.name)
+    read_from = (model.parent, experiment.resolve(config.evaluation.results))
+    with ExitStack() as locks:
+        with results.held(*filter(Path.is_dir, read_from)):  # what is gathered is of one run of each step
+            finished = gather(model, config, arguments)
+            card = model_card.write(finished)
+            card_metadata.check(card)
+            folder = make_folder(model.parent / "export")
+            locks.enter_context(results.held(folder))
+            link(model, folder / model.name)
         with written_whole(folder / "README.md") as text:
             text.write(card)
         files = [folder / model.name, folder / "README.md"]
@@ -108,23 +114,25 @@ def command(script: str, arguments: argparse.Namespace, *more: str) -> str:
 
 def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Finished":
     """What the three steps say of `model`; UserError with what to type where one of them is not of this model."""
+    from finetuning import run_record
     from finetuning.finished_model import Finished, read_network
     from finetuning.metrics import read_metrics
 
     again = command("train.py", arguments)
-    record = read_json(model.parent / "run.json") or {}
+    record = run_record.read(model.parent) or {}
     if not model.is_file() or "model" not in record:
         raise UserError(f"there is no finished model {model} yet; make it with: {again}")
     if record["model"] != sha256(model):
-        raise UserError(f"{model} is not the model that run.json beside it speaks of; delete both and type: {again}")
+        raise UserError(f"{model} is not the model that run.json beside it speaks of; delete it and type: {again}")
     data = experiment.data_folder(config)
     dataset, train = read_json(data / "dataset.json"), manifest_path(data, "train")
-    if dataset is None or not train.is_file():
+    if not isinstance(dataset, dict) or not train.is_file():
         raise UserError(f"there is no dataset in {data}; make it with: {command('dataset_creation.py', arguments)}")
-    if record["made_from"]["train_manifest"] != sha256(train):
+    if record["made_from"].get("train_manifest") != sha256(train):
         raise UserError(f"{model} was trained on other data than {train}; train another one on them: {again}")
     rows = list(evaluated(model, record["model"], config, arguments))
-    notes = (config.evaluation.note, record["config"]["evaluation"]["note"])
+    stated = record["config"].get("evaluation")
+    notes = (config.evaluation.note, stated.get("note") if isinstance(stated, dict) else "")
     return Finished(
         name=config.training.name,
         license=arguments.license,
@@ -134,25 +142,27 @@ def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Finis
         metrics=read_metrics(model.parent / "metrics.csv"),
         rows=rows,
         compared=compared(rows, config),
-        synthetic=any("synthetic" in note.lower() for note in notes),
+        synthetic=any("synthetic" in str(note).lower() for note in notes),
     )
 
 
 def evaluated(model: Path, digest: str, config: Config, arguments: argparse.Namespace) -> Iterator["Result"]:
     """The results of `model` on the test set as it is: by the best path and, where there are some, with +LM."""
+    from finetuning import results
+
     test = manifest_path(experiment.data_folder(config), "test")
     inputs = {"model": digest, "manifest": sha256(test) if test.is_file() else None}
     listed = any(experiment.resolve(name) == model for name in config.evaluation.models)
     also = [] if listed else [f"evaluation.models=[{config.training.output}/{model.name}]"]
-    for kind, decoder in ((model.stem, "greedy"), (f"{model.stem}+LM", "lm")):
+    for kind, decoder in ((model.stem, "greedy"), (f"{model.stem}{results.WITH_LM}", "lm")):
         path = experiment.resolve(config.evaluation.results) / f"{kind}.json"
-        row = read_json(path)
+        row = results.read(path)
         if row is None and decoder == "lm":
             continue
         again = command("evaluate.py", arguments, *also, *(["evaluation.decoder=lm"] if decoder == "lm" else []))
         if row is None:
             raise UserError(f"there are no results of {model.name} yet; make them with: {again}")
-        other = [what for what, its_hash in inputs.items() if row["sha256"][what] != its_hash]
+        other = [what for what, its_hash in inputs.items() if row["sha256"].get(what) != its_hash]
         if other:
             raise UserError(f"{path} is of another {other[0]} than the one that is there; evaluate again with: {again}")
         yield row
@@ -162,15 +172,19 @@ def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
     """What step 3 compared of these results, as far as it is of the same run."""
     from finetuning.results import COMPARISONS, rounded
 
-    pairs = read_json(experiment.resolve(config.evaluation.results) / f"{COMPARISONS}.json") or []
+    path = experiment.resolve(config.evaluation.results) / f"{COMPARISONS}.json"
     wer: dict[str, Any] = {row["model"]: row["wer"] for row in rows}
-    mine = [pair for pair in pairs if {pair["one"], pair["other"]} <= wer.keys()]
-    return [pair for pair in mine if pair["wer_difference"] == rounded(wer[pair["one"]] - wer[pair["other"]])]
+    try:
+        mine = [pair for pair in read_json(path) or [] if {pair["one"], pair["other"]} <= wer.keys()]
+        return [pair for pair in mine if pair["wer_difference"] == rounded(wer[pair["one"]] - wer[pair["other"]])]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again") from error
 
 
 def link(model: Path, path: Path) -> None:
     """`path` becomes `model`, without a second copy on the disk where the file system allows it."""
     with replacing(path) as temporary:
+        temporary.unlink()
         try:
             os.link(model, temporary)
         except OSError:

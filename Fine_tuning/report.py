@@ -6,6 +6,9 @@ Reads the committed files in results/reference/, which the scripts in benchmarks
 README.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input gives the same bytes.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import argparse
 import re
 from pathlib import Path
@@ -45,7 +48,15 @@ MEASURED = {  # in results/reference/, and what writes it
 def main() -> None:
     """Write everything that follows from the results, each file whole or not at all."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    files = made()
+    try:
+        files = made()
+    except UserError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{REFERENCE} or {PAPER / 'published.json'} lacks what the README and the paper state "
+            f"({type(error).__name__}: {error}); restore it from git, or measure it again with benchmarks/"
+        ) from error
     make_folder(PAPER / "figures")
     for path, content in files.items():
         with replacing(path) as temporary:

@@ -7,6 +7,9 @@ writes into training.output: the model, image.png, metrics.csv, run.json, checkp
 after an interruption it goes on from the last checkpoint.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +22,13 @@ from finetuning.errors import UserError, run
 from finetuning.figures import loss_curve
 from finetuning.files import alone, clear_left_over, make_folder, sha256
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest
-from finetuning.metrics import read_metrics
+from finetuning.metrics import lacking, last_row, read_metrics
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
+
+
+LONGEST_NAME = 180  # bytes of a model's name, of the 255 of a file's: others are longer
 
 
 def main() -> None:
@@ -35,6 +41,7 @@ def main() -> None:
     if config.training.overfit:
         self_test(config, base)
         return
+    refuse_what_fails_later(config, base, output)
     with alone(make_folder(output)) if rank == 0 else nullcontext():  # the others belong to the first
         train(config, base, output, data["validation"], rank)
 
@@ -43,7 +50,7 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     """Train from `base`, or go on, and leave the model and what belongs to it in `output`."""
     exported = output / f"{config.training.name}.nemo"
     record = run_record.start(output, config, base, writes=rank == 0)
-    if "model" in record and exported.is_file():
+    if run_record.is_finished(output, config, record):
         print(f"Already finished: {exported}; type training.output=… to train another one")
         return
 
@@ -53,24 +60,29 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     model = starting_point(config, base, speaks=rank == 0)
     from finetuning import checkpoints, training
     from finetuning import model as models
+    from finetuning.inference import read_wavs
 
+    shown = validation[:16]  # the transcripts that are compared at the end, for which step 3's reader is stricter
+    read_wavs([utterance.wav(experiment.data_folder(config)) for utterance in shown], models.sample_rate(model))
     start = checkpoints.last_checkpoint(output / "checkpoints", model, writes=rank == 0)
     circumstances = training.circumstances(config.training, start)
     if rank == 0:
         if start.path:
             print(f"Going on from {start.path}")
+        if lost := lacking(output / "metrics.csv", start.epochs):
+            print(lost)
         run_record.add_session(output, record, **circumstances)
     warnings = training.fit(model, config, output, start)
     if rank != 0:
         return
 
     models.save(model, exported)
-    check_transcripts(model, exported, validation[:16], config)
+    check_transcripts(model, exported, shown, config)
     metrics = read_metrics(output / "metrics.csv")
-    loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
-    last = {name: float(metrics[name].iloc[-1]) for name in ("val_loss", "val_wer", "val_cer")}
-    figures = {"device": circumstances["device"], "epochs": len(metrics), "warnings": warnings, **last}
-    run_record.finish(output, record, model=sha256(exported), **figures)
+    if len(metrics):
+        loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
+    figures = {"device": circumstances["device"], "epochs": config.training.max_epochs, "warnings": warnings}
+    run_record.finish(output, record, model=sha256(exported), **figures, **last_row(metrics))
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
     for warning in warnings:
         print(f"There was a warning, {warning}")
@@ -96,6 +108,24 @@ def find_base(config: Config) -> Path | None:
     from finetuning.registry import find
 
     return find(config.model.base, config.model) if config.model.base else None
+
+
+def refuse_what_fails_later(config: Config, base: Path | None, output: Path) -> None:
+    """UserError for a name or a place that only the end of training, or step 3, would find out to be none."""
+    name, path = config.training.name, output / f"{config.training.name}.nemo"
+    others = [model for model in config.evaluation.models if experiment.resolve(model) != path]
+    taken = {m if m in config.model.registry else Path(m).name.removesuffix(".nemo") for m in others}
+    if base and base.resolve() == path.resolve():
+        raise UserError(f"model.base is {path}, the file this run writes; type training.output=… or training.name=…")
+    if name in {"comparisons", *taken} or name.endswith("+LM"):
+        raise UserError(f"training.name={name}: step 3 calls other results so; type another training.name")
+    if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"training.name must be printable and of at most {LONGEST_NAME} bytes: files are called after it"
+        )
+    for file in (path, output / "image.png", output / "metrics.csv"):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, and this run writes a file of that name; remove it")
 
 
 def starting_point(config: Config, base: Path | None, speaks: bool) -> "EncDecCTCModel":

@@ -1,13 +1,16 @@
 """A model and recordings -> what is said in them, as text, JSON lines or subtitles.
 
     python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt] [--output FOLDER]
-                                     [--language-model DECODER.JSON]
+                                     [--language-model DECODER.JSON] [--config FILE]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where it is
 quiet. With --output each recording gets a file of its own, and the same command goes on with those that have none yet;
 without, transcripts are printed. Notices and the progress bar go to stderr.
 """
 
+import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +38,6 @@ SHOWN = 5  # names of files that are left out
 def main() -> None:
     """Transcribe what can be read, and end with an error when something could not."""
     arguments = command_line()
-    from finetuning.config_file import load
-    from finetuning.registry import find
     from finetuning.transcripts import Finished, recordings
 
     given, left_out = recordings(arguments.recordings)
@@ -45,7 +46,7 @@ def main() -> None:
     if arguments.format == "srt" and not arguments.output and len(given) > 1:
         raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
     readable = [recording for recording in given if is_readable(recording)]
-    path = find(arguments.model, load("configs/italian.yaml", []).model)
+    path = find_model(arguments.model, arguments.config)
     decoder = Path(arguments.language_model) if arguments.language_model else None
     if decoder:
         from finetuning import tuning
@@ -77,16 +78,30 @@ def main() -> None:
 def command_line() -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "model", metavar="MODEL", help="a .nemo file, or a name of model.registry in configs/italian.yaml"
-    )
+    parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
     parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
         "--language-model", metavar="DECODER.JSON", help="as evaluate.py evaluation.decoder=lm leaves it for a model"
     )
+    parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--output", metavar="FOLDER", help="for one file a recording")
     return parser.parse_args()
+
+
+def find_model(name_or_path: str, config: str) -> Path:
+    """Return the model's file; a path needs no configuration, and is not kept from being used by one that is broken."""
+    from finetuning import config as experiment
+    from finetuning.config_file import load
+    from finetuning.registry import find
+
+    try:
+        models = load(config, []).model
+    except UserError:
+        if not name_or_path.endswith(".nemo"):
+            raise
+        models = experiment.Model()
+    return find(name_or_path, models)
 
 
 def say(sentence: object) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 ODD = [
     b"null", b"[]", b"{}", b"-1", b"1e999", b"NaN", b"true", b'""', b'"\\ud800"', b"[" * 3000, b"9" * 5000, b"\xff\xfe",
-    b"\x00", b"\n", b"\r", b'"', b"}", b"]", b",", b":", b"\t", b"\x1b[2J", "\u2028\u0301İ".encode(), b"../", b"1" * 400,
+    b"\x00", b"\n", b"\r", b'"', b"}", b"]", b",", b":", b"\t", b"\x1b[2J",
+    "\u2028\u0301İ".encode(), b"../", b"1" * 400,
 ]  # fmt: skip
 VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|\[[^][]*\]|\{[^{}]*\}')
 

@@ -2,13 +2,15 @@
 
 import json
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 import soxr
+import yaml
 from conftest import ROOT
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 ARCHITECTURE = ROOT / "configs" / "models" / "quartznet_small.yaml"
 ENGLISH = " abcdefghijklmnopqrstuvwxyz'"
 ITALIAN = ENGLISH + "àèéìíîòóùú"
+Change = Callable[[bytes], bytes | None]
 
 
 def lively_model(alphabet: str, architecture: Path = ARCHITECTURE, seed: int = 0) -> "EncDecCTCModel":
@@ -39,6 +42,48 @@ def lively_model(alphabet: str, architecture: Path = ARCHITECTURE, seed: int = 0
         decoder.weight *= 10
         decoder.bias.copy_(-decoder.weight[:, :, 0] @ encoded.mean(dim=(0, 2)))
     return model
+
+
+def rewritten(saved: Path, path: Path, changes: dict[str, Change]) -> Path:
+    """A copy of a .nemo file with some members changed, or left out where the change gives None."""
+    with tarfile.open(saved) as old, tarfile.open(path, "w") as new:
+        for member in old:
+            content = old.extractfile(member).read() if member.isfile() else b""
+            content = changes.get(Path(member.name).name, bytes)(content)
+            if content is not None:
+                member.size = len(content)
+                new.addfile(member, BytesIO(content))
+    return path
+
+
+def config_changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Change]:
+    def edited(content: bytes) -> bytes:
+        config = yaml.safe_load(content)
+        change(config)
+        return yaml.safe_dump(config).encode()
+
+    return {"model_config.yaml": edited}
+
+
+def as_published(config: dict[str, Any], is_tarred: bool = True) -> None:
+    """As the published base model's: keys of NeMo 1.0, its trainers' paths and what they left open, no decoding."""
+    for key in ("decoding", "nemo_version", "labels"):
+        config.pop(key, None)
+    config["preprocessor"]["stft_conv"] = False
+    config["spec_augment"] = {"_target_": "nemo.collections.asr.modules.SpectrogramAugmentation"}
+    config["spec_augment"] |= {"rect_freq": 50, "rect_masks": 5, "rect_time": 120}
+    data = {"labels": list(ENGLISH), "sample_rate": 16000, "batch_size": 32, "trim_silence": True, "max_duration": 16.7}
+    tars = {
+        "is_tarred": is_tarred,
+        "tarred_audio_filepaths": "/asr_set_1.2/train/audio_{0..1023}.tar" * is_tarred or None,
+    }
+    tars |= {"shuffle_n": 2048} if is_tarred else {}
+    config["train_ds"] = {"manifest_filepath": "/asr_set_1.2/train/train_{0..1023}.json", **data, **tars}
+    config["validation_ds"] = {"manifest_filepath": "/asr_set_1.2/dev.json", **data, "shuffle": False}
+    config["test_ds"] = {"manifest_filepath": "???", **data}
+    schedule = {"name": "CosineAnnealing", "monitor": "val_loss", "reduce_on_plateau": False, "warmup_ratio": 0.02}
+    config["optim"] = {"name": "novograd", "lr": 0.05, "betas": [0.95, 0.5], "sched": schedule}
+    config["target"] = "nemo.collections.asr.models.ctc_models.EncDecCTCModel"
 
 
 def write_clips(archive: Path, folder: Path, count: int) -> Path:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from typing import ClassVar
 
 import pytest
 from conftest import ROOT, assert_refused
+from finetuning.config import Archive
+from finetuning.data_collective import fetch
+from finetuning.errors import UserError
 from releases import SAMPLE, digest
 
 CONTENT = SAMPLE.read_bytes()
@@ -36,6 +40,7 @@ class Collective(BaseHTTPRequestHandler):
     knows_ranges = True
     says_length = True
     sends = CONTENT
+    endless = False  # the file again and again, without a length, 50 MB at most
     delay_s = 0.0  # between two pieces
     log: list[tuple[str, str | None, str | None]]  # method and path, Range, Authorization
 
@@ -71,9 +76,12 @@ class Collective(BaseHTTPRequestHandler):
             self.reply(416, {})
             return
         self.send_response(206 if start else 200)
-        if self.says_length:
+        if self.says_length and not self.endless:
             self.send_header("Content-Length", str(len(self.sends) - start))
         self.end_headers()
+        if self.endless:
+            for _ in range(50_000_000 // len(self.sends)):
+                self.wfile.write(self.sends)
         rest = self.sends[start : None if self.dies_after is None else start + self.dies_after]
         for piece in range(0, len(rest), 1 << 16):
             self.wfile.write(rest[piece : piece + (1 << 16)])
@@ -124,20 +132,22 @@ class Run:
         self.folder = folder
         self.seen = ""  # all it ever said
 
-    def start(self, address: str, *overrides: str, key: str | None = KEY, **options: object) -> subprocess.Popen[str]:
+    def start(
+        self, address: str, *overrides: str, key: str | None = KEY, project: Path = ROOT, **options: object
+    ) -> subprocess.Popen[str]:
         arguments = [f"dataset.source={self.archive}", f"dataset.output={self.output}", f"dataset.download={ID}"]
         arguments += [f"dataset.archive.name={self.archive.name}", f"dataset.archive.size_bytes={len(CONTENT)}"]
         arguments += [f"dataset.archive.sha256={SHA256}", "dataset.workers=2", *overrides]
         environment = {**os.environ, "MDC_API_URL": address, "NO_PROXY": "127.0.0.1", "HOME": str(self.folder)}
         environment.pop("MDC_API_KEY", None)
+        environment |= options.pop("environment", {})
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), *arguments],
+            [sys.executable, str(project / "Fine_tuning" / "dataset_creation.py"), *arguments],
             env=environment if key is None else {**environment, "MDC_API_KEY": key},
-            cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **{"preexec_fn": interruptible, **options},
+            **{"preexec_fn": interruptible, "cwd": self.folder, **options},
         )
 
     def __call__(self, address: str, *overrides: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -196,19 +206,94 @@ def test_from_a_key_to_manifests_and_downloaded_once(run: Run) -> None:
     assert digest(run.output).keys() >= {"dataset.json"}
 
 
-def test_the_key_may_stand_in_dot_env(run: Run) -> None:
-    (run.folder / ".env").write_text(f"MDC_API_KEY={KEY}\n")
-    with serving() as (address, log):
-        assert_came(run(address, *NO_CLIPS, key=None))
-    (run.folder / ".env").unlink()
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project, in which a `.env` may be written."""
+    for folder in ("Fine_tuning", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / "project" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "project"
+
+
+def test_the_key_may_stand_in_dot_env_and_nothing_else(run: Run, project: Path) -> None:
+    with serving() as (address, log), serving() as (other, stolen):
+        (project / ".env").write_text(f"MDC_API_KEY={KEY}\nMDC_API_URL={other}\nHTTP_PROXY={other}\nX=${{HOME}}\n")
+        without_proxies = {"NO_PROXY": "", "http_proxy": "", "HTTP_PROXY": "", "ALL_PROXY": "", "all_proxy": ""}
+        assert_came(run(address, *NO_CLIPS, key=None, project=project, environment=without_proxies))
+    (project / ".env").unlink()
     assert log[-1][0] == "GET /file"
+    assert stolen == []
 
 
-def test_a_dot_env_that_is_no_text(run: Run) -> None:
-    (run.folder / ".env").write_bytes("MDC_API_KEY=caf\xe9".encode("latin-1"))
+def test_a_dot_env_of_the_current_folder_or_one_above_sets_nothing(run: Run) -> None:
+    with serving() as (address, log), serving() as (other, stolen):
+        (run.folder / ".env").write_text(f"MDC_API_KEY=a-key\nHTTP_PROXY={other}\nPYTHONPATH={run.folder}\n")
+        (run.folder / "below").mkdir()
+        for folder in (run.folder, run.folder / "below"):
+            assert_refused(run(address, key=None, cwd=folder), "no key to download it with", str(ROOT / ".env"))
+            assert_came(run(address, *NO_CLIPS, cwd=folder, environment={"NO_PROXY": "", "HTTP_PROXY": ""}))
+            run.archive.unlink()
+    assert {authorization for what, _, authorization in log if "/api/" in what} <= {f"Bearer {KEY}", None}
+    assert stolen == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://mozilladatacollective.com.example/api",
+        "http://mozilladatacollective.com/api",
+        "http://127.0.0.1.example/api",
+        "http://127.0.0.1:80@example.org/api",
+        "http://127.0.0.1\\@example.org/",
+        "http://localhost@example.org",
+        "http://2130706433/",
+        "//127.0.0.1/api",
+        "example.org",
+        "http://127.0.0.1/api?to=http://example.org",
+    ],
+)
+def test_the_key_goes_to_no_other_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MDC_API_URL", address)
+    monkeypatch.setenv("MDC_API_KEY", KEY)
+    with pytest.raises(UserError, match=r"MDC_API_URL names another server .* type: unset MDC_API_URL") as refusal:
+        fetch(ID, Archive("release.tar.gz", len(CONTENT), SHA256), tmp_path / "release.tar.gz")
+    assert KEY not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_proxy_before_this_machine_does_not_see_the_key(run: Run) -> None:
+    with serving() as (address, log), serving() as (other, seen):
+        refused = run(address, environment={"NO_PROXY": "", "no_proxy": "", "HTTP_PROXY": other})
+        assert_refused(refused, "proxy", "export NO_PROXY=127.0.0.1")
+    assert log == seen == []
+
+
+def test_who_is_sent_to_by_the_server_does_not_see_the_key(run: Run) -> None:
+    with serving() as (other, seen):
+        elsewhere = {
+            f"GET /api/datasets/{ID}": (307, {"Location": f"{other}/datasets/{ID}"}, ""),
+            f"POST /api/datasets/{ID}/download": (307, {"Location": f"{other}/datasets/{ID}/download"}, ""),
+        }
+        with serving(refuses=elsewhere) as (address, _):
+            assert_came(run(address, *NO_CLIPS))
+    assert {entry[0] for entry in seen} == {*elsewhere, "GET /file"}
+    assert {authorization for _, _, authorization in seen} == {None}
+
+
+@pytest.mark.parametrize("have", [0, 1000])
+def test_an_endless_answer_ends(run: Run, have: int) -> None:
+    if have:
+        broken_off(run, CONTENT[:have])
+    with serving(endless=True) as (address, log):
+        assert_refused(run(address), f"more than the {len(CONTENT):,} bytes that are due", "nothing of it was kept")
+    assert len(pieces(log)) == 1
+    assert not run.part.exists()
+
+
+def test_a_dot_env_that_is_no_text(run: Run, project: Path) -> None:
+    (project / ".env").write_bytes("MDC_API_KEY=caf\xe9".encode("latin-1"))
     with serving() as (address, _):
-        assert_refused(run(address, key=None), ".env", "plain text")
-    assert [path.name for path in run.folder.iterdir()] == [".env"]
+        assert_refused(run(address, key=None, project=project), ".env", "plain text")
+    assert [path.name for path in run.folder.iterdir()] == ["project"]
 
 
 def test_two_runs_do_not_download_the_same(run: Run) -> None:

@@ -136,7 +136,8 @@ def test_what_a_killed_run_left_over_is_cleared_away_and_nothing_else(config: Co
     ended = subprocess.Popen(["true"])
     ended.wait()
     (tmp_path / "wavs").mkdir()
-    left_over = [f".{ended.pid}-test_manifest.json", f".{ended.pid}-writable", f"wavs/.{ended.pid}-a.wav"]
+    ours = f".finetuning-{ended.pid}-0123456789abcdef-"
+    left_over = [f"{ours}test_manifest.json", f"{ours}writable", f"wavs/{ours}a.wav"]
     kept = [f".{os.getpid()}-other.json", ".hidden", f".{ended.pid}", "1-a", ".x-y", f"wavs/{ended.pid}-a.wav"]
     for name in left_over + kept:
         (tmp_path / name).touch()

@@ -1,17 +1,33 @@
+import hashlib
+import io
 import re
+import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from finetuning.config import Model
+from finetuning.config import Download, Model
 from finetuning.errors import UserError
 from finetuning.registry import find
 
-CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+def nemo(*names: str, mode: str = "w") -> bytes:
+    """An archive of files with these names; the last one is large."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=mode) as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 1_000_000 if name == names[-1] else 5
+            archive.addfile(member, io.BytesIO(bytes(range(250)) * 4000))
+    return packed.getvalue()
+
+
+CONTENT = nemo("./model_config.yaml", "./model_weights.ckpt")  # 1.0 MB
+SIZE, SHA256 = len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(BaseHTTPRequestHandler):
@@ -20,27 +36,41 @@ class Server(BaseHTTPRequestHandler):
     dies_after: int | None = None  # bytes, then the connection is closed
     knows_ranges = True
     says_length = True
+    length: str | None = None  # what it announces instead of the truth
+    endless = False  # the content again and again, without a length, 20 MB at most
+    content = CONTENT
+    sends_to: str | None = None  # another address, of which a * is the number of those before it
     asked: list[str | None]  # the Range headers that came
 
     def do_GET(self) -> None:
         wanted = self.headers["Range"]
         self.asked.append(wanted)
-        if self.path != "/m.nemo":
+        if self.sends_to:
+            self.send_response(302)
+            self.send_header("Location", self.sends_to.replace("*", str(len(self.asked))))
+            self.end_headers()
+            return
+        if self.path.partition("?")[0] != "/m.nemo":
             self.send_error(404)
             return
+        size = len(self.content)
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.knows_ranges else 0
-        if start >= len(CONTENT):
+        if start >= size:
             self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.send_header("Content-Range", f"bytes */{size}")
             self.end_headers()
             return
         self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        if self.says_length:
-            self.send_header("Content-Length", str(len(CONTENT) - start))
+        if start and self.says_length:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        if start and not self.says_length:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/*")
+        if self.says_length and not self.endless:
+            self.send_header("Content-Length", self.length or str(size - start))
         self.end_headers()
-        self.wfile.write(CONTENT[start : self.dies_after])
+        with suppress(ConnectionError):  # the client has enough
+            for _ in range(20 if self.endless else 1):
+                self.wfile.write(self.content[start : self.dies_after])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -59,8 +89,8 @@ def serving(**behaviour: object) -> Iterator[tuple[str, list[str | None]]]:
         server.server_close()
 
 
-def registry(address: str, folder: Path) -> Model:
-    return Model(registry={"m": address}, folder=str(folder))
+def registry(address: str, folder: Path, **stated: object) -> Model:
+    return Model(registry={"m": Download(address, **stated)}, folder=str(folder))
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +107,108 @@ def test_downloaded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert find("m", model) == path
     assert asked == [None]
     assert [p.name for p in path.parent.iterdir()] == ["m.nemo"]
-    assert "1.05M/1.05M" in capsys.readouterr().err  # the progress bar
+    said = capsys.readouterr()
+    assert "1.00M/1.00M" in said.err  # the progress bar
+    assert f"model.registry.m: size_bytes: {SIZE}, sha256: {SHA256}" in said.err
+    assert said.out == ""  # where transcribe.py prints texts
+
+
+def test_stated_size_and_checksum_are_held_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as (address, asked):
+        model = registry(f"{address}/m.nemo", tmp_path, size_bytes=SIZE, sha256=SHA256)
+        path = find("m", model)
+        assert "add below" not in capsys.readouterr().err
+        path.write_bytes(CONTENT[:-1] + b"x")
+        with pytest.raises(UserError, match=r"m\.nemo has the SHA-256 .* delete the file"):
+            find("m", model)
+        path.write_bytes(CONTENT + b"x")
+        with pytest.raises(UserError, match=rf"m\.nemo has {SIZE + 1:,} bytes, .* delete the file"):
+            find("m", model)
+    assert asked == [None]
+
+
+WRONG = {
+    "another checksum": ({}, {"sha256": "0" * 64}, rf"has the SHA-256 {SHA256}, and model\.registry\.m states 000"),
+    "a page": ({"content": b"<html>log in first</html>" * 99}, {}, r"is no \.nemo file"),
+    "another archive": ({"content": nemo("a", "b.ckpt", mode="w:gz")}, {}, r"is no \.nemo file"),
+    "a damaged one": ({"content": nemo("model_config.yaml", "m.ckpt", mode="w:gz")[:-3000]}, {}, r"is no \.nemo file"),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "stated", "words"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_no_model_is_set_aside(tmp_path: Path, behaviour: dict, stated: dict, words: str) -> None:
+    with serving(**behaviour) as (address, _):
+        with pytest.raises(UserError, match=words) as refusal:
+            find("m", registry(f"{address}/m.nemo", tmp_path, **stated))
+        assert "set aside as m.nemo.wrong" in str(refusal.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["m.nemo.wrong"]
+    with serving() as (address, _):
+        assert find("m", registry(f"{address}/m.nemo", tmp_path)).read_bytes() == CONTENT
+
+
+def test_a_packed_model(tmp_path: Path) -> None:
+    packed = nemo("model_config.yaml", "model_weights.ckpt", mode="w:gz")
+    with serving(content=packed) as (address, _):
+        assert find("m", registry(f"{address}/m.nemo", tmp_path)).read_bytes() == packed
+
+
+@pytest.mark.parametrize("have", [0, 1000])
+def test_an_endless_answer_ends(tmp_path: Path, have: int) -> None:
+    if have:
+        (tmp_path / "m.nemo.part").write_bytes(CONTENT[:have])
+    due = pytest.raises(UserError, match=f"sends more than the {SIZE:,} bytes that are due")
+    with serving(endless=True, says_length=False) as (address, _), due:
+        find("m", registry(f"{address}/m.nemo", tmp_path, size_bytes=SIZE))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [
+        (None, "does not say how many bytes there are; state them, model.registry.m.size_bytes="),
+        ("many", "does not say how many bytes"),
+        ("-5", "does not say how many bytes"),
+        ("9" * 17, "make room"),
+    ],
+)
+def test_a_length_that_cannot_be(tmp_path: Path, length: str | None, words: str) -> None:
+    refused = pytest.raises(UserError, match=words)
+    with serving(says_length=length is not None, length=length) as (address, _), refused:
+        find("m", registry(f"{address}/m.nemo", tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_length_than_the_one_that_is_stated(tmp_path: Path) -> None:
+    with serving() as (address, _), pytest.raises(UserError, match=rf"announces {SIZE:,} bytes, .* states 5"):
+        find("m", registry(f"{address}/m.nemo", tmp_path, size_bytes=5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_sends_elsewhere(tmp_path: Path) -> None:
+    with serving() as (address, _), serving(sends_to=f"{address}/m.nemo") as (first, _):
+        assert find("m", registry(f"{first}/x.nemo", tmp_path)).read_bytes() == CONTENT
+    for elsewhere, words in {"/*": "without end", "file:///etc/passwd": "no address of the web"}.items():
+        with serving(sends_to=elsewhere) as (first, _), pytest.raises(UserError, match=words):
+            find("m", registry(f"{first}/x.nemo", tmp_path / "other"))
+
+
+def test_a_token_in_an_address_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as (address, _), pytest.raises(UserError, match="404") as refusal:
+        find("m", registry(f"{address}/gone.nemo?token=s3cret", tmp_path))
+    with serving() as (address, _):
+        find("m", registry(f"{address}/m.nemo?token=s3cret", tmp_path))
+    with pytest.raises(UserError, match="there is no model") as unknown:
+        find("https://user:s3cret@host/m.nemo", Model())
+    assert "s3cret" not in f"{refusal.value} {unknown.value} {capsys.readouterr()}"
+
+
+def test_a_link_in_the_place_of_the_part_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"mine")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.nemo.part").symlink_to(tmp_path / "precious")
+    with serving() as (address, _):
+        assert find("m", registry(f"{address}/m.nemo", tmp_path / "models")).read_bytes() == CONTENT
+    assert (tmp_path / "precious").read_bytes() == b"mine"
 
 
 def test_processes_that_ask_at_the_same_time_download_once(tmp_path: Path) -> None:
@@ -114,8 +245,12 @@ def test_starts_over_when_the_server_ignores_ranges(tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_say_the_length(tmp_path: Path) -> None:
+    broken = pytest.raises(UserError, match="the connection broke off")
+    with serving(says_length=False, dies_after=300_000) as (address, _), broken:
+        find("m", registry(f"{address}/m.nemo", tmp_path, size_bytes=SIZE))
+    assert (tmp_path / "m.nemo.part").read_bytes() == CONTENT[:300_000]
     with serving(says_length=False) as (address, _):
-        assert find("m", registry(f"{address}/m.nemo", tmp_path)).read_bytes() == CONTENT
+        assert find("m", registry(f"{address}/m.nemo", tmp_path, size_bytes=SIZE)).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(("part", "requests"), [(CONTENT, 1), (CONTENT + b"x", 2)], ids=["whole", "too long"])

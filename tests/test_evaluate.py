@@ -2,12 +2,17 @@
 
 import json
 import os
+import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +28,30 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # small matrices: a second thread costs m
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with english.nemo, italian.nemo and a file that is no model."""
+    """A folder with english.nemo, italian.nemo, a file that is no model, one whose encoder divides by nothing, and one
+    that fails when it is run: it has half as many mel bands as its encoder wants.
+    """
     from finetuning.model import save
 
     folder = tmp_path_factory.mktemp("models")
     save(lively_model(ENGLISH), folder / "english.nemo")
     save(lively_model(ITALIAN), folder / "italian.nemo")
     (folder / "broken.nemo").write_text("hello")
+    with_config(folder / "zero.nemo", "separable: false", "separable: false\n    groups: 0")
+    with_config(folder / "odd.nemo", "features: 64", "features: 32")
     return folder
+
+
+def with_config(path: Path, old: str, new: str) -> None:
+    """A copy of english.nemo, with another text in the place of one of its configuration."""
+    with tarfile.open(path.with_name("english.nemo")) as given, tarfile.open(path, "w") as taken:
+        for member in filter(tarfile.TarInfo.isfile, given):
+            content = given.extractfile(member).read()
+            if member.name.endswith("model_config.yaml"):
+                assert old.encode() in content
+                content = content.replace(old.encode(), new.encode())
+            member.size = len(content)
+            taken.addfile(member, BytesIO(content))
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +88,9 @@ def options(out: Path, data: Path, *models: str) -> list[str]:
 def evaluated(
     run_script: Script, models: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Two models that are there, one that is not and one that is none."""
+    """Two models that are there, one that is not, one that is none, and two that raise what nobody thinks of."""
     out = tmp_path_factory.mktemp("evaluated")
-    names = [str(models / f"{name}.nemo") for name in ("english", "gone", "broken", "italian")]
+    names = [str(models / f"{name}.nemo") for name in ("english", "gone", "broken", "zero", "odd", "italian")]
     return out, run_script("evaluate.py", *options(out, data, *names), cwd=out, env=ONE_THREAD)
 
 
@@ -78,7 +99,10 @@ def test_the_models_that_are_there_are_evaluated(evaluated: tuple[Path, subproce
     out, process = evaluated
     assert_refused(process, "gone is not evaluated: there is no model", "train.py")
     assert_refused(process, "broken is not evaluated: ", "broken.nemo is not a .nemo file")
-    assert_refused(process, "not evaluated, for the reasons above: gone, broken")
+    assert_refused(
+        process, "zero is not evaluated: ", "odd is not evaluated: RuntimeError: ", "mend it or leave it out"
+    )
+    assert_refused(process, "not evaluated, for the reasons above: gone, broken, zero, odd")
     assert sorted(path.name for path in (out / "results").iterdir()) == [
         "comparisons.json",
         "english.json",
@@ -142,9 +166,10 @@ def test_again_nothing_is_run_and_the_bytes_are_the_same(
     kept = out / "predictions" / "italian" / "predictions.jsonl"
     lines = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(lines[:-1]))
-    refused = run_script("evaluate.py", *options(out, data, names[1]))
-    kept.write_bytes(b"".join(lines))
-    assert_refused(refused, "italian is not evaluated: ", "predictions.jsonl is damaged; delete it")
+    made = run_script("evaluate.py", *options(out, data, *names), env=ONE_THREAD)
+    assert made.returncode == 0, made.stderr
+    assert "italian: predictions are made again (predictions.jsonl is not what was written there)" in made.stdout
+    assert kept.read_bytes() == b"".join(lines)
     assert {path: path.read_bytes() for path in (out / "results").iterdir()} == before
 
 
@@ -205,6 +230,107 @@ def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, t
     assert spent()["audio_seconds"] == pytest.approx(sum(durations)), "of the last pass alone"
 
 
+@pytest.mark.nemo
+def test_a_wav_that_was_changed_is_heard_again_and_one_that_was_cut_off_is_named(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]],
+    run_in_process: Script,
+    models: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(data, tmp_path / "it")
+    shutil.copytree(evaluated[0] / "predictions" / "italian", tmp_path / "predictions" / "italian")
+    command = ["evaluate.py", *options(tmp_path, tmp_path / "it", str(models / "italian.nemo"))]
+    assert "italian: model and manifest are as before, predictions are reused" in run_in_process(*command).stdout
+    wav = max((tmp_path / "it" / "wavs").iterdir(), key=lambda path: path.stat().st_size)
+    wav.touch()
+    again = run_in_process(*command)
+    assert "italian: predictions are made again (different now: audio)" in again.stdout
+    assert again.returncode == 0, again.stderr
+    for name in ("results/italian.json", "predictions/italian/predictions.jsonl"):
+        assert (tmp_path / name).read_bytes() == (evaluated[0] / name).read_bytes()
+
+    whole = wav.read_bytes()
+    wav.write_bytes(whole[: len(whole) // 2])
+    cut = run_in_process(*command)
+    assert_refused(cut, f"italian is not evaluated: cannot read {wav} as a wav (it lasts 1.10 s of 2.20 s); delete it")
+    assert not (tmp_path / "predictions" / "italian" / "predictions.jsonl").exists()
+    wav.write_bytes(whole)
+    assert run_in_process(*command).returncode == 0
+    assert (tmp_path / "results/italian.json").read_bytes() == (evaluated[0] / "results/italian.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    """The names that evaluate.py defines."""
+    return runpy.run_path(str(ROOT / "Fine_tuning" / "evaluate.py"))
+
+
+@pytest.mark.nemo
+def test_a_model_that_is_replaced_while_it_is_read_is_not_taken_for_the_other(
+    script: dict[str, Any], models: Path
+) -> None:
+    model = script["Model"]("italian", models / "italian.nemo", "0" * 64)
+    with pytest.raises(UserError, match=r"italian.nemo was replaced while it was read; type the same command again"):
+        script["restore"](model)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (UserError("it is no model; fetch it"), "it is no model; fetch it"),
+        (
+            ZeroDivisionError("division by zero"),
+            r"ZeroDivisionError: division by zero \(test_evaluate.py, line \d+\); me",
+        ),
+        (KeyError("a"), "KeyError: 'a' "),
+        (RuntimeError("first line\nsecond line"), r"RuntimeError: first line \(test"),
+        (AssertionError(), r"AssertionError:  \(test"),
+        (MemoryError(), "not enough memory; what is finished is kept: make some free, type it again"),
+        (RuntimeError("std::bad_alloc"), "not enough memory"),
+        (
+            PermissionError(13, "Permission denied", "a.nemo"),
+            r"cannot read or write a.nemo \(Permission denied\); mend",
+        ),
+        (ValueError("\x1b[2J"), r"ValueError:  \[2J \(test"),
+    ],
+    ids=repr,
+)
+def test_whatever_one_model_raises_is_one_sentence(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str], raised: Exception, said: str
+) -> None:
+    missing: list[str] = []
+    with script["not_in_vain"]("m", missing):
+        raise raised
+    assert missing == ["m"]
+    assert re.fullmatch(f"\nm is not evaluated: {said}.*\n", capsys.readouterr().err)
+
+
+def interrupted_import() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise ImportError("cannot import name")  # noqa: B904 as libraries do it
+
+
+def interrupted_call() -> None:
+    raise RuntimeError("KeyboardInterrupt: <EMPTY MESSAGE>")  # as pybind11 passes it on
+
+
+def unread() -> None:
+    raise BrokenPipeError
+
+
+@pytest.mark.parametrize("end", [interrupted_import, interrupted_call, unread])
+def test_what_ends_all_models_is_not_taken_for_a_fault_of_one(script: dict[str, Any], end: Callable[[], None]) -> None:
+    missing: list[str] = []
+    with pytest.raises((ImportError, RuntimeError, BrokenPipeError)), script["not_in_vain"]("m", missing):
+        end()
+    with pytest.raises(KeyboardInterrupt), script["not_in_vain"]("m", missing):
+        raise KeyboardInterrupt
+    assert not missing
+
+
 def test_refusals_before_any_model_is_loaded(run_script: Script, tmp_path: Path) -> None:
     data = tmp_path / "it"
     data.mkdir()
@@ -219,7 +345,7 @@ def test_refusals_before_any_model_is_loaded(run_script: Script, tmp_path: Path)
     refused = run_script("evaluate.py", *options(tmp_path, data, "a.nemo"))
     assert_refused(refused, "a is not evaluated: there is no model a.nemo")
     assert_refused(run_script("evaluate.py", *options(tmp_path, data, "a.nemo", "b/a.nemo")), "both be called a")
-    assert_refused(run_script("evaluate.py", *options(tmp_path, data, "comparisons.nemo")), "called as another result")
+    assert_refused(run_script("evaluate.py", *options(tmp_path, data, "comparisons.nemo")), "as another result is")
     assert_refused(run_script("evaluate.py", *options(tmp_path, data)), "names no model")
     blocked = run_script(
         "evaluate.py", *options(tmp_path, data, "a.nemo"), f"evaluation.results={tmp_path}/it/gone.wav/x"

@@ -1,7 +1,11 @@
 """Step 3 with a language model, as a user runs it: a real small model, a real n-gram model, real clips."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -89,11 +93,28 @@ def language_model(run_script: Script, data: Path, model: Path) -> Path:
 def both(
     run_script: Script, data: Path, model: Path, language_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Finished:
-    """A run with it."""
+    """A run with it, beside which others are started: into the same folders, one of them, and into others."""
     out = tmp_path_factory.mktemp("both")
-    process = run_script("evaluate.py", *options(out, data, model), "evaluation.decoder=lm", env=ONE_THREAD)
-    assert process.returncode == 0, process.stderr
-    return out, process
+    command = [*options(out, data, model), "evaluation.decoder=lm"]
+    script, pipe = [sys.executable, str(ROOT / "Fine_tuning" / "evaluate.py")], subprocess.PIPE
+    with subprocess.Popen(
+        [*script, *command], env={**os.environ, **ONE_THREAD}, stdout=pipe, stderr=pipe, text=True
+    ) as first:
+        while not (out / "results").is_dir():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        same = run_script("evaluate.py", *command)
+        results = run_script("evaluate.py", *command, f"evaluation.predictions={out}/others")
+        others = [f"evaluation.predictions={out}/others", f"evaluation.results={out}/others"]
+        elsewhere = run_script("evaluate.py", *command, *others, "evaluation.models=[gone.nemo]")
+        assert first.poll() is None, "it has ended too early for this test"
+        printed, said = first.communicate()
+    assert_refused(same, f"another run is writing to {out}/predictions; wait for its end")
+    assert_refused(results, f"another run is writing to {out}/results; wait for its end")
+    assert_refused(elsewhere, "not evaluated, for the reasons above: gone")
+    assert first.returncode == 0, said
+    shutil.rmtree(out / "others")
+    return out, CompletedProcess(command, 0, printed, said)
 
 
 def kept(out: Path) -> dict[str, bytes]:
@@ -197,21 +218,49 @@ def test_a_run_without_and_then_one_with_is_the_same(
     ).read_bytes()
 
 
-def test_a_damaged_file_of_log_probabilities_is_named(
+@pytest.mark.parametrize("part", ["", "validation"])
+def test_damaged_log_probabilities_are_made_again(
+    both: Finished, run_in_process: Script, data: Path, model: Path, tmp_path: Path, part: str
+) -> None:
+    """Where they are needed, and so that size and time tell nothing: a byte of them is another."""
+    shutil.copytree(both[0], tmp_path / "out")
+    work = tmp_path / "out" / "predictions"
+    (work / "italian+LM" / "decoder.json").unlink()
+    frames = work / "italian" / part / "log_probabilities.f32"
+    times = frames.stat()
+    content = bytearray(frames.read_bytes())
+    content[100] ^= 1
+    frames.write_bytes(content)
+    os.utime(frames, ns=(times.st_atime_ns, times.st_mtime_ns))
+    process = run_in_process("evaluate.py", *options(tmp_path / "out", data, model), "evaluation.decoder=lm")
+    assert process.returncode == 0, process.stderr
+    assert f"{frames} is damaged (it is not what was written there)" in process.stdout
+    assert kept(tmp_path / "out") == kept(both[0])
+
+
+def test_predictions_that_are_gone_are_made_again_and_nothing_is_tuned_anew(
     both: Finished, run_in_process: Script, data: Path, model: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(both[0], tmp_path / "out")
-    work = tmp_path / "out" / "predictions"
-    (work / "italian+LM" / "predictions.jsonl").unlink()
-    frames = work / "italian" / "log_probabilities.f32"
-    frames.write_bytes(frames.read_bytes()[:-5])
-    command = ["evaluate.py", *options(tmp_path / "out", data, model), "evaluation.decoder=lm"]
-    refused = run_in_process(*command)
-    assert_refused(refused, "italian+LM is not evaluated", f"{frames} is damaged", f"delete {work / 'italian'} and run")
-    shutil.rmtree(work / "italian")
-    assert run_in_process(*command).returncode == 0
+    shutil.rmtree(tmp_path / "out" / "predictions" / "italian")
+    process = run_in_process("evaluate.py", *options(tmp_path / "out", data, model), "evaluation.decoder=lm")
+    assert process.returncode == 0, process.stderr
     whole = {name: content for name, content in kept(both[0]).items() if "/validation/" not in name}
-    assert kept(tmp_path / "out") == whole, "decoder.json is as it was, so nothing is tuned anew"
+    assert kept(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("changed", [{"lm_weight": 0.01}, {"beam": 1}])
+def test_a_decoder_that_was_changed_by_hand_is_found_anew(
+    both: Finished, run_in_process: Script, data: Path, model: Path, tmp_path: Path, changed: dict[str, float]
+) -> None:
+    shutil.copytree(both[0], tmp_path / "out")
+    path = tmp_path / "out" / "predictions" / "italian+LM" / "decoder.json"
+    decoder = json.loads(path.read_text())
+    path.write_text(json.dumps(decoder | {"settings": decoder["settings"] | changed}))
+    process = run_in_process("evaluate.py", *options(tmp_path / "out", data, model), "evaluation.decoder=lm")
+    assert process.returncode == 0, process.stderr
+    assert "italian+LM: predictions are made again (decoder.json is not what was written there)" in process.stdout
+    assert kept(tmp_path / "out") == kept(both[0])
 
 
 def test_another_language_model_is_tuned_anew(

@@ -1,6 +1,8 @@
+import argparse
 import base64
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pandas as pd
 import pytest
 import soundfile
 from conftest import ROOT, Script, assert_refused
-from finetuning import card_metadata, dataset, results, run_record, slices
+from finetuning import card_metadata, dataset, model_card, results, run_record, slices
 from finetuning.config_file import load
 from finetuning.errors import UserError
 from finetuning.files import read_json, sha256, write_json
@@ -25,6 +27,9 @@ from finetuning.metrics import COLUMNS, write_metrics
 from finetuning.scoring import Score, resampled, units
 from finetuning.selection import TextReport
 from huggingface_hub import ModelCard, metadata_load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import mutated
 
 MODEL = ROOT / "models" / "demo" / "quartznet_small_en.nemo"
 SAMPLE, REAL = "cv-corpus-sample-1.0-2026-11-22/it", "cv-corpus-24.0-2025-12-05/it"
@@ -74,8 +79,8 @@ evaluation:
     write_json(data / "dataset.json", dataset.describe(config, release, 30, chosen, [], TextReport({}, [])))
 
     model = output / "Model-IT-finetuned.nemo"
-    shutil.copyfile(MODEL, model)
     record = run_record.start(output, config, MODEL)
+    shutil.copyfile(MODEL, model)
     run_record.add_session(output, record, device="CPU, 1 threads", precision="32-true")
     figures = [(1, "frozen", 90.0, 80.0, 0.9, 0.5, 1e-3), (2, "unfrozen", 20.0, 10.0, 0.125, 0.04, 1e-4)]
     write_metrics(output / "metrics.csv", pd.DataFrame(figures, columns=COLUMNS))
@@ -223,6 +228,44 @@ def test_results_of_another_test_set(export: Script, tmp_path: Path) -> None:
     assert_refused(export(), "is of another manifest", "evaluate again")
 
 
+@pytest.mark.parametrize("folder", ["run", "results", "run/export"])
+def test_a_folder_that_another_run_writes_to(export: Script, tmp_path: Path, folder: str) -> None:
+    """What is read there could be of two runs."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    before = sorted((tmp_path / "run").rglob("*"))
+    holder = f"import fcntl, os, time; fcntl.flock(os.open({str(tmp_path / folder)!r}, 0), 2); print(1); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-uc", holder], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        refused = export()
+        other.kill()
+    assert_refused(refused, f"another run is writing to {tmp_path / folder}; wait for its end")
+    assert sorted((tmp_path / "run").rglob("*")) == before
+    assert export().returncode == 0
+
+
+def test_whatever_the_steps_have_left_it_is_one_sentence(tmp_path: Path) -> None:
+    """Of the files that the card is made of, whatever is in them."""
+    config = load(make(tmp_path), [])
+    script = runpy.run_path(str(ROOT / "Fine_tuning" / "export.py"))
+    arguments = argparse.Namespace(config="c", overrides=[], license="mit")
+    model = tmp_path / "run" / "Model-IT-finetuned.nemo"
+    names = ["run/run.json", "run/metrics.csv", "data/dataset.json", "results/comparisons.json"]
+    whole = {name: (tmp_path / name).read_bytes() for name in [*names, "results/Model-IT-finetuned+LM.json"]}
+
+    @given(st.sampled_from(list(whole)).flatmap(lambda name: st.tuples(st.just(name), mutated(whole[name]))))
+    @settings(max_examples=40, deadline=None)
+    def gather(changed: tuple[str, bytes]) -> None:
+        (tmp_path / changed[0]).write_bytes(changed[1])
+        try:
+            card_metadata.check(model_card.write(script["gather"](model, config, arguments)))
+        except UserError as error:
+            assert str(error).count("\n") == 0
+        finally:
+            (tmp_path / changed[0]).write_bytes(whole[changed[0]])
+
+    gather()
+
+
 def test_data_of_another_training(export: Script, tmp_path: Path) -> None:
     with manifest_path(tmp_path / "data", "train").open("a") as manifest:
         manifest.write("\n")
@@ -250,11 +293,13 @@ def test_a_release_that_does_not_say_its_language(export: Script, tmp_path: Path
 
 def test_results_without_a_rate_or_of_an_older_version(export: Script, tmp_path: Path) -> None:
     path = tmp_path / "results" / "Model-IT-finetuned+LM.json"
-    change(path, cer=float("nan"))
+    whole = read_json(path)
+    change(path, cer=0.1)
+    assert_refused(export(), f"{path} is not what evaluate.py writes; delete it and evaluate again")
+    change(path, cer=None, characters=0)
     assert_refused(export(), "states no number for Test CER")
     assert not (tmp_path / "run" / "export").exists(), "a broken card is not written"
-    write_json(path, {key: value for key, value in read_json(path).items() if key != "slices"})
-    change(path, cer=0.1)
+    write_json(path, {key: value for key, value in whole.items() if key != "slices"})
     assert_refused(export(), "lack what a model card states ('slices')")
 
 

@@ -1,8 +1,10 @@
 """A real small model exported by NeMo and run by OpenVINO: the same log-probabilities, made once."""
 
+import multiprocessing
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,84 @@ def test_where_it_cannot_be_written_the_model_runs_in_torch(path: Path, capsys: 
     assert said.startswith("lively.nemo runs in torch, which is slower") and str(export) in said
     for one, other in zip(log_probabilities(model, NOISE), frames(model, None, [NOISE]), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def read_only(path: Path) -> Iterator[Path]:
+    """The model once more, in a folder that is mounted read-only."""
+    folder = path.parent / "read-only"
+    folder.mkdir()
+    if subprocess.run(["mount", "--bind", "-o", "ro", path.parent, folder], capture_output=True).returncode:
+        pytest.skip("only root may mount a folder read-only")
+    yield folder / path.name
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("how", ["XDG_CACHE_HOME", "HOME"])
+def test_of_a_read_only_folder_the_export_is_kept_in_the_cache(
+    read_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    from finetuning.exported import network
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(how, str(tmp_path / "mine"))
+    model = restored(read_only)
+    assert network(model, read_only)
+    (export,) = (tmp_path / "mine").rglob("*.onnx")
+    made = export.stat().st_mtime_ns
+    assert network(model, read_only)
+    assert export.stat().st_mtime_ns == made
+    assert not kept(read_only) and not capsys.readouterr().err
+
+
+def test_without_any_folder_to_keep_it_in_the_model_runs_in_torch(
+    read_only: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from finetuning.exported import network
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(read_only.parent))
+    assert network(restored(read_only), read_only) is None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "runs in torch" in said and "Read-only file system" in said
+
+
+def test_on_a_full_disk_the_model_runs_in_torch_and_nothing_is_left(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from finetuning.exported import network
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = path.stat().st_size * 5 // 4
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may make a disk")
+    try:
+        full = Path(shutil.copy(path, disk))
+        assert network(restored(full), full) is None
+        assert list(disk.iterdir()) == [full]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert capsys.readouterr().err.startswith("lively.nemo runs in torch, which is slower")
+
+
+def test_two_that_export_at_once_leave_one_whole_file(path: Path) -> None:
+    from finetuning.exported import HASH, _export, network
+    from finetuning.files import sha256
+
+    model = restored(path)
+    export = path.with_name(f"{path.stem}.{sha256(path)[:HASH]}.onnx")
+    forked = multiprocessing.get_context("fork")  # torch computes in one thread here
+    both = [forked.Process(target=_export, args=(model, path, export)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert [found.name for found in path.parent.iterdir() if found != path] == [export.name]
+    made = export.stat().st_mtime_ns
+    assert network(model, path) and export.stat().st_mtime_ns == made
 
 
 def test_a_signal_is_survived_when_networks_have_come_and_gone(path: Path) -> None:

@@ -156,7 +156,26 @@ def other_model(path: Path) -> None:
     torch.save(state, path)
 
 
+class Hostile:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def hostile(path: Path) -> None:
+    import torch
+
+    state = torch.load(path, weights_only=False)
+    state["callbacks"]["Metrics"]["loss_sum"] = Hostile(path.with_name("executed"))
+    torch.save(state, path)
+
+
 DAMAGES = {
+    "it runs something": hostile,
     "cut short": cut_short,
     "empty": lambda path: path.write_bytes(b""),
     "a bit": flip_a_bit,
@@ -188,6 +207,38 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
     with pytest.raises(UserError, match="no checkpoint to go on from"):
         last_checkpoint(folder, model)
     assert (folder / "previous.ckpt").is_file()
+    assert not (folder / "executed").exists()
+
+
+def test_lightning_reads_checkpoints_without_running_anything(
+    cut_off: Path, model: "EncDecCTCModel", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where somebody has switched that off for all of torch; what earlier versions wrote is read."""
+    import torch
+    from finetuning.checkpoints import WholeFiles, last_checkpoint
+    from omegaconf import DictConfig
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    last = cut_off / "checkpoints" / "last.ckpt"
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(last) == ["omegaconf.dictconfig.DictConfig"]
+    state = torch.load(last, weights_only=False)
+    before = WholeFiles().load_checkpoint(last)
+    assert all(weights.equal(before["state_dict"][name]) for name, weights in state["state_dict"].items())
+    torch.save(state | {"hyper_parameters": DictConfig(state["hyper_parameters"])}, last)
+    assert last_checkpoint(last.parent, model).steps == 18
+    hostile(last)
+    with pytest.raises(ValueError, match="more than tensors and plain values"):
+        WholeFiles().load_checkpoint(last)
+    assert not last.with_name("executed").exists()
+
+
+def test_a_checkpoint_names_no_file_that_is_to_be_deleted(tmp_path: Path) -> None:
+    """Lightning removes the worst of those it names as the best, folders too."""
+    from finetuning.checkpoints import BestCheckpoints
+
+    best = BestCheckpoints(tmp_path, 3)
+    best.load_state_dict({"best_k_models": {"/x/..": 9.0, "last.ckpt": 8.0, "/old/epoch=001-val_loss=7.000.ckpt": 7.0}})
+    assert best.best_k_models == {str(tmp_path / "epoch=001-val_loss=7.000.ckpt"): 7.0}
 
 
 def test_after_a_damaged_checkpoint_the_run_goes_on_and_says_that_the_code_changed(
@@ -199,7 +250,7 @@ def test_after_a_damaged_checkpoint_the_run_goes_on_and_says_that_the_code_chang
     record = json.loads((cut_off / "run.json").read_text())
     record["versions"]["torch"] = "2.12.0"
     (cut_off / "run.json").write_text(json.dumps(record))
-    left_over = folder / ".99999999-last.ckpt"
+    left_over = folder / ".finetuning-99999999-0123456789abcdef-last.ckpt"
     left_over.write_bytes(b"half a checkpoint")
 
     done = train()

@@ -102,6 +102,10 @@ def assert_the_same(output: Path, undisturbed: Path) -> None:
     assert made == ends and "dataset.png" in ends and ends.keys() >= MANIFESTS
     logs = [lines_of(folder / "conversion.jsonl") for folder in (output, undisturbed)]
     assert logs[0][0] == logs[1][0]
+    times = [line.pop("wav_mtime_ns", None) for log in logs for line in log[1:]]
+    assert all(
+        time is not None for time, line in zip(times, logs[0][1:] + logs[1][1:], strict=True) if "reason" not in line
+    )
     assert sorted(logs[0][1:], key=lambda line: line["path"]) == sorted(logs[1][1:], key=lambda line: line["path"])
 
 
@@ -146,7 +150,7 @@ def test_killed_with_all_its_processes_at_any_moment_it_goes_on(release: tuple[P
         if done:
             for cut_off in ("train_manifest.json", "dataset.png", "wavs/common_voice_it_40000000.wav"):
                 path = output / cut_off
-                path.with_name(f".{process.pid}-{path.name}").write_bytes(b"RIFF")
+                path.with_name(f".finetuning-{process.pid}-0123456789abcdef-{path.name}").write_bytes(b"RIFF")
     printed = finish(start(source, output))
     assert " 0 to convert" in printed and "written to" in printed
     assert_the_same(output, undisturbed)

@@ -3,8 +3,11 @@
 import gzip
 import io
 import pickle
+import shutil
+import subprocess
 import tarfile
-from collections.abc import Callable
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,19 @@ import yaml
 from conftest import ROOT
 from finetuning.errors import UserError
 from releases import SAMPLE
-from small import ARCHITECTURE, ENGLISH, ITALIAN, lively_model, write_clips
+from small import (
+    ARCHITECTURE,
+    ENGLISH,
+    ITALIAN,
+    Change,
+    as_published,
+    config_changed,
+    lively_model,
+    rewritten,
+    write_clips,
+)  # fmt: skip
 
 pytestmark = pytest.mark.nemo
-
-Change = Callable[[bytes], bytes | None]
 
 
 @pytest.fixture(scope="module")
@@ -54,50 +65,23 @@ def outputs(model: Any) -> Any:
         return model.eval()(**sound())[0]  # (B, T, V + 1)
 
 
-def rewritten(saved: Path, path: Path, changes: dict[str, Change]) -> Path:
-    """A copy of a .nemo file with some members changed, or left out where the change gives None."""
-    with tarfile.open(saved) as old, tarfile.open(path, "w") as new:
-        for member in old:
-            content = old.extractfile(member).read() if member.isfile() else b""
-            content = changes.get(Path(member.name).name, bytes)(content)
-            if content is not None:
-                member.size = len(content)
-                new.addfile(member, io.BytesIO(content))
-    return path
-
-
-def config_changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Change]:
-    def edited(content: bytes) -> bytes:
-        config = yaml.safe_load(content)
-        change(config)
-        return yaml.safe_dump(config).encode()
-
-    return {"model_config.yaml": edited}
-
-
 def without_the_key_3_0_0_wants(config: dict[str, Any]) -> None:
     for search in ("greedy", "beam"):
         del config["decoding"][search]["boosting_tree"]["key_phrase_items_list"]
 
 
-def as_nemo_1_0_wrote_it(config: dict[str, Any]) -> None:
-    """As the published base model's: keys of its time, the paths it was trained from, no decoding."""
-    for key in ("decoding", "nemo_version", "labels"):
-        config.pop(key, None)
-    config["preprocessor"]["stft_conv"] = False
-    config["spec_augment"] = {"_target_": "nemo.collections.asr.modules.SpectrogramAugmentation"}
-    config["spec_augment"] |= {"rect_freq": 50, "rect_masks": 5, "rect_time": 120}
-    data = {"labels": list(ENGLISH), "batch_size": 32, "trim_silence": True, "max_duration": 16.7}
-    tarred = {"is_tarred": True, "tarred_audio_filepaths": "/data/audio_{0..1023}.tar"}
-    config["train_ds"] = {"manifest_filepath": "/data/train.json", **data, **tarred}
-    config["validation_ds"] = {"manifest_filepath": "/data/dev.json", **data}
-    schedule = {"name": "CosineAnnealing", "monitor": "val_loss", "reduce_on_plateau": False, "warmup_ratio": 0.02}
-    config["optim"] = {"name": "novograd", "lr": 0.05, "betas": [0.95, 0.5], "sched": schedule}
-    config["target"] = "nemo.collections.asr.models.ctc_models.EncDecCTCModel"
+def with_references(config: dict[str, Any]) -> None:
+    """As a configuration that somebody trained from, with its own `model` section."""
+    network = config.copy()
+    config.clear()
+    network |= {"dropout": 0.1, "labels": list(ENGLISH)}
+    network["decoder"]["vocabulary"] = "${model.labels}"
+    network["encoder"]["jasper"][0]["dropout"] = "${dropout}"
+    config |= {"model": network, "trainer": {"devices": "${oc.env:HOME}"}}
 
 
 def as_nemo_wrote_it_before_1_0(config: dict[str, Any]) -> None:
-    as_nemo_1_0_wrote_it(config)
+    as_published(config)
     for section in ("preprocessor", "spec_augment", "encoder", "decoder"):
         params = config[section]
         config[section] = {"cls": params.pop("_target_"), "params": params}
@@ -140,10 +124,25 @@ def test_stock_nemo_restores_what_is_saved(model: Any, saved: Path) -> None:
         config_changed(lambda config: config.update(decoding=None)),
         config_changed(without_the_key_3_0_0_wants),  # as NeMo 2.5 and 2.6
         config_changed(lambda config: config.pop("target")),
-        config_changed(as_nemo_1_0_wrote_it),
+        config_changed(as_published),
+        config_changed(lambda config: as_published(config, is_tarred=False)),
         config_changed(as_nemo_wrote_it_before_1_0),
+        config_changed(with_references),
+        config_changed(lambda config: config.update(train_ds={"manifest_filepath": "${oc.env:HOME}"})),
+        config_changed(lambda config: config.update(decoding={"strategy": "beam", "beam": {"kenlm_path": "/x"}})),
     ],
-    ids=["no decoding", "empty decoding", "decoding of 2.5", "no target", "1.0", "before 1.0"],
+    ids=[
+        "no decoding",
+        "empty decoding",
+        "decoding of 2.5",
+        "no target",
+        "1.0",
+        "1.0, not tarred",
+        "before 1.0",
+        "references",
+        "an environment variable for data",
+        "somebody's language model",
+    ],
 )
 def test_files_of_other_nemo_versions(model: Any, saved: Path, tmp_path: Path, change: dict[str, Change]) -> None:
     import torch
@@ -152,6 +151,10 @@ def test_files_of_other_nemo_versions(model: Any, saved: Path, tmp_path: Path, c
     restored = restore(rewritten(saved, tmp_path / "old.nemo", change))
     assert torch.equal(outputs(restored), outputs(model))
     assert not restored.training
+    assert not {"train_ds", "validation_ds", "test_ds", "optim"} & set(restored.cfg)
+    twin = type(restored)(cfg=restored.cfg)  # as for the export: NeMo would open the data of the configuration
+    twin.load_state_dict(restored.state_dict())
+    assert torch.equal(outputs(twin.eval()), outputs(model))
 
 
 def test_stock_nemo_refuses_the_decoding_section_of_2_5(saved: Path, tmp_path: Path) -> None:
@@ -187,6 +190,43 @@ def hostile_checkpoint(_: bytes) -> bytes:
     return content.getvalue()
 
 
+def a_bit_flipped(content: bytes) -> bytes:
+    """In the middle of the largest weights, where torch does not notice."""
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        largest = max(packed.infolist(), key=lambda member: member.file_size)
+    damaged = bytearray(content)
+    damaged[largest.header_offset + largest.file_size // 2] ^= 64
+    return bytes(damaged)
+
+
+def deflated(content: bytes) -> bytes:
+    """Weights that unpack to more than they are."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    return packed.getvalue()
+
+
+def no_numbers(content: bytes) -> bytes:
+    import torch
+
+    weights = torch.load(io.BytesIO(content))
+    weights["decoder.decoder_layers.0.bias"][3] = float("nan")
+    torch.save(weights, packed := io.BytesIO())
+    return packed.getvalue()
+
+
+TOUCHES = b"x: !!python/object/apply:pathlib.Path.touch [executed]\n"
+WRITES = {  # what NeMo 3.0 takes for a class, and calls
+    "_target_": "nemo.collections.asr.parts.utils.manifest_utils.write_manifest",
+    "output_path": "executed",
+    "target_manifest": [],
+}
+OLD = {"cls": WRITES["_target_"], "params": {"output_path": "executed", "target_manifest": []}}
+NAMED = "manifest_utils.write_manifest, which is not among the classes"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -195,26 +235,120 @@ def hostile_checkpoint(_: bytes) -> bytes:
         ({"model_weights.ckpt": lambda content: content[:5000]}, "small.nemo is not a .nemo file"),
         ({"model_weights.ckpt": lambda _: pickle.dumps(Hostile())}, "weights cannot be read"),
         ({"model_weights.ckpt": hostile_checkpoint}, "weights cannot be read"),
+        ({"model_weights.ckpt": a_bit_flipped}, "weights are damaged"),
+        ({"model_weights.ckpt": deflated}, "unpack to more than they are"),
+        ({"model_weights.ckpt": no_numbers}, "no numbers"),
         ({"model_config.yaml": lambda _: b"a: [1"}, "small.nemo is not a .nemo file"),
         ({"model_config.yaml": lambda _: b"- 1"}, "small.nemo is not a .nemo file"),
-        (config_changed(lambda config: config.update(tokenizer={"dir": "x"})), "does not write characters by CTC"),
+        ({"model_config.yaml": lambda content: TOUCHES + content}, "python/object"),
+        ({"model_config.yaml": lambda _: b"[" * 200_000}, "small.nemo is not a .nemo file"),
+        ({"model_config.yaml": lambda content: content + b"#" * 300_000}, "longer than"),
+        ({"model_config.yaml": lambda content: laughs("[", "]") + content}, "entries"),
+        ({"model_config.yaml": lambda content: laughs("{<<: [", "]}") + content}, "merge keys"),
+        ({"model_config.yaml": lambda content: b"x: &x [*x]\n" + content}, "entries"),
+        (config_changed(lambda config: config.update(tokenizer={"dir": "x"})), "writes parts of words"),
+        (config_changed(lambda config: config.update(target="models.EncDecCTCModelBPE")), "parts of words"),
+        (config_changed(lambda config: config.update(target="os.system")), "target names os.system"),
+        (config_changed(lambda config: config.update(joint={})), "transducer"),
         (config_changed(lambda config: config["decoder"].pop("vocabulary")), "does not write characters by CTC"),
-        (config_changed(lambda config: config["encoder"]["jasper"].pop()), "small.nemo is not a .nemo file"),
+        (config_changed(lambda config: config["decoder"]["vocabulary"].__setitem__(0, "the")), "'the' is in its vocab"),
+        (config_changed(lambda config: config["encoder"]["jasper"].pop()), "not those of its configuration"),
+        (config_changed(lambda config: config["encoder"]["jasper"][3].update(repeat=10**9)), "the number 1e.09"),
+        (config_changed(lambda config: config["encoder"]["jasper"][3].update(repeat=40_000)), "far larger network"),
+        (config_changed(lambda config: config["encoder"]["jasper"][3].update(filters=40_000)), "not those of its"),
+        (config_changed(lambda config: config["preprocessor"].update(features=80)), "small.nemo is not a"),
+        (config_changed(lambda config: config["preprocessor"].update(window_size=1000)), "more than a second"),
+        (config_changed(lambda config: config["preprocessor"].update(window_stride="???")), "leaves a value"),
+        (config_changed(lambda config: config["preprocessor"].update(window="${oc.env:HOME}")), "oc.env:HOME}, which"),
+        (config_changed(lambda config: config["preprocessor"].update(window="${window}", window2=1)), "refers to"),
         (config_changed(lambda config: config["encoder"].update(_target_="os.system")), "os.system"),
-        (config_changed(lambda config: config["preprocessor"].update(_target_="os.system")), "os.system"),
+        (config_changed(lambda config: config.update(preprocessor=WRITES)), NAMED),
+        (config_changed(lambda config: config.update(preprocessor=OLD)), NAMED),
+        (config_changed(lambda config: config["preprocessor"].update(window=WRITES)), NAMED),
+        (config_changed(lambda config: config["encoder"]["jasper"].append(OLD)), NAMED),
+        (config_changed(lambda config: config.update(spec_augment={"rng": {"target": WRITES["_target_"]}})), NAMED),
+        (config_changed(lambda config: config["decoding"]["beam"].update(kenlm_path=WRITES)), NAMED),
+        (config_changed(lambda config: config.update(optim=WRITES, adapters=[WRITES])), NAMED),
+        (config_changed(lambda config: config.update(train_ds={"augmentor": {"noise": WRITES}})), NAMED),
+        (config_changed(lambda config: config["encoder"].update(_partial_=True)), "encoder._partial_"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
-)
+)  # fmt: skip
 def test_archives_that_are_no_model_are_refused(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Change], words: str
 ) -> None:
     from finetuning.model import restore
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # of a user who needs it for something else
     with pytest.raises(UserError, match=words) as refusal:
         restore(rewritten(saved, tmp_path / "small.nemo", changes))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "executed").exists()
+
+
+def laughs(opens: str, closes: str) -> bytes:
+    """Twelve lines of YAML, each ten times the one before."""
+    lines = [f"a0: &a0 {opens}{closes}"]
+    lines += [f"a{n}: &a{n} {opens}{', '.join([f'*a{n - 1}'] * 10)}{closes}" for n in range(1, 12)]
+    return "\n".join([*lines, ""]).encode()
+
+
+def added(path: Path, name: str, content: bytes = b"x", **fields: Any) -> None:
+    """Append a member to a .nemo file."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for key, value in fields.items():
+        setattr(member, key, value)
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(member, io.BytesIO(content))
+
+
+def test_other_members_of_an_archive_are_never_unpacked(
+    model: Any, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of it, links, devices, and what would be unpickled as somebody's tokenizer."""
+    import torch
+    from finetuning.model import restore
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    path = Path(shutil.copy(saved, tmp_path))
+    added(path, "../executed")
+    added(path, str(tmp_path / "executed"))
+    added(path, "link", b"", type=tarfile.SYMTYPE, linkname=str(tmp_path))
+    added(path, "link/executed")
+    added(path, "device", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5)
+    added(path, "tokenizer.pkl", pickle.dumps(Hostile()))
+    assert torch.equal(outputs(restore(path)), outputs(model))
+    assert not list(tmp_path.rglob("executed")) and not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("how", ["twice", "a link", "with holes", "gzipped zeros", "a gzipped header of zeros"])
+def test_archives_that_are_not_what_they_look_like_are_refused(saved: Path, tmp_path: Path, how: str) -> None:
+    from finetuning.model import restore
+
+    path = Path(shutil.copy(saved, tmp_path))
+    if how == "twice":
+        added(path, "./model_config.yaml", b"encoder: {}")
+    elif how == "a link":
+        rewritten(saved, path, {"model_config.yaml": lambda _: None})
+        added(path, "model_config.yaml", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+    elif how == "with holes":
+        with (tmp_path / "model_weights.ckpt").open("wb") as file:
+            file.truncate(10**11)
+        rewritten(saved, path, {"model_weights.ckpt": lambda _: None})
+        subprocess.run(["tar", "-rSf", path, "-C", tmp_path, "model_weights.ckpt"], check=True)
+    elif how == "gzipped zeros":
+        large = rewritten(saved, path, {"model_weights.ckpt": lambda _: bytes(1 << 26)})
+        path.write_bytes(gzip.compress(large.read_bytes(), 1))
+    else:
+        added(path, "pax", bytes(1 << 26), type=tarfile.XHDTYPE)
+        whole = path.read_bytes()
+        start = whole.index(b"pax\0")
+        path.write_bytes(gzip.compress(whole[start:], 1))
+    with pytest.raises(UserError, match=r"not one plain file|more than 10 times its size"):
+        restore(path)
 
 
 @pytest.mark.parametrize("share", [None, 0, 0.001, 0.5, 0.99])
@@ -230,8 +364,9 @@ def test_files_that_are_no_archive_are_refused(saved: Path, tmp_path: Path, shar
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("jasper:", "jaspers:"), ("decoder:", "coder:"), ("feat_in: 256", "feat_in: many"), ("ConvASREncoder", "Nothing")],
-)
+    [("jasper:", "jaspers:"), ("decoder:", "coder:"), ("feat_in: 256", "feat_in: many"), ("ConvASREncoder", "Nothing"),
+     ("features: 64", "features: 80"), ("hann", "${oc.env:HOME}"), ("stride: [2]", "stride: [???]")],
+)  # fmt: skip
 def test_a_broken_architecture_is_refused(tmp_path: Path, old: str, new: str) -> None:
     from finetuning.model import build
 
@@ -247,15 +382,11 @@ def test_another_alphabet(saved: Path, tmp_path: Path) -> None:
     import torch
     from finetuning.model import labels, restore, save, set_alphabet
     from nemo.collections.asr.models import EncDecCTCModel
-    from omegaconf import OmegaConf, open_dict
 
     model = restore(saved)
-    with open_dict(model.cfg):
-        model.cfg.train_ds = OmegaConf.create({"manifest_filepath": "x.json", "labels": list(ENGLISH)})
     encoder = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
     set_alphabet(model, ITALIAN)
     assert labels(model) == list(ITALIAN) == list(model.cfg.labels) == list(model.cfg.decoder.vocabulary)
-    assert "train_ds" not in model.cfg
     assert outputs(model).shape[2] == len(ITALIAN) + 1  # the blank, added by NeMo
     assert model.loss._blank == len(ITALIAN)
     assert all(torch.equal(encoder[name], tensor) for name, tensor in model.encoder.state_dict().items())

@@ -1,10 +1,19 @@
+import json
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from finetuning import predictions
+from conftest import ROOT
+from finetuning import predictions, results
 from finetuning.errors import UserError
-from finetuning.predictions import FRAMES, NAME, Prediction
+from finetuning.files import write_json
+from finetuning.manifest import Utterance
+from finetuning.predictions import DECODER, FRAMES, INDEX, INPUTS, LETTERS, NAME, SPENT, Prediction
+from hypothesis import HealthCheck, given, settings
+from mutations import mutated
 
 ROWS = [Prediction(f"{n}.wav", "è vero", "e vero", None if n == 1 else n + 0.5, 1.0) for n in range(3)]
 OWN = [np.random.default_rng(n).normal(size=(count, 4)).astype(np.float32) for n, count in enumerate((3, 1, 2))]
@@ -20,7 +29,7 @@ def append(folder: Path, *numbers: int, columns: int = 4) -> None:
 
 def finish(folder: Path) -> None:
     """The end of a run that has all utterances."""
-    done = predictions.read_part(folder, 4)
+    done = predictions.read_part(folder, ROWS, 4)
     found, spans = zip(*(done[number] for number in range(3)), strict=True)
     predictions.finish(folder, found, spans, 4)
 
@@ -32,20 +41,20 @@ def test_an_interrupted_run_keeps_what_it_finished(tmp_path: Path) -> None:
         part.write('{"utterance": 1, "audio_filepath": "1.wav", "text": "è'.encode()[:-1])  # cut within a letter
     predictions.prepare(tmp_path, {"model": "x"})
     assert predictions.read(tmp_path) is None
-    assert predictions.read_part(tmp_path) == {2: (ROWS[2], None), 0: (ROWS[0], None)}
+    assert predictions.read_part(tmp_path, ROWS) == {2: (ROWS[2], None), 0: (ROWS[0], None)}
     append(tmp_path, 1, columns=0)
-    assert predictions.read_part(tmp_path) == {number: (row, None) for number, row in enumerate(ROWS)}
+    assert predictions.read_part(tmp_path, ROWS) == {number: (row, None) for number, row in enumerate(ROWS)}
     predictions.finish(tmp_path, ROWS)
     assert predictions.read(tmp_path) == ROWS
-    assert not predictions.has_frames(tmp_path)
+    assert not (tmp_path / FRAMES).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs.json", NAME]
 
 
 def test_log_probabilities_come_back_in_manifest_order(tmp_path: Path) -> None:
     append(tmp_path, 2, 0, 1)
-    assert predictions.read_part(tmp_path) == {2: (ROWS[2], (0, 2)), 0: (ROWS[0], (2, 3)), 1: (ROWS[1], (5, 1))}
+    assert predictions.read_part(tmp_path, ROWS) == {2: (ROWS[2], (0, 2)), 0: (ROWS[0], (2, 3)), 1: (ROWS[1], (5, 1))}
     finish(tmp_path)
-    assert predictions.has_frames(tmp_path) and predictions.read(tmp_path) == ROWS
+    assert predictions.read(tmp_path) == ROWS
     for found, own in zip(predictions.read_frames(tmp_path), OWN, strict=True):
         np.testing.assert_array_equal(found, own)
 
@@ -59,7 +68,7 @@ def test_what_was_cut_short_is_made_anew_and_nothing_is_displaced(
     for name, more in ((FRAMES, OWN[0].tobytes()[:bytes_more]), (PART, text_more)):
         with (tmp_path / name).open("ab") as file:
             file.write(more)
-    assert predictions.read_part(tmp_path, 4) == {2: (ROWS[2], (0, 2))}
+    assert predictions.read_part(tmp_path, ROWS, 4) == {2: (ROWS[2], (0, 2))}
     append(tmp_path, 0)
     append(tmp_path, 1)
     assert (tmp_path / FRAMES).stat().st_size == 16 * (2 + bytes_more // 16 + 3 + 1)
@@ -73,19 +82,24 @@ def test_a_prediction_without_log_probabilities_is_not_done_where_they_are_neede
     append(tmp_path, 0, columns=0)
     append(tmp_path, 1)
     append(tmp_path, 1, columns=0)  # a later run that did not need them
-    assert predictions.read_part(tmp_path, 4) == {1: (ROWS[1], (0, 1))}
-    assert set(predictions.read_part(tmp_path)) == {0, 1}
+    assert predictions.read_part(tmp_path, ROWS, 4) == {1: (ROWS[1], (0, 1))}
+    assert set(predictions.read_part(tmp_path, ROWS)) == {0, 1}
 
 
-def test_log_probabilities_that_a_part_has_lost_are_not_taken_for_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", ["cut off", "zeros", "gone"], ids=str)
+def test_log_probabilities_that_a_part_has_lost_are_made_again(tmp_path: Path, left: str) -> None:
+    """As a disk may leave them without power: those of the second utterance are not what was written."""
     append(tmp_path, 2, 0)
-    (tmp_path / FRAMES).write_bytes((tmp_path / FRAMES).read_bytes()[:60])  # as a disk may leave it without power
-    with pytest.raises(UserError, match=f"{FRAMES} is damaged or gone; delete {tmp_path} and run") as refused:
-        predictions.read_part(tmp_path, 4)
-    assert "\n" not in str(refused.value)
-    (tmp_path / FRAMES).unlink()
-    with pytest.raises(UserError, match="damaged or gone"):
-        predictions.read_part(tmp_path, 4)
+    path, whole = tmp_path / FRAMES, (tmp_path / FRAMES).read_bytes()
+    path.write_bytes({"cut off": whole[:60], "zeros": whole[:32] + bytes(len(whole) - 32), "gone": b""}[left])
+    if left == "gone":
+        path.unlink()
+    kept = predictions.read_part(tmp_path, ROWS, 4)
+    assert kept == ({} if left == "gone" else {2: (ROWS[2], (0, 2))})
+    append(tmp_path, *({0, 1, 2} - kept.keys()))
+    finish(tmp_path)
+    for found, own in zip(predictions.read_frames(tmp_path), OWN, strict=True):
+        np.testing.assert_array_equal(found, own)
 
 
 @pytest.mark.parametrize("left", [0, 7, 16 * 5, 16 * 6 - 1])
@@ -102,12 +116,10 @@ def test_other_inputs_start_over(tmp_path: Path) -> None:
     predictions.prepare(tmp_path, {"model": "x"})
     append(tmp_path, 0, 1, 2)
     finish(tmp_path)
-    predictions.prepare(tmp_path, {"model": "x"})
-    assert predictions.read(tmp_path) == ROWS and predictions.has_frames(tmp_path)
     predictions.prepare(tmp_path, {"model": "y"})
     assert predictions.read(tmp_path) is None
-    assert predictions.read_part(tmp_path) == {}
-    assert not predictions.has_frames(tmp_path)
+    assert predictions.read_part(tmp_path, ROWS) == {}
+    assert [path.name for path in tmp_path.iterdir()] == [INPUTS]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -115,3 +127,134 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text('{"text": "a"}\n')
     with pytest.raises(UserError, match=r"predictions.jsonl is damaged .* delete it"):
         predictions.read(tmp_path)
+
+
+MADE_FROM = {"sha256": {"model": "x", "code": "1"}, "audio": "a"}
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Path:
+    """A folder of finished predictions with all files that there can be."""
+    predictions.prepare(tmp_path, MADE_FROM)
+    write_json(tmp_path / LETTERS, ["a", "è", " "])
+    write_json(tmp_path / DECODER, {"settings": {}})
+    append(tmp_path, 2, 0, 1)
+    write_json(tmp_path / SPENT, {"seconds": 1.5, "audio_seconds": 3.0, "device": "cpu", "by": "torch", "threads": 1})
+    finish(tmp_path)
+    assert taken(tmp_path) == (ROWS, "")
+    return tmp_path
+
+
+def taken(folder: Path, with_frames: bool = True, **changed: Any) -> tuple[list[Prediction] | None, str]:
+    return predictions.finished(folder, MADE_FROM | changed, ROWS, with_frames)
+
+
+@pytest.mark.parametrize("name", [NAME, LETTERS, DECODER, INDEX])
+def test_a_file_that_was_changed_is_not_used(complete: Path, name: str) -> None:
+    """Not one of the same size either; inference.json alone bears no figure of the results."""
+    whole = (complete / name).read_bytes()
+    for changed in (whole[::-1], whole[:-1], b""):
+        (complete / name).write_bytes(changed)
+        assert taken(complete) == (None, f"{name} is not what was written there")
+    (complete / name).unlink()
+    assert taken(complete) == (None, f"{name} is not what was written there")
+    (complete / SPENT).write_bytes(b"")
+    (complete / name).write_bytes(whole)
+    assert taken(complete) == (ROWS, "")
+
+
+def test_log_probabilities_are_compared_where_they_are_needed(complete: Path) -> None:
+    path, whole = complete / FRAMES, (complete / FRAMES).read_bytes()
+    path.write_bytes(bytes(len(whole)))
+    with pytest.raises(UserError, match=f"{FRAMES} is damaged .* delete"):
+        predictions.read_frames(complete)
+    path.write_bytes(whole[:-1])
+    assert taken(complete) == (None, f"{FRAMES} is not what was written there")
+    path.unlink()
+    assert taken(complete, with_frames=False) == (ROWS, ""), "deleted to save room"
+
+
+def test_the_reason_why_predictions_are_made_again_is_told(complete: Path) -> None:
+    changed = {"sha256": {"model": "y", "code": "1"}, "audio": "b"}
+    assert taken(complete, **changed) == (None, "different now: audio, sha256.model")
+    others = [replace(row, text="vero") for row in ROWS]
+    assert predictions.finished(complete, MADE_FROM, others) == (None, f"{NAME} is of other utterances")
+    assert predictions.finished(complete / "none", MADE_FROM, ROWS) == (None, "")
+    predictions.prepare(complete, MADE_FROM)
+    assert taken(complete) == (None, ""), "complete ones that are no use are not gone on with"
+    assert predictions.read_part(complete, ROWS) == {}
+
+
+def test_what_a_part_says_of_another_utterance_is_not_taken(tmp_path: Path) -> None:
+    append(tmp_path, 2, 0)
+    others = [replace(ROWS[0], text="falso"), ROWS[1], ROWS[2]]
+    assert predictions.read_part(tmp_path, others) == {2: (ROWS[2], (0, 2))}
+    assert set(predictions.read_part(tmp_path, ROWS[:1])) == {0}
+
+
+def test_a_wav_that_is_touched_changes_the_state_of_the_audio(tmp_path: Path) -> None:
+    utterances = [Utterance(f"{n}.wav", 1.0, "sì") for n in range(3)]
+    for utterance in utterances:
+        (tmp_path / utterance.audio_filepath).write_bytes(b"RIFF")
+    before = predictions.state_of_audio(utterances, tmp_path)
+    assert predictions.state_of_audio(utterances[::-1], tmp_path) == before
+    (moved := tmp_path / "moved").mkdir()
+    for utterance in utterances:
+        (tmp_path / utterance.audio_filepath).rename(moved / utterance.audio_filepath)
+    assert predictions.state_of_audio(utterances, moved) == before, "wherever it lies"
+    (moved / "1.wav").write_bytes(b"RIF")
+    cut = predictions.state_of_audio(utterances, moved)
+    os.utime(moved / "2.wav", (0, 0))
+    assert len({before, cut, predictions.state_of_audio(utterances, moved)}) == 3
+    packed = [replace(u, shard_id=0, shard_offset=1024 * n) for n, u in enumerate(utterances)]
+    (moved / "audio_0.tar").write_bytes(b"tar")
+    whole = predictions.state_of_audio(packed, moved)
+    (moved / "audio_0.tar").write_bytes(b"ta")
+    assert predictions.state_of_audio(packed, moved) != whole
+
+
+def test_the_code_that_predictions_follow_from_is_all_that_is_imported() -> None:
+    """By what Python itself loads with it."""
+    import subprocess
+    import sys
+
+    ours = "print(*(n[11:] for n in sys.modules if n.startswith('finetuning.')))"
+    script = f"import sys; sys.path.insert(0, {str(ROOT / 'Fine_tuning')!r}); import finetuning.tuning; {ours}"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    folder = ROOT / "Fine_tuning" / "finetuning"
+    seen, ahead = set(), ["tuning"]
+    while ahead:
+        name = ahead.pop()
+        if name not in seen and (folder / f"{name}.py").is_file():
+            seen.add(name)
+            ahead += predictions._imported((folder / f"{name}.py").read_bytes())
+    assert {"tuning", "beam_search", "decoding", "files"} <= set(loaded) <= seen
+    assert predictions.code("tuning") != predictions.code("beam_search") == predictions.code("beam_search")
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}.part", LETTERS, INDEX, INPUTS, SPENT])
+def test_whatever_a_file_holds_it_is_one_sentence_or_made_again(complete: Path, name: str) -> None:
+    write_json(complete / SPENT, {"seconds": 1.5, "audio_seconds": 3.0, "device": "cpu", "by": "torch", "threads": 1})
+    frames = (complete / FRAMES).read_bytes()
+    append(complete, 2, 0, 1)
+    (complete / FRAMES).write_bytes(frames)
+    path, whole = complete / name, (complete / name).read_bytes()
+
+    @given(mutated(whole))
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    def read_all(changed: bytes) -> None:
+        path.write_bytes(changed)
+        for reader in (predictions.read, predictions.read_letters, predictions.read_frames):
+            try:
+                reader(complete)
+            except UserError as error:
+                assert "delete" in str(error)
+        measured = predictions.spent(complete)
+        assert results.speed("m", measured).startswith("m ")
+        found, why = taken(complete)
+        assert found == ROWS if found else why or name == INPUTS
+        assert predictions.read_part(complete, ROWS, 4).keys() <= {0, 1, 2}
+        for prediction, _ in predictions.read_part(complete, ROWS, 4).values():
+            json.dumps(vars(prediction), allow_nan=False).encode()
+
+    read_all()

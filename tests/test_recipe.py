@@ -5,10 +5,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import soundfile
+import yaml
 from conftest import ROOT, Script
 from finetuning import config_file
 from finetuning.errors import UserError
+from small import ENGLISH, lively_model
 
 if TYPE_CHECKING:
     import torch
@@ -187,3 +191,48 @@ def test_the_self_test_names_what_cannot_be_learnt(tiny):
     model = start(config)
     with pytest.raises(UserError, match=r"after 20 steps on 2 utterances the WER is .*Listen to these"):
         learn_by_heart(model, config, steps=20)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config["preprocessor"].update(sample_rate=8000), r"8,000 Hz.*16,000 Hz.*model\.base"),
+        (lambda config: config["encoder"]["jasper"][6].update(stride=[2]), r"25 frames a second.*need 50"),
+        (lambda config: config["preprocessor"].update(window_stride=0.02), r"25 frames a second.*need 50"),
+    ],
+    ids=["8 kHz", "stride 4", "windows 20 ms apart"],
+)
+def test_a_model_that_step_3_would_refuse_is_refused_before_training(tiny, tmp_path: Path, change: Any, words: str):
+    from finetuning import training
+    from finetuning.model import save
+
+    config = yaml.safe_load((ROOT / "configs/models/quartznet_small.yaml").read_text(encoding="utf-8"))
+    change(config)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=words):
+        training.starting_point(tiny("model.base=null", f"model.architecture={tmp_path}/other.yaml"), None)
+    base = lively_model(ENGLISH, tmp_path / "other.yaml")
+    save(base, tmp_path / "other.nemo")
+    with pytest.raises(UserError, match=words):
+        training.starting_point(tiny(), tmp_path / "other.nemo")
+    fits = tiny("dataset.encoder_frames_per_second=25")
+    if "frames" in words:
+        assert training.starting_point(fits, tmp_path / "other.nemo")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_wavs_that_step_3_would_refuse_are_named(tiny, tiny_dataset: Path, tmp_path: Path, channels: int):
+    """NeMo takes other sample rates and several channels."""
+    from finetuning import training
+
+    with_text(tiny_dataset, tmp_path, train="ciao", validation="ciao")
+    wav = tmp_path / "foreign.wav"
+    samples, rate = soundfile.read(next((tiny_dataset / "wavs").iterdir()))
+    soundfile.write(wav, samples if channels == 1 else np.stack([samples] * 2, axis=1), rate * (3 - channels))
+    manifest = tmp_path / "train_manifest.json"
+    first, *rest = manifest.read_text().splitlines(keepends=True)
+    changed = json.loads(first) | {"audio_filepath": str(wav), "duration": len(samples) / rate / 2}
+    manifest.write_text("".join([json.dumps(changed) + "\n", *rest]))
+    config = tiny("training.max_epochs=1", "training.frozen_epochs=1", f"dataset.output={tmp_path}")
+    with pytest.raises(UserError, match=r"foreign\.wav \(it has .* Hz and . channel\(s\), not 16000 Hz and 1\)"):
+        training.fit(start(config), config, tmp_path)

@@ -1,11 +1,17 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from finetuning import results
 from finetuning.config import Evaluation, Published
+from finetuning.config_file import load
+from finetuning.errors import UserError
 from finetuning.scoring import Score, Units, resampled
+from hypothesis import given, settings
+from mutations import mutated
 
 HASHES = {"model": "0" * 64, "manifest": "1" * 64}
 # ten utterances of 100 words and 507 characters
@@ -142,3 +148,94 @@ def test_the_real_time_factor() -> None:
     assert results.speed("m", measured) == "m 0.025 (cpu, openvino, 2 thread(s))"
     assert results.speed("m", measured | {"device": "cuda"}) == "m 0.025 (cuda)"
     assert results.speed("m", None) == results.speed("m", measured | {"audio_seconds": 0.0}) == "m not measured"
+
+
+def named(*models: str, **registry: str) -> dict[str, str]:
+    config = load("configs/demo.yaml", [])
+    config.evaluation.models, config.model.registry = list(models), registry
+    return results.names(config)
+
+
+def test_rows_are_called_as_the_registry_or_the_files_call_them() -> None:
+    assert named("runs/a.nemo", "b", "c.tar", b="http://x/other.nemo") == {
+        "a": "runs/a.nemo",
+        "b": "b",
+        "c.tar": "c.tar",
+    }
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (["a.nemo", "b/a.nemo"], "a.nemo and b/a.nemo would both be called a; rename a file"),
+        (["a.nemo", "a+LM.nemo"], "'a+LM', as the row of a model with the language model is; rename"),
+        (["a+lm.nemo"], "as the row of a model with the language model is"),
+        (["a.nemo", "A.nemo"], "would both be called A, where capitals"),
+        (["perché.nemo", "perche\u0301.nemo"], "would both be called"),
+        (["ﬁne.nemo", "FINE.nemo"], "would both be called FINE, where"),
+        (["straße.nemo", "STRASSE.nemo"], "would both be called"),
+        (["comparisons.nemo"], "called 'comparisons', as another result is"),
+        (["Comparisons.nemo"], "as another result is"),
+        ([".hidden.nemo"], "as no file of results can be"),
+        ([".nemo"], "as no file of results can be"),
+        ([""], "as no file of results can be"),
+        (["/"], "as no file of results can be"),
+        ([".."], "as no file of results can be"),
+        (["a\n.nemo"], "with a character that cannot be shown"),
+        (["a\x1b[2J.nemo"], "with a character that cannot be shown"),
+        (["a\u202e.nemo"], "with a character that cannot be shown"),
+        (["\udcff.nemo"], "with a character that cannot be shown"),
+        (["è" * 101 + ".nemo"], "with more than 200 bytes"),
+        ([], "names no model"),
+    ],
+    ids=ascii,
+)
+def test_names_that_would_hide_another_result_or_that_no_file_can_have(models: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)) as refused:
+        named(*models)
+    assert "\n" not in str(refused.value) and "\x1b" not in str(refused.value)
+
+
+def test_a_name_of_the_registry_is_held_to_the_same() -> None:
+    with pytest.raises(UserError, match="'nvidia/it', as no file of results can be"):
+        named("nvidia/it", **{"nvidia/it": "http://x/it.nemo"})
+    assert named("è" * 100 + ".nemo")
+
+
+def test_a_result_is_there_and_back_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    assert results.read(tmp_path / "m.json") is None
+    path = results.write(tmp_path, row() | results.intervals(resampled(SCORE, SPEAKERS), SPEAKERS))
+    assert results.read(path) == json.loads(path.read_text())
+    whole = path.read_bytes()
+
+    @given(mutated(whole))
+    @settings(max_examples=150, deadline=None)
+    def read(changed: bytes) -> None:
+        path.write_bytes(changed)
+        (tmp_path / "dataset.json").write_bytes(changed)
+        assert results.origin(tmp_path).keys() == {"release", "split"}
+        assert isinstance(results.release(tmp_path), str)
+        try:
+            results.table([results.read(path)], Evaluation())
+        except UserError as error:
+            assert str(error) == f"{path} is not what evaluate.py writes; delete it and evaluate again"
+
+    read()
+
+
+def test_a_rate_that_is_not_that_of_its_counts_is_no_result(tmp_path: Path) -> None:
+    for changed in ({"wer": 0.1}, {"cer": 0.1}, {"insertions": 5}, {"words": 1001}, {"cer": None}):
+        with pytest.raises(UserError, match=r"m.json is not what evaluate.py writes"):
+            results.read(results.write(tmp_path, row() | changed))
+    nothing = Score(None, 1, np.array([[0, 0, 0, 0]]), np.array([[0, 0, 0, 0]]))
+    assert results.read(results.write(tmp_path, row("m", nothing)))["wer"] is None
+
+
+def test_folders_are_held_by_one_run_and_two_names_of_one_folder_are_one(tmp_path: Path) -> None:
+    (one := tmp_path / "one").mkdir()
+    (tmp_path / "link").symlink_to(one)
+    refused = pytest.raises(UserError, match=r"another run is writing to .*one")
+    with results.held(one, tmp_path / "link", one), refused, results.held(tmp_path, one):
+        pass
+    with results.held(tmp_path, one):
+        pass

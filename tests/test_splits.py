@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 from finetuning import selection, splits
-from finetuning.common_voice import Clip
+from finetuning.common_voice import Clip, Rejected
 from finetuning.config import Dataset, Split, SplitBy
 from finetuning.conversion import Converted
 from finetuning.errors import UserError
@@ -100,7 +100,7 @@ def test_too_few_speakers_or_none_named_is_refused() -> None:
 def test_an_empty_split_is_named() -> None:
     one = [Utterance("wavs/a.wav", 1.0, "a")]
     with pytest.raises(UserError, match=r"validation and test.*2 too_long"):
-        splits.refuse_empty({"train": one, "validation": [], "test": []}, {"too_long": 2})
+        splits.refuse_empty({"train": one, "validation": [], "test": []}, [Rejected("a.mp3", "too_long")] * 2)
 
 
 def test_overlap_counts_speakers_and_sentences_and_describe_the_rest() -> None:

@@ -1,19 +1,26 @@
 """Step 2 on a real small model: the phases, the resume, what is exported, what is refused."""
 
 import csv
+import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Script, assert_refused
+from small import as_published, config_changed, rewritten
 
 pytestmark = pytest.mark.nemo
+ENGLISH = ROOT / "models/demo/quartznet_small_en.nemo"
 
 
 def read_rows(run: Path) -> list[dict[str, str]]:
@@ -222,6 +229,10 @@ def test_a_wav_that_is_missing_is_named(tiny_dataset: Path, tiny_config: Path, t
         ("model.base=README.md", ["README.md", ".nemo"]),
         ("model.base=null", ["model.base"]),
         ("model.architecture=configs/models/none.yaml", ["configs/models/none.yaml", "model.architecture"]),
+        ("training.name=comparisons", ["training.name=comparisons", "step 3"]),
+        ("training.name=quartznet_small_en", ["training.name=quartznet_small_en", "step 3"]),
+        ("training.name=italian+LM", ["training.name=italian+LM", "step 3"]),
+        (f"training.name={'è' * 91}", ["training.name", "at most 180 bytes"]),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
@@ -232,3 +243,69 @@ def test_what_cannot_be_trained_is_refused(
     refused = run_script("train.py", "--config", str(tiny_config), *(f"{k}={v}" for k, v in overrides.items()))
     assert_refused(refused, *words)
     assert not (tmp_path / "run" / "Model-IT-finetuned.nemo").exists()
+
+
+def test_the_base_and_folders_in_the_way_are_not_written_over(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    base = Path(shutil.copy(ENGLISH, tmp_path / "mine.nemo"))
+    command = ["--config", str(tiny_config), f"training.output={tmp_path}"]
+    itself = run_script("train.py", *command, f"model.base={base}", "training.name=mine")
+    assert_refused(itself, f"model.base is {base}", "training.name=")
+    assert base.read_bytes() == ENGLISH.read_bytes()
+    (tmp_path / "image.png").mkdir()
+    assert_refused(run_script("train.py", *command), "image.png is a folder")
+
+
+def test_a_base_of_the_published_shape_passes_all_steps(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_in_process: Script, monkeypatch: pytest.MonkeyPatch
+):
+    """Gzipped, with its trainers' paths, and by name from a server."""
+    served = tmp_path / "served"
+    served.mkdir()
+    plain = rewritten(ENGLISH, tmp_path / "plain.nemo", config_changed(as_published))
+    (served / "published.nemo").write_bytes(gzip.compress(plain.read_bytes(), 1))
+    monkeypatch.setenv("NO_PROXY", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(served))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = tmp_path / "published.yaml"
+        config.write_text(
+            f"""
+extends: {tiny_config}
+model:
+  base: published
+  folder: {tmp_path}/models
+  registry: {{published: "http://127.0.0.1:{server.server_port}/published.nemo"}}
+training: {{output: {tmp_path}/run, max_epochs: 1, frozen_epochs: 0, workers: 0}}
+evaluation:
+  models: [published, {tmp_path}/run/Model-IT-finetuned.nemo]
+  predictions: {tmp_path}/predictions
+  results: {tmp_path}/results
+"""
+        )
+        wav = next((tiny_dataset / "wavs").iterdir())
+        steps = {
+            "train.py": [], "evaluate.py": [], "export.py": ["--license", "cc-by-4.0"],
+            "transcribe.py": ["published", str(wav)],
+        }  # fmt: skip
+        for script, arguments in steps.items():
+            done = run_in_process(script, *arguments, "--config", str(config))
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert "runs in torch" not in done.stderr and "/asr_set" not in done.stderr + done.stdout
+        server.shutdown()
+    assert {row["model"] for row in map(result_of, (tmp_path / "results").glob("*d.json"))} == {
+        "published",
+        "Model-IT-finetuned",
+    }
+    assert b"/asr_set" not in (tmp_path / "run" / "export" / "Model-IT-finetuned.nemo").read_bytes()
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def result_of(path: Path) -> dict:
+    return json.loads(path.read_text())

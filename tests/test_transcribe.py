@@ -257,3 +257,15 @@ def test_refusals_before_any_model_is_loaded(run_script: Script, tmp_path: Path)
     assert_refused(run_script(*several, "--output", "out", cwd=tmp_path), "would both be written to out/a.srt")
     assert_refused(run_script(*several, "--output", "a.wav", cwd=tmp_path), "cannot write to the folder a.wav")
     assert_refused(run_script("transcribe.py", str(MODEL)), "FILE_OR_FOLDER")
+
+
+def test_names_are_those_of_the_configuration_and_a_path_needs_none(
+    run_script: Script, talks: Path, tmp_path: Path
+) -> None:
+    own, broken = tmp_path / "own.yaml", tmp_path / "broken.yaml"
+    own.write_text("extends: configs/demo.yaml\nmodel: {registry: {mine: http://127.0.0.1:9/mine.nemo}}\n")
+    broken.write_text("model: [")
+    wav = str(talks / "a.wav")
+    assert_refused(run_script("transcribe.py", "none", wav, "--config", str(own)), "no model none", "mine")
+    assert_refused(run_script("transcribe.py", "mine", wav, "--config", str(broken)), "broken.yaml")
+    assert_refused(run_script("transcribe.py", "x.nemo", wav, "--config", str(broken)), "there is no model x.nemo")

@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from finetuning import arpa, language_model, ngrams, predictions, tuning
@@ -16,6 +17,8 @@ from finetuning.files import make_folder, sha256, write_json
 from finetuning.manifest import Utterance
 from finetuning.predictions import Prediction
 from finetuning.scoring import character_error_rate, word_error_rate
+from hypothesis import HealthCheck, given
+from mutations import mutated
 from test_beam_search import LETTERS, SENTENCES, frames
 
 HEARD = [  # path, what is nearly as probable, what was said
@@ -38,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lm")
     model = ngrams.estimate(SENTENCES, 2)
     arpa.write(folder / language_model.ARPA, model)
-    language_model.write_lexicon(folder / language_model.LEXICON, model.words[len(ngrams.SPECIAL) :])
+    words = model.words[len(ngrams.SPECIAL) :]
+    language_model.write_lexicon(folder / language_model.LEXICON, dict(zip(words, words, strict=True)))
     hashes = {"arpa": sha256(folder / language_model.ARPA), "lexicon": sha256(folder / language_model.LEXICON)}
     write_json(folder / language_model.ABOUT, {"sha256": hashes, "inputs": {"file": None}})
     return folder
@@ -94,7 +98,7 @@ def test_the_decoded_texts_stand_in_the_place_of_the_greedy_ones(search: BeamSea
     assert [replace(p, pred_text="") for p in decoded] == [replace(p, pred_text="") for p in GREEDY]
     spent = json.loads((tmp_path / "inference.json").read_text())
     assert (spent["audio_seconds"], spent["device"], spent["threads"]) == (7.5, "cpu", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["inference.json", predictions.NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inference.json", "inputs.json", predictions.NAME]
 
 
 def test_what_an_interrupted_run_decoded_is_not_decoded_again(search: BeamSearch, tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ def recorded(path: Path, folder: Path, **changed: str) -> dict:
     _, _, hashes = language_model.find(str(folder), "my.yaml")
     settings = Settings(1.5, -0.25, -7.5, 100)
     trials = [tuning.Trial(settings, 1 / 3, 0.1)]
-    found = tuning.record(config, settings, trials, GREEDY, {**hashes, "model": "m", **changed})
+    found = tuning.record(config, settings, trials, GREEDY, {**hashes, "model": "m", **changed}, "a")
     write_json(path, found)
     return found
 
@@ -135,7 +139,7 @@ def test_a_decoder_is_there_and_back(folder: Path, search: BeamSearch, tmp_path:
     assert found["trials"] == [
         {"lm_weight": 1.5, "word_score": -0.25, "unknown_score": -7.5, "beam": 100, "wer": 0.333333, "cer": 0.1}
     ]
-    assert found["validation"] == {"utterances": 5, "greedy_wer": 0.2}, "cosa, casa, gato of 15 words"
+    assert found["validation"] == {"utterances": 5, "greedy_wer": 0.2, "audio": "a"}, "cosa, casa, gato of 15 words"
     restored, settings = tuning.restore(tmp_path / tuning.DECODER, LETTERS)
     assert settings == Settings(1.5, -0.25, -7.5, 100)
     assert [restored.text(own, settings) for own in FRAMES] == [search.text(own, settings) for own in FRAMES]
@@ -168,3 +172,36 @@ def test_an_utterance_without_frames_and_one_of_noise_are_tuned_on_too(search: B
     rows = [Prediction("a.wav", "la casa", "", 1.0, 1.0), Prediction("b.wav", "la", "xx", 1.0, 1.0)]
     settings, trials = tuning.tune(search, [frames(""), noise], rows, "model")
     assert settings in [trial.settings for trial in trials]
+
+
+def test_a_decoder_whose_settings_were_changed_by_hand_is_not_taken_for_tuned(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / tuning.DECODER
+    found = recorded(path, folder)
+    hashes = found["sha256"]
+    assert tuning.is_of(path, hashes, "a")
+    assert not tuning.is_of(path, hashes, "b") and not tuning.is_of(path, hashes | {"model": "n"}, "a")
+    for settings in ({"lm_weight": 9.0}, {"beam": 25}):
+        write_json(path, found | {"settings": found["settings"] | settings})
+        assert not tuning.is_of(path, hashes, "a")
+    better = found["trials"][0] | {"beam": 25, "wer": 0.1}
+    write_json(path, found | {"trials": [*found["trials"], better]})
+    assert not tuning.is_of(path, hashes, "a"), "another trial is better"
+
+
+def test_whatever_a_decoder_says_it_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / tuning.DECODER
+    hashes = recorded(path, folder)["sha256"]
+    whole, own = path.read_bytes(), FRAMES[0]
+
+    @given(mutated(whole))
+    @hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    def restore(changed: bytes) -> None:
+        path.write_bytes(changed)
+        assert tuning.is_of(path, hashes, "a") in (True, False)
+        try:
+            search, settings = tuning.restore(path, LETTERS)
+            search.text(own, settings)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+    restore()

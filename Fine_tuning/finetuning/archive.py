@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 from finetuning.errors import UserError
 
+MOST_HEADER = 1 << 20  # bytes of a long name or of a pax header: tarfile reads them whole
+HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
 
 @contextmanager
 def members_of(
@@ -39,7 +45,7 @@ def members_of(
         with (
             source.open("rb") as file,
             gzip.open(_Digested(file, digest) if digest else file) as unpacked,
-            tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 16) as tar,
+            tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 16, tarinfo=Header) as tar,
             tqdm(
                 total=source.stat().st_size, desc=what, unit="B", unit_scale=True, leave=False, disable=not what
             ) as bar,
@@ -51,10 +57,23 @@ def members_of(
         ) from error
     except EOFError as error:
         raise UserError(f"{source} is truncated; download it again") from error
-    except (tarfile.TarError, zlib.error) as error:
+    except UserError:
+        raise
+    except RecursionError as error:  # tarfile calls itself for each header before a member
+        raise UserError(f"{source} has thousands of headers before a member; do not use this file") from error
+    except (tarfile.TarError, zlib.error, ValueError, OverflowError, IndexError) as error:
         raise UserError(f"{source} is damaged or not a .tar.gz archive ({error}); download it again") from error
     except OSError as error:
         raise UserError(f"cannot read {source} ({error.strerror or error})") from error
+
+
+class Header(tarfile.TarInfo):
+    """What tarfile makes of a header; one that would fill the memory is damaged."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # which subclasses may extend, tarfile says
+        if self.type in HEADERS and self.size > MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(tar)
 
 
 class _Digested:

@@ -15,7 +15,7 @@ from finetuning.errors import UserError, printable
 from finetuning.files import written_whole
 from finetuning.ngrams import NEVER, SPECIAL, Level, Model, find
 
-COUNT = re.compile(r"ngram\s+(\d+)\s*=\s*(\d+)$")
+COUNT = re.compile(r"ngram\s+([0-9]{1,9})\s*=\s*([0-9]{1,15})$")
 SPACES = re.compile(r"[ \t\r\n]+")  # not what else Unicode has: a word may hold it
 
 
@@ -74,7 +74,17 @@ class _Lines:
         return UserError(f"{where}: {printable(problem)}; make the ARPA file anew or name another one")
 
 
-def _read(lines: _Lines) -> Model:
+def unigrams(path: Path) -> tuple[list[int], list[str]]:
+    """The counts of each order and the words, but the special ones, of an ARPA file of which no more is read."""
+    with path.open(encoding="utf-8", newline="\n") as text:
+        lines = _Lines(path, text)
+        counts, _ = _header(lines)
+        names = [SPACES.split(lines.next(f"the last of {counts[0]} 1-grams"))[1] for _ in range(counts[0])]
+    return counts, sorted(set(names) - set(SPECIAL))
+
+
+def _header(lines: _Lines) -> tuple[list[int], str]:
+    """The counts of each order, and the line behind them."""
     line = lines.next("\\data\\")
     while line != "\\data\\":  # whatever its maker had to say
         if lines.number > 100:
@@ -87,6 +97,11 @@ def _read(lines: _Lines) -> Model:
         counts.append(int(found[2]))
     if not counts:
         raise lines.error("no count of unigrams")
+    return counts, line
+
+
+def _read(lines: _Lines) -> Model:
+    counts, line = _header(lines)
     model = Model([], [])
     for order, count in enumerate(counts, start=1):
         if line != f"\\{order}-grams:":

@@ -16,6 +16,13 @@ from finetuning.sound import BadClip, Sound, to_mono
 RATE = 16000  # Hz, what the models were trained on
 LONGEST_S = 600  # of a clip, more is not read
 WAV_HEADER = 44  # bytes before the samples
+WHOLE = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
+
+
+def refuse_cut_off(found_s: float, stated_s: float) -> None:
+    """OSError where a wav lasts clearly less than its manifest states: libsndfile reads what there is of it."""
+    if found_s < WHOLE * stated_s:
+        raise OSError(f"it lasts {found_s:.2f} s of {stated_s:.2f} s")
 
 
 def refuse_broken_installation(trim_silence_db: float | None) -> None:

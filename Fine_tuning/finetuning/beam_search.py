@@ -5,14 +5,15 @@ The hypothesis maximises, over paths of the acoustic model,
     ln p(path | audio) + lm_weight · log10 p(words) + word_score · number of words + unknown_score · unknown words
 
 where p(words) is the language model's, the end of the sentence included (KenLM; Heafield 2011). Words are those of the
-lexicon and, so that the vocabulary stays open, those that the best path spells in the same utterance: a word that the
-language model does not know has the probability of its <unk>. Every word ends with a space or with the utterance.
+lexicon, which may hold several of one spelling, and, so that the vocabulary stays open, those that the best path spells
+in the same utterance: a word that the language model does not know has the probability of its <unk>. Every word ends
+with a space or with the utterance.
 """
 
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,21 @@ from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDe
 from flashlight.lib.text.decoder.kenlm import KenLM
 from flashlight.lib.text.dictionary import Dictionary
 
+from finetuning import kenlm_binary
 from finetuning.decoding import best_path, spelt
 from finetuning.errors import UserError
 
 UNKNOWN = "<unk>"
 THRESHOLD = 25.0  # a hypothesis this much worse than the best of its frame is given up
 TOKENS = 16  # letters tried in a frame, the most probable ones
+MOST_WORDS = 6  # of one spelling, which is what flashlight's trie keeps
 NEAR = 20  # hypotheses whose words are tried again beside an unknown one
 
 
 def load(path: Path, words: Iterable[str]) -> tuple[KenLM, Dictionary]:
     """An ARPA file or KenLM's binary, and the numbers of `words` and of <unk>; UserError when KenLM cannot read it."""
+    if path.is_file() and kenlm_binary.is_binary(path):
+        kenlm_binary.read(path)
     dictionary = Dictionary()
     for word in (UNKNOWN, *words):
         dictionary.add_entry(word)
@@ -71,22 +76,28 @@ class Settings:
 class BeamSearch:
     """A language model and the letters of one acoustic model."""
 
-    def __init__(self, arpa: Path, words: Iterable[str], letters: Sequence[str]) -> None:
-        """`arpa`: ARPA or KenLM's binary; `words` it knows; those that `letters` cannot spell are left out.
+    def __init__(self, arpa: Path, lexicon: Mapping[str, str], letters: Sequence[str]) -> None:
+        """`arpa`: ARPA or KenLM's binary; `lexicon`: the words it knows, and how each is spelt.
 
-        UserError when KenLM cannot read the file, when no word can be spelt, or when the model writes no spaces.
+        Words that `letters` cannot spell are left out. Of one spelling up to MOST_WORDS words are tried, the most
+        probable ones. UserError when KenLM cannot read the file, when no word can be spelt, or when the model writes
+        no spaces.
         """
         self.letters, self.index = list(letters), {letter: number for number, letter in enumerate(letters)}
         if " " not in self.index:
             raise UserError(
                 "this model writes no spaces, which a language model of words needs; type evaluation.decoder=greedy"
             )
-        self.words = [word for word in words if word and set(word) <= self.index.keys() - {" "}]
-        if not self.words:
+        usable = {w: s for w, s in lexicon.items() if w and s and set(s) <= self.index.keys() - {" "}}
+        if not usable:
             raise UserError(f"the model can spell no word of {arpa}; make it with the alphabet of this configuration")
-        self.lm, self.dictionary = load(arpa, self.words)
-        self.known = set(self.words)
-        self.lexicon = self._trie(self.words)
+        self.lm, self.dictionary = load(arpa, usable)
+        self.start = self.lm.start(False)
+        self.known: dict[str, list[tuple[int, float]]] = {}  # numbers and scores of the words of each spelling
+        for word, spelling in usable.items():
+            number = self.dictionary.get_index(word)
+            self.known.setdefault(spelling, []).append((number, self.lm.score(self.start, number)[1]))
+        self.lexicon = self._trie(self.known)
 
     def decode(self, log_probabilities: np.ndarray, settings: Settings) -> np.ndarray:
         """The path of the best hypothesis, (T,), of log-probabilities (T, letters + 1): an index of a letter or the
@@ -96,9 +107,9 @@ class BeamSearch:
             return np.zeros(0, dtype=np.int64)
         clear = set(spelt(best_path(log_probabilities), self.letters).split())
         found = self._search(self.lexicon, log_probabilities, settings, TOKENS)
-        if unknown := clear - self.known:
+        if unknown := clear - self.known.keys():
             nearby = clear.union(*(spelt(path, self.letters).split() for path in found[:NEAR]))
-            small = self._trie([*sorted(nearby & self.known), *sorted(unknown)])
+            small = self._trie([*sorted(nearby & self.known.keys()), *sorted(unknown)])
             found = self._search(small, log_probabilities, settings, len(self.letters) + 2)
         return found[0]
 
@@ -106,18 +117,20 @@ class BeamSearch:
         """The text of the best hypothesis."""
         return " ".join(spelt(self.decode(log_probabilities, settings), self.letters).split())
 
-    def _trie(self, words: Sequence[str]) -> Trie:
-        """Each word spelt with the space that ends it, its score that of the language model without a context.
+    def _trie(self, spellings: Iterable[str]) -> Trie:
+        """Each spelling with the space that ends it, its score that of the language model without a context.
 
         An unknown word ends with a space of its own, which `_search` charges unknown_score for.
         """
-        trie, start = Trie(len(self.letters) + 2, self.index[" "]), self.lm.start(False)
-        for word in words:
-            known = word in self.known
-            label = self.dictionary.get_index(word if known else UNKNOWN)
-            _, score = self.lm.score(start, label)
-            end = self.index[" "] if known else len(self.letters) + 1
-            trie.insert([*(self.index[letter] for letter in word), end], label, score)
+        trie, unknown = Trie(len(self.letters) + 2, self.index[" "]), self.dictionary.get_index(UNKNOWN)
+        score_of_unknown = self.lm.score(self.start, unknown)[1]
+        for spelling in spellings:
+            words = self.known.get(spelling)
+            end = self.index[" "] if words else len(self.letters) + 1
+            path = [*(self.index[letter] for letter in spelling), end]
+            best_first = sorted(words or [(unknown, score_of_unknown)], key=lambda word: -word[1])
+            for number, score in best_first[:MOST_WORDS]:
+                trie.insert(path, number, score)
         trie.smear(SmearingMode.MAX)
         return trie
 

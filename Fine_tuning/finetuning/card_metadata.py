@@ -87,6 +87,9 @@ def _eval_result(of: Finished, row: Result, metric: str) -> EvalResult:
     """A rate in percent, as the hub's speech models state theirs."""
     release = of.dataset["release"].partition("/")[0]
     by = "best path" if row["decoder"]["name"] == "greedy" else "with an n-gram language model, not included"
+    name = f"Test {metric.upper()} in %, {by}"
+    if row[metric] is None:
+        raise UserError(f"the model card states no number for {name}; nothing is exported: run step 3 again")
     return EvalResult(
         task_type=TASK,
         task_name="Automatic Speech Recognition",
@@ -95,8 +98,8 @@ def _eval_result(of: Finished, row: Result, metric: str) -> EvalResult:
         dataset_config=of.language,
         dataset_split="test",
         metric_type=metric,
-        metric_name=f"Test {metric.upper()} in %, {by}",
-        metric_value=None if row[metric] is None else round(100 * row[metric], 2),
+        metric_name=name,
+        metric_value=round(100 * row[metric], 2),
     )
 
 

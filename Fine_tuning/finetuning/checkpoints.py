@@ -1,8 +1,9 @@
 """Checkpoints: each written whole, read only when nothing in it is damaged; the newest two, and the best."""
 
+import pickle
 import signal
 import time
-import zipfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,31 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from nemo.collections.asr.models import EncDecCTCModel
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
+from omegaconf.base import ContainerMetadata, Metadata
 
 from finetuning.errors import Terminated, UserError, lacks_memory
 from finetuning.files import make_folder, replacing
+from finetuning.nemo_file import refuse_damaged
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 PARTS = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "global_step"}
+
+
+# beside tensors and plain values: how a configuration was kept before; of it only the class is still named, for NeMo
+OF_CONFIGURATIONS = (
+    DictConfig, ListConfig, AnyNode, Metadata, ContainerMetadata, defaultdict,
+    Any, dict, list, str, int, float, bool,
+)  # fmt: skip
+
+
+def load(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint, its tensors on the CPU; ValueError where it would have anything run."""
+    try:
+        with torch.serialization.safe_globals(list(OF_CONFIGURATIONS)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds more than tensors and plain values, and this version does not read those") from error
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -33,12 +53,18 @@ class WholeFiles(TorchCheckpointIO):
                     "saved; the last checkpoint is intact; lower training.optimizer.lr or set training.gradient_clip, "
                     "in a new training.output"
                 )
+        if isinstance(settings := checkpoint.get("hyper_parameters"), DictConfig):
+            checkpoint["hyper_parameters"] = OmegaConf.to_container(settings)
         make_folder(path.parent)
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
                 _write(checkpoint, file)
             if path.name == LAST and path.is_file():
                 path.replace(path.with_name(PREVIOUS))
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Read `path` as `load` does."""
+        return load(path)
 
 
 def _write(checkpoint: dict[str, Any], file: Any) -> None:
@@ -95,7 +121,8 @@ class BestCheckpoints(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with those of the state, wherever the folder lies now and whatever was to be kept before."""
-        scores = {str(Path(self.dirpath, Path(path).name)): s for path, s in state_dict["best_k_models"].items()}
+        best = {Path(path).name: score for path, score in state_dict["best_k_models"].items()}
+        scores = {str(Path(self.dirpath, name)): score for name, score in best.items() if name.startswith("epoch=")}
         kept = sorted(scores, key=scores.__getitem__)[: self.save_top_k if self.save_top_k >= 0 else None]
         self.best_k_models = {path: scores[path] for path in kept}
         if kept:
@@ -146,10 +173,9 @@ def last_checkpoint(folder: Path, model: EncDecCTCModel, writes: bool = True) ->
 
 def _read(path: Path, model: EncDecCTCModel) -> Start:
     """What `path` says of its run; any exception when it is damaged, or is not a checkpoint of this model."""
-    with zipfile.ZipFile(path) as packed:
-        if member := packed.testzip():  # torch does not look at the checksums
-            raise ValueError(f"{member} has another checksum than when it was written")
-    state = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    with path.open("rb") as file:
+        refuse_damaged(file)
+    state = load(path, mmap=True)
     if not isinstance(state, dict) or PARTS - state.keys():
         raise ValueError("it is not a checkpoint of a training run")
     shapes, expected = ({name: w.shape for name, w in s.items()} for s in (state["state_dict"], model.state_dict()))

@@ -3,9 +3,12 @@
 import hashlib
 import math
 import os
+import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +21,9 @@ from finetuning.manifest import SPLITS
 TABLES = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv", "clip_durations.tsv")
 RELEASE_SPLITS = dict(zip(SPLITS, ("train.tsv", "dev.tsv", "test.tsv"), strict=True))
 OTHER_ARCHIVE = "delete it and get it again, or correct dataset.archive if it is the one you mean"
+MOST_TABLES = 2_000_000_000  # bytes of all tables together, which are read into memory; those of English have one half
+MOST_CLIP = 200_000_000  # bytes of a clip that are read; ten minutes of sound, more than is ever used, have less
+AUDIO = re.compile(r"(.+)\.(?:mp3|wav|flac|ogg|oga|opus|m4a|aac|mp4|webm|wma)", re.IGNORECASE)
 LAYOUT = "a release holds validated.tsv and clips/ together in one folder, packed as .tar.gz or not"
 
 
@@ -56,11 +62,46 @@ class Release:
     tables: Path  # folder with copies of TABLES, as far as the release has them
     identity: dict[str, Any]  # differs when the source is another one
     stamps: dict[str, str] = field(repr=False)  # file name in clips/: size and time, differ when the clip is another
+    clips: str = ""  # the folder of the clips in an archive
+    taken_for: dict[str, str] = field(default_factory=dict, repr=False, compare=False)  # what `clip_name` has matched
 
     @property
     def packed(self) -> bool:
         """Whether the source is an archive."""
         return self.source.is_file()
+
+    def clip_name(self, path: str) -> str:
+        """The file in clips/ that a table means by `path`.
+
+        It may lack the suffix or have another, name folders before it, and differ in case or in Unicode composition. It
+        stays what it is where there is no such file, or several.
+        """
+        if path in self.stamps:
+            return path
+        folder, _, name = path.replace("\\", "/").rpartition("/")
+        audio = AUDIO.fullmatch(name)
+        looks = [name, *([audio[1]] if audio else [])] if name else []
+        found = [name] if name in self.stamps else next((f for f in map(self._looking_like, looks) if f), [])
+        if len(found) == 1:
+            self.taken_for[path] = found[0]
+            return found[0]
+        return name if folder.rpartition("/")[2] == "clips" and name else path
+
+    def _looking_like(self, name: str) -> list[str]:
+        return self._by_look.get(_look(name), [])
+
+    @cached_property
+    def _by_look(self) -> dict[str, list[str]]:
+        """Files in clips/ by what they look like with and without their suffix."""
+        files: dict[str, list[str]] = {}
+        for name in self.stamps:
+            for look in {_look(name), _look(name.rpartition(".")[0] or name)}:
+                files.setdefault(look, []).append(name)
+        return files
+
+
+def _look(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def open_release(source: Path, cache: Path, published: Archive | None = None) -> Release:
@@ -79,10 +120,8 @@ def open_release(source: Path, cache: Path, published: Archive | None = None) ->
         raise UserError(
             f"{source} has {identity['size']:,} bytes and should have {wanted.size_bytes:,}; {OTHER_ARCHIVE}"
         )
-    known = read_json(cache / "release.json")
-    known = known if isinstance(known, dict) else {}
-    copied = known.get("tables") if known and known.get("identity") == identity else None
-    if not copied or "sha256" not in known or not all((cache / table).is_file() for table in copied):
+    known = _remembered(cache, identity)
+    if known is None:
         try:
             known = _unpack_tables(source, cache, identity, wanted.sha256)
         except UserError:
@@ -90,7 +129,33 @@ def open_release(source: Path, cache: Path, published: Archive | None = None) ->
                 _refuse_other(source, sha256(source), wanted.sha256)
             raise
     _refuse_other(source, known["sha256"], wanted.sha256)
-    return Release(known["name"], source, cache, {"sha256": known["sha256"]}, known["stamps"])
+    name, about = _encodable(known["name"]), {"sha256": known["sha256"]}
+    return Release(name, source, cache, about, known["stamps"], known["clips"])
+
+
+def _remembered(cache: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run has read of the archive; None where that is another one, or what it has left is changed."""
+    kinds = {"identity": dict, "sha256": str, "name": str, "tables": dict, "clips": str, "stamps": dict}
+    try:
+        known = read_json(cache / "release.json")
+    except (ValueError, RecursionError):
+        known = {}
+    if not isinstance(known, dict) or not all(isinstance(known.get(key), kind) for key, kind in kinds.items()):
+        return None
+    if known["identity"] != identity or not all(isinstance(s, str) and s.isascii() for s in known["stamps"].values()):
+        return None
+    for table, digest in known["tables"].items():
+        if table not in TABLES or not (cache / table).is_file():
+            return None
+        if sha256(cache / table) != digest:
+            print(f"{cache / table} has changed since it was copied from the archive; it is copied again")
+            return None
+    return known if "validated.tsv" in known["tables"] else None
+
+
+def _encodable(name: str) -> str:
+    """The name of a folder, which need not be UTF-8, for a file that is."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _refuse_other(source: Path, found: str, wanted: str) -> None:
@@ -109,8 +174,8 @@ def _open_folder(source: Path) -> Release:
     with os.scandir(clips) as entries:
         files = {entry.name: entry.stat() for entry in entries if entry.is_file()}
     stamps = {name: f"{stat.st_size} {stat.st_mtime_ns}" for name, stat in files.items()}
-    release, language = folder.resolve().parts[-2:]
-    name = f"{release}/{language}" if release.startswith("cv-corpus") else language
+    release, language = ("", *folder.resolve().parts)[-2:]
+    name = _encodable(f"{release}/{language}" if release.startswith("cv-corpus") else language)
     return Release(name, folder, folder, {"name": name}, stamps)
 
 
@@ -129,11 +194,14 @@ def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any], wanted: 
     """Stream the archive once: check every member and the checksum, then copy tables and clips' stamps to `cache`."""
     tables: dict[str, bytes] = {}  # by full name
     stamps: dict[str, dict[str, str]] = {}  # by folder, then by file name
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     with members_of(source, "checking the archive", digest) as members:
         for tar, member in members:
             name = PurePosixPath(member.name)
             if member.isreg() and name.name in TABLES:
+                size += member.size
+                if size > MOST_TABLES:
+                    raise UserError(f"{source}: its tables have more than {MOST_TABLES:,} bytes; do not use this file")
                 tables[str(name)] = tar.extractfile(member).read()
             elif member.isreg() and name.parent.name == "clips" and name.name.isprintable():
                 stamps.setdefault(str(name.parent), {}).setdefault(name.name, f"{member.size} {member.mtime}")
@@ -150,9 +218,9 @@ def _unpack_tables(source: Path, cache: Path, identity: dict[str, Any], wanted: 
     known = {
         "identity": identity,
         "sha256": digest.hexdigest(),
-        "name": folder or source.name.removesuffix(".tar.gz"),
-        "tables": [table for table in TABLES if str(prefix / table) in tables],
-        "clips": str(prefix / "clips"),
+        "name": _encodable(folder or source.name.removesuffix(".tar.gz")),
+        "tables": {table: sha256(cache / table) for table in TABLES if str(prefix / table) in tables},
+        "clips": _encodable(str(prefix / "clips")),
         "stamps": stamps.get(str(prefix / "clips"), {}),
     }
     write_json(cache / "release.json", known)
@@ -164,13 +232,13 @@ def clip_files(release: Release, wanted: set[str]) -> Iterator[tuple[str, bytes 
     if not release.packed:
         yield from ((name, release.source / "clips" / name) for name in release.stamps if name in wanted)
         return
-    clips, left = read_json(release.tables / "release.json")["clips"], set(wanted)
+    left = set(wanted)
     with members_of(release.source) as members:
         for tar, member in members:
             name = PurePosixPath(member.name)
-            if name.name in left and str(name.parent) == clips:
+            if name.name in left and member.isreg() and _encodable(str(name.parent)) == release.clips:
                 left.remove(name.name)
-                yield name.name, tar.extractfile(member).read()
+                yield name.name, tar.extractfile(member).read(MOST_CLIP)
                 if not left:
                     return
 
@@ -178,8 +246,8 @@ def clip_files(release: Release, wanted: set[str]) -> Iterator[tuple[str, bytes 
 def read_rows(release: Release) -> tuple[list[Clip], list[Rejected], bool]:
     """Rows of validated.tsv in the order of their fields, rows that are none, and whether the speakers are named.
 
-    The order does not depend on the order of the lines, nor does anything made of it. UserError: not UTF-8, or no
-    column `path` or `sentence`.
+    A row's path is the name of its clip, as far as that can be told (`Release.clip_name`). The order does not depend on
+    the order of the lines, nor does anything made of it. UserError: not UTF-8, or no column `path` or `sentence`.
     """
     table = release.tables / "validated.tsv"
     columns, lines = _read_table(table, "path", "sentence")
@@ -193,6 +261,7 @@ def read_rows(release: Release) -> tuple[list[Clip], list[Rejected], bool]:
             rejected.append(Rejected(path, "malformed_row", detail))
             continue
         values = ["" if i is None else fields[i] for i in where]
+        values[0] = release.clip_name(values[0])
         values[2:] = [same.setdefault(value, value) for value in values[2:]]  # one copy of what repeats: memory
         clips.append(Clip(*values))
     return sorted(clips), rejected, "client_id" in columns
@@ -210,7 +279,7 @@ def read_durations(release: Release) -> dict[str, float] | None:
         with suppress(ValueError, IndexError):  # a row that states nothing
             seconds = float(fields[duration]) / 1000
             if 0 <= seconds < math.inf:
-                stated[fields[clip]] = seconds
+                stated[release.clip_name(fields[clip])] = seconds
     return stated
 
 
@@ -221,7 +290,7 @@ def read_release_splits(release: Release) -> dict[str, list[str]]:
         if not (release.tables / name).is_file():
             raise UserError(f"the release has no {name}; give dataset.split.by=speaker or dataset.split.by=clip")
         columns, lines = _read_table(release.tables / name, "path")
-        paths = {fields[columns["path"]] for _, fields in lines if len(fields) == len(columns)}
+        paths = {release.clip_name(fields[columns["path"]]) for _, fields in lines if len(fields) == len(columns)}
         for path in paths:
             splits.setdefault(path, []).append(split)
     return splits
@@ -232,6 +301,8 @@ def _read_table(path: Path, *needed: str) -> tuple[dict[str, int], list[tuple[in
 
     The tables are written unquoted: a quote or a backslash is a letter like any other, only tab and line feed separate.
     """
+    if path.stat().st_size > MOST_TABLES:
+        raise UserError(f"{path} has more than {MOST_TABLES:,} bytes, too many to be read into memory; make it smaller")
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         lines = data.decode("utf-8").replace("\r\n", "\n").split("\n")
@@ -243,6 +314,9 @@ def _read_table(path: Path, *needed: str) -> tuple[dict[str, int], list[tuple[in
     missing = [name for name in needed if name not in columns]
     if len(columns) != len(header):
         raise UserError(f"{path} names a column twice; it has: {', '.join(header)}")
+    for sign, called in {",": "commas", ";": "semicolons", "|": "bars"}.items() if missing else ():
+        if {name.strip(' "') for name in lines[0].split(sign)} >= set(needed):
+            raise UserError(f"{path} separates its columns by {called}; write it with tabs between them, and no quotes")
     if missing:
         raise UserError(f"{path} has no column {' and no column '.join(missing)}; it has: {', '.join(header)}")
     return columns, [(i, line.split("\t")) for i, line in enumerate(lines[1:], start=2) if line]

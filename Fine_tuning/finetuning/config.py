@@ -79,10 +79,20 @@ class Text:
     """How a sentence of the release becomes the text of an utterance."""
 
     alphabet: str = "???"  # every character a text may hold, the space included
+    before_lower_case: list[Rule] = field(default_factory=list)  # applied first: capitals whose lower case is another
     numbers: str | None = None  # the language whose words replace whole numbers, as num2words calls it; null: none do
     rules: list[Rule] = field(default_factory=list)  # applied in this order after NFC and lower case
     foreign: Foreign = Foreign.reject  # letters that are outside the alphabet after the rules
     rejected_cases: list[str] = field(default_factory=list)  # sentences that must be rejected, for the tests
+
+
+@dataclass
+class Download:
+    """A model of the registry: where it is fetched, and what it must be."""
+
+    url: str = "???"  # without a user name or a password
+    size_bytes: int | None = None  # null: as many as the server announces
+    sha256: str | None = None  # in hexadecimal; null: not checked
 
 
 @dataclass
@@ -91,7 +101,7 @@ class Model:
 
     base: str | None = None  # a name in the registry, a path to a .nemo, or null: train from scratch
     architecture: str | None = None  # without a base: a NeMo model configuration
-    registry: dict[str, str] = field(default_factory=dict)  # name: address of the .nemo
+    registry: dict[str, Download] = field(default_factory=dict)  # by name
     folder: str = "models"  # where downloaded models are kept
 
 
@@ -203,8 +213,11 @@ class Config:
     file: ClassVar[str] = ""  # the YAML it was read from; no key of it
 
     def as_dict(self) -> dict[str, Any]:
-        """The tree as plain dicts, lists and scalars, ready for JSON."""
-        return asdict(self, dict_factory=lambda items: {k: v.name if isinstance(v, Enum) else v for k, v in items})
+        """The tree as plain dicts, lists and scalars, ready for JSON; addresses without what may be a token in them."""
+        tree = asdict(self, dict_factory=lambda items: {k: v.name if isinstance(v, Enum) else v for k, v in items})
+        for entry in tree["model"]["registry"].values():
+            entry["url"] = without_query(entry["url"])
+        return tree
 
 
 def resolve(path: str) -> Path:
@@ -213,6 +226,11 @@ def resolve(path: str) -> Path:
         return ROOT / Path(path.replace("\0", "")).expanduser()
     except RuntimeError as error:  # ~somebody
         raise UserError(f"there is no folder {path} ({error}); write the path out") from error
+
+
+def without_query(address: str) -> str:
+    """`address` up to its `?` or `#`: what follows may be a token, and is neither printed nor stored."""
+    return address.partition("?")[0].partition("#")[0]
 
 
 def data_folder(config: Config) -> Path:

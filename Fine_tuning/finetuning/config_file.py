@@ -1,18 +1,21 @@
 """One experiment = one YAML file, merged with the command line into config.Config; a mistake is refused by name."""
 
 import argparse
-import difflib
+import re
+import unicodedata
 from collections.abc import Iterator
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
-from finetuning.config import ROOT, Config, Published, Rule, Source, resolve
-from finetuning.config_check import check
+from finetuning.config import ROOT, Config, resolve
+from finetuning.config_check import check, check_types, kind_of, printed
 from finetuning.errors import UserError
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+LARGEST_YAML = 200_000  # bytes; PyYAML takes seconds for more
+DEEPEST_YAML = 20  # levels of lists and mappings
+LONGEST_NUMBER = 300  # characters
+LONGEST_CHAIN = 10  # files, each of which extends the next
+TYPED = "the command line"
 
 
 def from_command_line(description: str) -> Config:
@@ -23,15 +26,41 @@ def from_command_line(description: str) -> Config:
 
 def command_line(description: str) -> argparse.ArgumentParser:
     """Takes `--config FILE section.key=value …`; a script can add options of its own."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Every key of the configuration can be given as section.key=value, for example training.max_epochs=20.\n"
         "configs/italian.yaml explains each one. Paths are relative to the project's folder.",
     )
-    parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--config", default="configs/italian.yaml", metavar="FILE", action=_Once, help="default: %(default)s"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the file")
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with what was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        """UserError instead of argparse's page of usage."""
+        if typed := re.search(r"unrecognized arguments: (?:.* )?-+([\w.]+=.*)", message):
+            raise UserError(f"values of the configuration are typed without dashes: {typed[1]}")
+        if option := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            raise UserError(f"there is no option {option[1]}; --help shows those there are")
+        if option := re.fullmatch(r"argument (\S+): expected (?:one|at least one) argument", message):
+            raise UserError(f"{option[1]} needs a value behind it; --help shows which")
+        raise UserError(f"{message.removeprefix('argument ')}; --help shows what is taken")
+
+
+class _Once(argparse.Action):
+    """An option that may be given once."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *given: Any) -> None:
+        value, option = given
+        if getattr(namespace, self.dest) is not self.default:
+            parser.error(f"{option} is given twice, as {getattr(namespace, self.dest)} and as {value}; keep one")
+        setattr(namespace, self.dest, value)
 
 
 def load(file: str, overrides: list[str]) -> Config:
@@ -43,96 +72,172 @@ def load(file: str, overrides: list[str]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     tree = OmegaConf.structured(Config)
-    for name, layer in _layers(file, ()):
-        tree = _merge(tree, layer, name)
-    tree = _merge(tree, _command_line_layer(overrides), "the command line")
-    try:
-        missing = sorted(OmegaConf.missing_keys(tree))
-        if missing:
-            raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
-        config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:  # ${…}, which OmegaConf takes for a reference to another key
-        raise UserError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}; write the value out") from error
+    for where, layer in [*_layers(file, ()), *_command_line_layers(overrides)]:
+        check_types(layer, Config, "", where)
+        try:
+            tree = OmegaConf.merge(tree, layer)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:  # what the check above does not know
+            raise UserError(f"{where}: {getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
+    missing = sorted(OmegaConf.missing_keys(tree))
+    if missing:
+        raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
+    config = OmegaConf.to_object(tree)
     config.file = file
     check(config)
+    config.text.alphabet = "".join(dict.fromkeys(unicodedata.normalize("NFC", config.text.alphabet)))
     return config
 
 
-def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, "DictConfig"]]:
+def _layers(file: str, children: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The files from the first ancestor to `file` itself."""
-    import yaml
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    path = Path(file) if Path(file).is_file() else resolve(file)
-    try:
-        layer = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        known = ", ".join(sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")))
-        raise UserError(f"there is no configuration {file}; there are: {known}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(layer, DictConfig):
+    layer = read_yaml(_text(file, f"{children[-1]}: extends: " if children else ""), file)
+    if not isinstance(layer, dict):
         raise UserError(f"{file} does not hold an experiment (sections dataset, text, model, training, evaluation)")
     parent = layer.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise UserError(f"{file}: extends must be the path of one configuration")
-    if parent in (file, *children):
+    if parent and any(_path(parent).resolve() == _path(child).resolve() for child in (file, *children)):
         raise UserError(f"{file} extends itself by way of {parent}; name another configuration in `extends`")
+    if len(children) == LONGEST_CHAIN:
+        raise UserError(f"{children[0]} extends more than {LONGEST_CHAIN} configurations, each the next; write fewer")
     if parent:
-        yield from _layers(parent, (file, *children))
+        yield from _layers(parent, (*children, file))
     yield file, layer
 
 
-def _command_line_layer(overrides: list[str]) -> "DictConfig":
-    import yaml
-    from omegaconf import OmegaConf
+def _path(file: str) -> Path:
+    return Path(file) if Path(file).is_file() else resolve(file)
 
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"{override!r} is not of the form section.key=value")
+
+def _text(file: str, by: str) -> str:
+    """What a configuration holds; UserError where it is no text, too large or not there. `by` whom it was named."""
     try:
-        return OmegaConf.from_dotlist(overrides)
-    except yaml.YAMLError as error:
+        with _path(file).open("rb") as content:
+            text = content.read(LARGEST_YAML + 1).decode("utf-8")
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")))
+        raise UserError(f"{by}there is no configuration {file}; there are: {known}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{by}{file or 'the configuration'} is a folder; name a .yaml file in it") from error
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"cannot read {' '.join(overrides)!r} as section.key=value ({error.__class__.__name__})"
+            f"{by}{file} cannot be read as YAML: it is not UTF-8 at byte {error.start:,}; save it as UTF-8"
         ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{by}cannot read {file} ({getattr(error, 'strerror', None) or error})") from error
+    return text
 
 
-def _merge(tree: "DictConfig", layer: "DictConfig", where: str) -> "DictConfig":
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+def read_yaml(text: str, where: str) -> Any:
+    """What a YAML document holds, as plain dicts, lists and scalars; `where` names it in messages.
 
+    UserError for what is no YAML, for a key that stands twice and, before anything is built, for what costs more than
+    it shows: much text, deep nesting, anchors, tags and very long numbers.
+    """
+    import yaml
+    from omegaconf._utils import get_yaml_loader  # 1e-4 is a number, 2026-01-01 is not a date, no key stands twice
+
+    if len(text.encode("utf-8", "surrogatepass")) > LARGEST_YAML:
+        raise UserError(f"{where} is longer than {LARGEST_YAML:,} bytes, which no configuration is")
     try:
-        return OmegaConf.merge(tree, layer)
-    except ConfigKeyError as error:
-        key = error.full_key or str(error.key)
-        raise UserError(f"{where}: there is no key {key}; did you mean {_nearest(key)}?") from error
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        key = getattr(error, "full_key", None) or ", ".join(str(key) for key in layer)
-        raise UserError(f"{where}: {key}: {str(error).splitlines()[0]}") from error
+        _refuse_costly(text, where)
+        return yaml.load(text, Loader=get_yaml_loader())
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number that Python does not take
+        raise UserError(f"{where} cannot be read as YAML: {_explained(error, text)}") from error
 
 
-def _nearest(key: str) -> str:
-    """The existing key most like `key`; a key given without its section is looked for in all of them."""
-    keys = _keys(Config())
-    section, _, name = key.rpartition(".")
-    sections = {known.rpartition(".")[0] for known in keys}
-    same_name = [known for known in keys if known.rpartition(".")[2] == name]
-    if same_name:  # the section is wrong or missing
-        keys = same_name
-    elif not section or section not in sections:
-        names = [known.rpartition(".")[2] for known in keys]
-        keys = [keys[names.index(n)] for n in difflib.get_close_matches(name, names, n=1, cutoff=0.7)] or keys
-    return difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+def _refuse_costly(text: str, where: str) -> None:
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        is_node, at = isinstance(event, yaml.NodeEvent), f"{where}, line {event.start_mark.line + 1}"
+        if is_node and event.anchor:
+            raise UserError(f"{at}: anchors (&{event.anchor}, *{event.anchor}) are not taken; write the value out")
+        if is_node and event.tag:  # none has refused an alias by now
+            raise UserError(f"{at}: tags ({event.tag}) are not taken; leave the one before the value out")
+        if depth > DEEPEST_YAML:
+            raise UserError(f"{at}: lists and mappings in each other, more than {DEEPEST_YAML} deep")
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            _refuse_odd_number(event.value, at)
 
 
-def _keys(part: Any, prefix: str = "") -> list[str]:
-    """All dotted keys below a dataclass instance, those of its lists' entries included."""
-    keys = []
-    for name, value in vars(part).items():
-        keys.append(prefix + name)
-        entry = {"rules": Rule, "published": Published, "sources": Source}.get(name)
-        if is_dataclass(value) or entry:
-            keys += _keys(entry() if entry else value, f"{prefix}{name}{'[]' if entry else ''}.")
-    return keys
+def _refuse_odd_number(value: str, at: str) -> None:
+    """What YAML reads otherwise than it looks: 010 is 8 and 1:30 is 90."""
+    if len(value) > LONGEST_NUMBER and re.fullmatch(r"[-+.\d_:xXoOa-fA-F]+", value):
+        raise UserError(f"{at}: a number of {len(value):,} digits; write it in quotes if it is a text")
+    if re.fullmatch(r"[-+]?(0[\d_]+|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?)", value):
+        raise UserError(
+            f"{at}: {value} would be read as a number to the base of {60 if ':' in value else 8}; write it without the "
+            "zeros before it and without colons, or in quotes if it is a text"
+        )
+
+
+def _explained(error: Exception, text: str) -> str:
+    """Where the fault is and what it may be, in one sentence."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        if hasattr(error, "position"):  # yaml.reader's
+            return f"it holds a character that is not allowed at position {error.position:,}; delete it"
+        return f"a value is not what it looks like ({error}); write it in quotes"
+    line, problem = f"line {mark.line + 1}", " ".join((error.problem or error.context or "").split())
+    if "duplicate key" in problem:
+        return f"{line}: the key {problem.removeprefix('found duplicate key ')} stands twice; keep one"
+    lines = text.splitlines()
+    around = lines[mark.line] if mark.line < len(lines) else ""
+    if "\t" in around[: mark.column + 1]:
+        return f"{line} holds a tab; YAML is indented with blanks"
+    if "start any token" in problem:
+        return f"{line}: a value cannot begin with {around[mark.column : mark.column + 1]}; write it in quotes"
+    if "unhashable" in problem:
+        return f"{line}: a list or a mapping stands where a key belongs; write `key: value`"
+    if "document" in problem:
+        return f"{line}: a second document begins; keep one, without a line of ---"
+    return (
+        f"{line}, column {mark.column + 1} ({problem}); look there, and in the line before, for the indentation, for a "
+        "colon without a blank behind it, and for quotes and brackets that are not closed"
+    )
+
+
+def _command_line_layers(overrides: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A layer for each argument, in their order."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if re.search(r"[\ud800-\udfff]", override):
+            raise UserError(f"the argument {override!r} is not UTF-8; type it anew, or name another path")
+        if not equals or not key:
+            raise UserError(_without_value(override, overrides))
+        if key in ("config", "extends"):
+            raise UserError(f"a configuration is named with dashes: --config {value}")
+        if "[" in key:
+            whole = key.partition("[")[0]
+            raise UserError(f"{TYPED}: {key}: a list is replaced as a whole; type {whole}=[…] with all its entries")
+        layer: Any = _value(key, value)
+        for name in reversed(key.split(".")):
+            layer = {name: layer}
+        yield TYPED, layer
+
+
+def _without_value(override: str, overrides: list[str]) -> str:
+    """What to say of an argument that states no value."""
+    is_none = f"{printed(repr(override))} is not of the form section.key=value"
+    if override.endswith((".yaml", ".yml")) or Path(override[:200]).is_file():
+        return f"{is_none}; a configuration is named with --config {override}"
+    if colon := re.fullmatch(r"([\w.]+): *(.+)", override):
+        return f"{is_none}; type {colon[1]}={colon[2]}"
+    if kind_of(override):
+        behind = overrides[overrides.index(override) + 1 :]
+        value = behind[0].lstrip("=") if behind and (behind[0].startswith("=") or "=" not in behind[0]) else ""
+        return f"{is_none}; type {override}={value or '…'}, without blanks"
+    return f"{is_none}, such as training.max_epochs=20"
+
+
+def _value(key: str, value: str) -> Any:
+    """A value as it was typed: a text is taken letter by letter unless it stands in quotes, all else is YAML."""
+    typed = value.strip()
+    if kind_of(key) in (str, str | None) and typed not in ("", "~", "null") and typed[0] not in "'\"[{":
+        return typed
+    return read_yaml(value, f"{TYPED}: the value of {key}")

@@ -3,15 +3,16 @@
 import json
 import os
 import signal
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from finetuning import audio
 from finetuning.common_voice import Clip, Release, clip_files
@@ -23,6 +24,7 @@ from finetuning.sound import BadClip
 BATCH = 16  # clips sent at a time: sending one costs the main process as much as sending all of them
 IN_FLIGHT = 2  # batches a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
 DISK_BYTES_A_CLIP = 4096 + 1024  # the last block of a wav is not full; a kilobyte of lines about it
+LARGE = 1e300  # no number in the log is
 ENDS = "ends the process that decodes it"  # or something else did, such as a lack of memory: the next run asks again
 
 Task = tuple[str, str, bytes | Path, Path, float | None]  # path, stamp, clip, wav, dB
@@ -39,6 +41,19 @@ class Converted:
     reason: str = ""
     detail: str = ""
     passing: bool = False  # a fault of this machine, not of the clip: tried again by the next run
+    wav_mtime_ns: int = 0  # of the wav; 0: made before this was recorded
+    wav_crc32: int = 0
+
+    @classmethod
+    def read(cls, fields: Any) -> Self | None:
+        """The entry that a line of the log holds; None where it is none."""
+        try:
+            entry = cls(**fields)
+            "".join((entry.path, entry.stamp, entry.reason, entry.detail)).encode()  # half a surrogate pair is no text
+            numbers = (entry.duration_s, entry.decoded_s, entry.wav_mtime_ns, entry.wav_crc32)
+            return entry if all(0 <= number < LARGE for number in numbers) else None
+        except (TypeError, UnicodeEncodeError):
+            return None
 
 
 class Log:
@@ -47,35 +62,57 @@ class Log:
     def __init__(self, output: Path, key: dict[str, Any]) -> None:
         """Read the log in `output`; what was made under another `key` counts as not made."""
         self.path, self.key, self.wavs = output / "conversion.jsonl", key, output / "wavs"
-        lines = _readable(self.path)
-        self.old_key = lines[0] if lines else None
-        try:
-            entries = [Converted(**line) for line in lines[1:]] if self.old_key == key else []
-        except TypeError:  # another version's log
-            entries = []
-        self.done = {entry.path: entry for entry in entries}
+        first, *lines = _lines(self.path)
+        self.old_key = first if isinstance(first, dict) else None
+        entries = [Converted.read(line) for line in lines] if self.old_key == key else []
+        self.done = {entry.path: entry for entry in entries if entry}
+        if broken := entries.count(None):
+            print(f"{self.path}: {broken:,} lines cannot be read; what they speak of is converted again")
 
     def missing(self, clips: Iterable[Clip], stamps: dict[str, str]) -> list[Clip]:
-        """Clips without a result, with a wav that is gone or of another size, or changed since."""
-        sizes = {}
+        """Clips without a result, changed since, or with a wav that is gone or is not what it was when it was made."""
+        found: dict[str, os.stat_result] = {}
         if self.wavs.is_dir():
             with os.scandir(self.wavs) as entries:
-                sizes = {entry.name: entry.stat().st_size for entry in entries}
-
-        def is_done(clip: Clip) -> bool:
-            entry = self.done.get(clip.path)
+                found = {entry.name: entry.stat() for entry in entries if entry.is_file()}
+        missing, changed, touched = [], [], []
+        for clip in clips:
+            entry, wav = self.done.get(clip.path), found.get(clip.wav)
             if entry is None or entry.passing or entry.stamp != stamps[clip.path]:
-                return False
-            return bool(entry.reason) or sizes.get(clip.wav) == audio.wav_size(entry.duration_s)
+                missing.append(clip)
+            elif entry.reason:
+                continue
+            elif wav is None:
+                missing.append(clip)
+            elif not self._is_as_made(entry, clip, wav):
+                changed.append(clip)
+            elif entry.wav_crc32 and entry.wav_mtime_ns != wav.st_mtime_ns:
+                touched.append(replace(entry, wav_mtime_ns=wav.st_mtime_ns))
+        if changed:
+            example = changed[0].wav
+            print(f"{len(changed):,} wavs have changed since they were made, such as {example}; they are made again")
+        if touched:  # the folder was copied: each wav is read once for that, not by each run
+            self.done |= {entry.path: entry for entry in touched}
+            self._write()
+        return missing + changed
 
-        return [clip for clip in clips if not is_done(clip)]
+    def _is_as_made(self, entry: Converted, clip: Clip, wav: os.stat_result) -> bool:
+        """Whether a wav has its size and, where its time stamp is another, its content."""
+        if wav.st_size != audio.wav_size(entry.duration_s):
+            return False
+        if wav.st_mtime_ns == entry.wav_mtime_ns or not entry.wav_crc32:
+            return True
+        return zlib.crc32((self.wavs / clip.wav).read_bytes()) == entry.wav_crc32
 
     def start(self) -> None:
         """Write the log anew without a line cut off by a crash, and clear away what no longer holds."""
-        clear_left_over(self.wavs)
+        clear_left_over(self.wavs)  # half-written wavs of a run that was killed
         if self.old_key != self.key:  # manifests that speak of other wavs must not outlive them
             for split in SPLITS:
                 manifest_path(self.path.parent, split).unlink(missing_ok=True)
+        self._write()
+
+    def _write(self) -> None:
         with written_whole(self.path) as lines:
             lines.write(json.dumps(self.key, ensure_ascii=False) + "\n")
             lines.writelines(_line(entry) for entry in self.done.values())
@@ -88,15 +125,16 @@ class Log:
                 self.done[result.path] = result
 
 
-def _readable(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; the last one may be cut off."""
-    lines = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+def _lines(path: Path) -> list[Any]:
+    """What the lines of a log hold, None for one that is no JSON; the last one may be cut off and is left out then."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    found = []
+    for line in lines:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
+            found.append(None)
+    return found[:-1] if len(found) > 1 else found  # behind the last line feed stands nothing
 
 
 def _line(entry: Converted) -> str:
@@ -235,7 +273,9 @@ def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: flo
     except Exception as error:  # whatever a decoder makes of a broken file, it must not stop a run of hours
         detail = f"{error.__class__.__name__}: {error}"
         return Converted(path, stamp, reason="clip_undecodable", detail=detail, passing=True)
-    return Converted(path, stamp, duration_s, decoded_s)
+    return Converted(
+        path, stamp, duration_s, decoded_s, wav_mtime_ns=wav.stat().st_mtime_ns, wav_crc32=zlib.crc32(wav.read_bytes())
+    )
 
 
 def _prepare_worker() -> None:

@@ -1,9 +1,13 @@
 """A release from the Mozilla Data Collective, by its official client. The key is never shown, logged or written."""
 
+import errno
 import os
+import re
+import resource
 import textwrap
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 SITE = "https://mozilladatacollective.com"
 WAITS_S = (1, 5, 20, 60, 120)  # before the next attempt, while none brings a byte
 LONGEST_WAIT_S = 900  # that a server may ask for
+LOOPBACK = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?(/[\w/-]*)?"
 
 
 class _Passing(Exception):
@@ -32,18 +37,18 @@ def fetch(dataset_id: str, published: Archive, archive: Path) -> None:
 
     A download that broke off goes on, in this run and in the next. UserError says what to do and what to type.
     """
-    _load_key(archive)
-    print(
-        f"downloading {dataset_id}, {published.size_bytes / 1e9:.2f} GB, to {archive}; the wavs come on top",
-        flush=True,
-    )
-    folder = make_folder(archive.with_name(archive.name + ".download"))
-    try:
-        with alone(folder):
-            _attempts(dataset_id, published, archive, folder)
-    finally:
-        with suppress(OSError):  # it holds what is to go on
-            folder.rmdir()
+    with _key_for_client(archive):
+        print(
+            f"downloading {dataset_id}, {published.size_bytes / 1e9:.2f} GB, to {archive}; the wavs come on top",
+            flush=True,
+        )
+        folder = make_folder(archive.with_name(archive.name + ".download"))
+        try:
+            with alone(folder):
+                _attempts(dataset_id, published, archive, folder)
+        finally:
+            with suppress(OSError):  # it holds what is to go on
+                folder.rmdir()
 
 
 def _attempts(dataset_id: str, published: Archive, archive: Path, folder: Path) -> None:
@@ -64,26 +69,62 @@ def _attempts(dataset_id: str, published: Archive, archive: Path, folder: Path) 
             fruitless += 1
 
 
-def _load_key(archive: Path) -> None:
-    """MDC_API_KEY from the environment, or from .env in the project's folder or the current one."""
-    from dotenv import load_dotenv
+@contextmanager
+def _key_for_client(archive: Path) -> Iterator[None]:
+    """The environment of Mozilla's client, for as long as it is needed: a key and the address that it is sent to.
 
-    if not os.environ.get("MDC_API_KEY"):
-        os.environ.pop("MDC_API_KEY", None)  # an empty one would hide that of the file
-    for file in (ROOT / ".env", Path(".env")):
+    The client would set every variable that a `.env` in the current folder, or in any above, holds.
+    """
+    given = {"MDC_API_KEY": _key(archive), "MDC_API_URL": _api(), "PYTHON_DOTENV_DISABLED": "1"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _api() -> str:
+    """Where the key is sent: to Mozilla or, where MDC_API_URL says so, to a server on this machine."""
+    from requests.utils import get_environ_proxies
+
+    address = os.environ.get("MDC_API_URL", "").rstrip("/") or f"{SITE}/api"
+    if address == f"{SITE}/api":
+        return address
+    if not re.fullmatch(LOOPBACK, address, re.ASCII):
+        raise UserError(
+            f"MDC_API_URL names another server than {SITE}/api, and the key is sent to no other, this machine's apart "
+            "(http://127.0.0.1:…); type: unset MDC_API_URL"
+        )
+    if get_environ_proxies(address):
+        raise UserError(
+            "MDC_API_URL is on this machine, and a proxy would see the key; type: export NO_PROXY=127.0.0.1"
+        )
+    return address
+
+
+def _key(archive: Path) -> str:
+    """MDC_API_KEY from the environment or, where it holds none, from .env in the project's folder."""
+    from dotenv import dotenv_values
+
+    file = ROOT / ".env"
+    key = os.environ.get("MDC_API_KEY")
+    if not key:
         try:
-            load_dotenv(file)
+            key = dotenv_values(file, interpolate=False).get("MDC_API_KEY")
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {file} ({error}); write it anew as plain text: MDC_API_KEY=…") from error
-    os.environ.setdefault("MDC_API_URL", f"{SITE}/api")  # the client would look for one in all folders above
-    key = os.environ.get("MDC_API_KEY", "")
     if not key:
         raise UserError(
             f"there is no {archive} and no key to download it with; make one at {SITE}/api-reference and write "
-            f"MDC_API_KEY=… into {ROOT / '.env'}, or download the archive by hand and put it there"
+            f"MDC_API_KEY=… into {file}, or download the archive by hand and put it there"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError("MDC_API_KEY holds a blank or a sign that no key has; copy it again, in one line")
+    return key
 
 
 def _bytes_in(folder: Path) -> int:
@@ -144,17 +185,44 @@ def _download(details: "DatasetDetails", size: int, whole: Path) -> None:
         part.replace(whole)
     elif had > size:
         part.unlink()
-    download_dataset(details.id, str(whole.parent))
+    with _at_most(had + size, part, _too_much(size)):  # all of it may come once more
+        download_dataset(details.id, str(whole.parent))
     got = whole.stat().st_size
     if got == had + size and had:  # the server sent everything instead of the rest
         _keep_the_end(whole, size)
     elif got > size:
         whole.unlink()
-        raise _Passing(f"the server sent {got:,} bytes instead of {size:,}")
+        raise UserError(_too_much(size))
     elif got < size:  # the client takes it for whole where the server does not say how much is to come
         whole.replace(part)
         whole.with_name(whole.name + ".checksum").write_text(details.checksum or "")
         raise _Passing("the connection broke off")
+
+
+@contextmanager
+def _at_most(size: int, part: Path, sentence: str) -> Iterator[None]:
+    """End a download whose file would grow beyond `size` bytes with UserError: the client writes whatever comes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft != resource.RLIM_INFINITY and soft <= size:
+        yield  # what the user allows is less
+        return
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1, hard))
+    try:
+        yield
+    except Exception as error:
+        if getattr(error.__cause__, "errno", None) != errno.EFBIG:
+            raise
+        part.unlink()
+        raise UserError(sentence) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _too_much(size: int) -> str:
+    return (
+        f"the server sends more than the {size:,} bytes that are due; nothing of it was kept: look whether "
+        "dataset.download and dataset.archive are of the same release"
+    )
 
 
 def _verify(whole: Path, wanted: str, archive: Path) -> None:
@@ -222,9 +290,10 @@ def _explained(fault: BaseException | None, of_file: bool, dataset_id: str, page
         case FileNotFoundError(errno=None):
             return UserError(f"there is no dataset {dataset_id}{said}; look its id up at {SITE} (dataset.download=…)")
         case OSError():
+            does = "write to" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "read or write"
             return UserError(
-                f"cannot write to {folder} ({fault.strerror or fault}); what is there is kept, make room and type "
-                "the same command again"
+                f"cannot {does} {fault.filename or folder} ({fault.strerror or fault}); what is there is kept, make "
+                "room or mend that, and type the same command again"
             )
     return UserError(
         f"cannot understand the server's answer about {dataset_id} ({fault.__class__.__name__}); look at {page}"

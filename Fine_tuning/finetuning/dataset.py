@@ -1,9 +1,10 @@
 """What step 1 leaves: manifests, rejected.jsonl, dataset.json, dataset.png. What is right already is left alone."""
 
 import json
-import os
 import textwrap
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from finetuning import figures, splits
 from finetuning.common_voice import Rejected
 from finetuning.config import Config
 from finetuning.errors import UserError, printable
-from finetuning.files import clear_left_over, read_json, sha256_of, write_json, written_whole
+from finetuning.files import clear_left_over, read_json, sha256_of, temporary_file, write_json, written_whole
 from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
 from finetuning.selection import TextReport
 
@@ -30,10 +31,13 @@ NOT_CONTENT = (
 def settings(config: Config) -> dict[str, Any]:
     """The part of the config that the manifests depend on, by dotted key."""
     tree = config.as_dict()
-    rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"]["rules"]]
     dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in NOT_CONTENT}
     text = {f"text.{key}": tree["text"][key] for key in ("alphabet", "numbers", "foreign")}
-    return {**dataset, **text, "text.rules": rules}
+    for key in ("before_lower_case", "rules"):
+        rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"][key]]
+        if rules or key == "rules":  # most languages have none of the first
+            text[f"text.{key}"] = rules
+    return {**dataset, **text}
 
 
 def describe(
@@ -65,11 +69,37 @@ def describe(
 def changes(output: Path, config: Config, release: str) -> list[str]:
     """Keys whose value is another than in the run that wrote the dataset.json in `output`; none in a first run."""
     before = read_json(output / "dataset.json")
-    if not isinstance(before, dict):
+    was = before.get("config") if isinstance(before, dict) else None
+    if not isinstance(was, dict):
         return []
     now = settings(config)
-    changed = [key for key in now if now[key] != before.get("config", {}).get(key)]
+    changed = [key for key in {**now, **was} if now.get(key) != was.get(key)]
     return changed if before.get("release") == release else ["dataset.source", *changed]
+
+
+@contextmanager
+def rejections_kept(output: Path, rejected: list[Rejected]) -> Iterator[None]:
+    """Where the block ends in a UserError, write rejected.jsonl all the same: it tells why nothing is left.
+
+    A dataset that is in `output` already keeps its own.
+    """
+    try:
+        yield
+    except UserError as error:
+        path = output / "rejected.jsonl"
+        if not rejected or any(manifest_path(output, split).exists() for split in SPLITS):
+            raise
+        _write_rejected(path, _lines(rejected))
+        raise UserError(f"{error}; {path} names the reason of each row") from error
+
+
+def _lines(rejected: list[Rejected]) -> str:
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in sorted(rejected))
+
+
+def _write_rejected(path: Path, lines: str) -> None:
+    with written_whole(path) as text:
+        text.write(lines)
 
 
 def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejected], about: dict[str, Any]) -> bool:
@@ -78,7 +108,7 @@ def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejec
     dataset.png is drawn last: it goes first when anything changes, so that no picture of another dataset is left.
     """
     stale = [split for split in SPLITS if read_whole(manifest_path(output, split)) != chosen[split]]
-    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+    lines = _lines(rejected)
     path, picture = output / "rejected.jsonl", output / "dataset.png"
     rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
     about_stale = read_json(output / "dataset.json") != about
@@ -86,8 +116,7 @@ def write(output: Path, chosen: dict[str, list[Utterance]], rejected: list[Rejec
         picture.unlink(missing_ok=True)
     write_manifests(output, {split: chosen[split] for split in stale})
     if rejected_stale:
-        with written_whole(path) as text:
-            text.write(lines)
+        _write_rejected(path, lines)
     if about_stale:
         write_json(output / "dataset.json", about)
     drawn = not picture.is_file()
@@ -103,9 +132,10 @@ def write_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
     """Write all that changed before the first gets its name, and never have old and new ones side by side: a killed run
     may leave none of them, and not clips of the test set in a training manifest.
     """
-    new = {split: output / f".{os.getpid()}-new-{split}" for split in changed}
+    new: dict[str, Path] = {}
     try:
         for split, utterances in changed.items():
+            new[split] = temporary_file(manifest_path(output, split))
             write_manifest(new[split], utterances)
         for split in changed:
             manifest_path(output, split).unlink(missing_ok=True)

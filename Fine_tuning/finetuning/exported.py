@@ -1,10 +1,11 @@
 """A model's network as OpenVINO runs it on a CPU: exported once by NeMo, kept, and compared before it is used."""
 
+import functools
 import glob
+import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import openvino
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
 
-from finetuning.errors import UserError
-from finetuning.files import clear_left_over, replacing, sha256
+from finetuning.errors import printable
+from finetuning.files import clear_left_over, make_folder, replacing, sha256
 
 CLOSE = 1e-3  # largest difference of a log-probability from torch's, nats
 FRAMES = (64, 301)  # of the features on which both are compared: neither is what the export was traced with
@@ -25,23 +26,37 @@ def network(model: EncDecCTCModel, path: Path) -> openvino.CompiledModel | None:
     """Encoder and decoder for one utterance at a time, of a `model` that is `ready` and was restored from `path`.
 
     None on a GPU, where torch is as good, and for an encoder without masks, which hears the padding of its features.
-    The export, NAME.<hash of the .nemo file>.onnx, lies beside the model; a damaged one is made again. None too, with a
-    notice, where it cannot be made or does not compute what torch does.
+    The export, NAME.<hash of the .nemo file>.onnx, lies beside the model or, where that folder is read-only, in the
+    user's cache; a damaged one is made again. None too, with a notice, where it cannot be made or does not compute what
+    torch does.
     """
     if model.device.type != "cpu" or not model.cfg.encoder.get("conv_mask", True):
         return None
-    kept = path.with_name(f"{path.stem}.{sha256(path)[:HASH]}.onnx")
     try:
-        if kept.is_file() and (found := _compiled(kept)) and _agrees(found, model):
-            return found
+        name = f"{path.stem}.{sha256(path)[:HASH]}.onnx"
+        for kept in (path.with_name(name), cache() / name):
+            if kept.is_file() and (found := _compiled(kept)) and _agrees(found, model):
+                return found
+        kept = _writable(path.parent) / name
         _export(model, path, kept)
         if (found := _compiled(kept)) and _agrees(found, model):
             return found
         reason = "what NeMo exports of it computes something else"
-    except (UserError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of NeMo, torch, ONNX or the disk: torch can always do without
+        reason = next(iter(printable(str(error)).strip().splitlines()), "") or type(error).__name__
     print(f"{path.name} runs in torch, which is slower, for its export cannot be used: {reason}", file=sys.stderr)
     return None
+
+
+def cache() -> Path:
+    """Return this project's folder among the user's caches, there or not."""
+    caches = Path(os.environ.get("HOME", "/"), ".cache", os.environ.get("XDG_CACHE_HOME", ""))
+    return caches / "finetuning_asr"
+
+
+def _writable(folder: Path) -> Path:
+    """Return `folder`, or the user's cache where it cannot be written to, made when it is not there yet."""
+    return folder if os.access(folder, os.W_OK) else make_folder(cache())
 
 
 def run(compiled: openvino.CompiledModel, features: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -76,17 +91,18 @@ def _streams(compiled: openvino.CompiledModel) -> int:
 
 def _export(model: EncDecCTCModel, path: Path, kept: Path) -> None:
     """NeMo's own export to ONNX, of a copy: it takes the masks off, which an utterance alone does not need."""
-    clear_left_over(path.parent)
-    for stale in path.parent.glob(f"{glob.escape(path.stem)}.{'[0-9a-f]' * HASH}.onnx"):
-        if stale != kept:
-            stale.unlink(missing_ok=True)
+    clear_left_over(kept.parent)
+    if kept.parent == path.parent:  # in the cache there may be another model of the same name
+        for stale in path.parent.glob(f"{glob.escape(path.stem)}.{'[0-9a-f]' * HASH}.onnx"):
+            if stale != kept:
+                stale.unlink(missing_ok=True)
     twin = type(model)(cfg=model.cfg)
     twin.load_state_dict(model.state_dict())
     with replacing(kept) as temporary:
         twin.export(str(temporary), input_example=twin.encoder.input_example(max_dim=TRACED))
 
 
-@cache
+@functools.cache
 def _core() -> openvino.Core:
     """The only one of this process. Each sets up a stack for signal handlers and at its end puts back the one before:
     of two that end in the order they began, the second puts back what the first has freed, and a signal is fatal.

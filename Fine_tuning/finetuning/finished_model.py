@@ -1,13 +1,11 @@
 """A finished model, as the three steps have written it."""
 
 import re
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from finetuning import nemo_file
 from finetuning.errors import UserError
 from finetuning.results import Comparison, Result
 
@@ -59,8 +57,6 @@ class Finished:
 def read_network(path: Path) -> dict[str, Any]:
     """The configuration inside a `.nemo` file; UserError when it is none."""
     try:
-        with tarfile.open(path) as archive:
-            (member,) = (m for m in archive if Path(m.name).name == "model_config.yaml")
-            return yaml.safe_load(archive.extractfile(member))
-    except (OSError, tarfile.TarError, ValueError, yaml.YAMLError) as error:
+        return nemo_file.read_config(path)
+    except Exception as error:  # of tarfile, gzip or YAML
         raise UserError(f"{path} is no model of NeMo, or damaged; delete it and train it again") from error

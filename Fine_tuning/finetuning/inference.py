@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from finetuning import predictions
+from finetuning.audio import RATE, refuse_cut_off
 from finetuning.beam_search import BeamSearch, Settings
 from finetuning.decoding import best_path, greedy, spelt, words
 from finetuning.errors import UserError
 from finetuning.exported import network as exported_network
 from finetuning.exported import run
-from finetuning.files import read_json, write_json
+from finetuning.files import write_json
 from finetuning.manifest import Utterance
-from finetuning.model import channels_last, labels
+from finetuning.model import channels_last, frame_duration_s, labels, sample_rate
 from finetuning.predictions import Prediction
 from finetuning.segments import Segment
 from finetuning.shards import Member, opened
@@ -59,15 +60,15 @@ def infer(
     `keeps`: the log-probabilities too. inference.json tells how long it took: seconds, seconds of audio, device and
     threads. A pass that goes on after an interruption adds its part; a part that was killed is in neither of the sums.
     """
-    write_json(work / "letters.json", labels(model))
+    write_json(work / predictions.LETTERS, labels(model))
     columns = len(labels(model)) + 1 if keeps else 0
-    done = predictions.read_part(work, columns)
+    done = predictions.read_part(work, utterances, columns)
     if done:
         print(f"{name}: goes on after {len(done):,} of {len(utterances):,} utterances")
     else:
-        for stale in ("inference.json", predictions.FRAMES, predictions.INDEX):
+        for stale in (predictions.SPENT, predictions.FRAMES, predictions.INDEX):
             (work / stale).unlink(missing_ok=True)
-    before = read_json(work / "inference.json") or {}
+    before = predictions.spent(work) or {}
     seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
     compiled = exported_network(ready(model), path)
     bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
@@ -84,7 +85,7 @@ def infer(
                 start = time.perf_counter()
         finally:
             spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
-            write_json(work / "inference.json", spent | machine(model, compiled))
+            write_json(work / predictions.SPENT, spent | machine(model, compiled))
     found, spans = zip(*(done[number] for number in range(len(utterances))), strict=True)
     predictions.finish(work, found, spans if keeps else None, columns)
     return list(found)
@@ -123,9 +124,9 @@ def computed(
         for numbers in batches(utterances, 1 if network else batch_size)
         if not all(number in done for number in numbers)
     ]
-    wavs = (
-        read_wavs([utterances[number].wav(folder) for number in numbers], sample_rate(model)) for numbers in planned
-    )
+    rate = sample_rate(model)
+    batched = ([utterances[number] for number in numbers] for numbers in planned)
+    wavs = ([read_wav(u.wav(folder), rate, u.duration) for u in batch] for batch in batched)
     for number, own in zip(chain.from_iterable(planned), frames(model, network, wavs), strict=True):
         u = utterances[number]
         text, nats = greedy(own, letters), loss(own, u.text, letters)
@@ -148,8 +149,7 @@ def hear(
 
     `model` is `ready`.
     """
-    rate, letters = sample_rate(model), labels(model)
-    frame_s = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
+    rate, frame_s, letters = sample_rate(model), frame_duration_s(model), labels(model)
     audible = [segment for segment in segments if segment.is_audible(rate)]
     heard = frames(model, network, [[segment.samples for segment in audible]])
     found = dict(zip(map(id, audible), heard, strict=True))
@@ -173,21 +173,22 @@ def batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def sample_rate(model: EncDecCTCModel) -> int:
-    """What the model expects of a wav, in Hz."""
-    return int(model.cfg.preprocessor.get("sample_rate", 16000))
-
-
 def read_wavs(wavs: Sequence[Path | Member], rate: int) -> list[np.ndarray]:
     """Samples of each wav, between -1 and 1; UserError names the first that is not a mono wav at `rate` Hz."""
-    return [_read_wav(wav, rate) for wav in wavs]
+    return [read_wav(wav, rate) for wav in wavs]
 
 
-def _read_wav(wav: Path | Member, rate: int) -> np.ndarray:
+def read_wav(wav: Path | Member, rate: int, stated_s: float = 0.0) -> np.ndarray:
+    """Samples of a wav, between -1 and 1; UserError where it is no mono wav at `rate` Hz or lasts less than
+    `stated_s`.
+    """
     try:
         samples, found = soundfile.read(opened(wav), dtype="float32")
+        refuse_cut_off(len(samples) / found, stated_s)
     except (OSError, soundfile.SoundFileError) as error:
-        raise UserError(f"cannot read {wav} as a wav; delete it and run step 1 again") from error
+        raise UserError(f"cannot read {wav} as a wav ({error}); delete it and run step 1 again") from error
+    if found == RATE != rate and samples.ndim == 1:
+        raise UserError(f"the model takes sound of {rate} Hz and {wav} has {RATE} Hz, as step 1 makes it; name another")
     if found != rate or samples.ndim != 1:
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         raise UserError(f"{wav} has {found} Hz and {channels} channel(s), not {rate} Hz and 1; make it with step 1")

@@ -4,7 +4,6 @@ import copy
 import errno
 import logging
 import pickle
-import tarfile
 import tempfile
 import textwrap
 import unicodedata
@@ -12,10 +11,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
-from hydra.errors import HydraException
 
 logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry talks while it is imported
 
@@ -23,12 +21,11 @@ from nemo.collections.asr.models import EncDecCTCModel  # noqa: E402
 from nemo.collections.asr.parts.submodules.ctc_decoding import CTCDecodingConfig  # noqa: E402
 from nemo.collections.asr.parts.submodules.jasper import GroupShuffle, MaskedConv1d  # noqa: E402
 from nemo.utils import logging as nemo_logging  # noqa: E402
-from nemo.utils.model_utils import maybe_update_config_version  # noqa: E402
 from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from finetuning import nemo_file  # noqa: E402
 from finetuning.errors import UserError, lacks_memory  # noqa: E402
 from finetuning.files import replacing  # noqa: E402
 
@@ -46,35 +43,81 @@ def quiet() -> None:
 
 
 def restore(path: Path) -> EncDecCTCModel:
-    """The model of a `.nemo` file of NeMo 1.0.0rc1 to 3.0.0, on the CPU, in eval mode.
+    """Return the model of a `.nemo` file of NeMo 1.0.0rc1 to 3.0.0, on the CPU, in eval mode.
 
-    The decoding section is merged over this NeMo's defaults first: the oldest files have none, and 3.0.0 refuses those
-    of 2.5 and 2.6 for a missing key. UserError for a file that is not a character CTC model.
+    Only the network is taken from the file: it is built from our few classes, gets this NeMo's decoding, which the
+    oldest files lack and 3.0.0 refuses from 2.5 and 2.6, and no data. UserError for a file that is not a character CTC
+    model, or that asks for anything else to be run.
     """
     quiet()
     with _refusing(path, "a .nemo file of a character CTC model"):
-        config = EncDecCTCModel.restore_from(str(path), map_location="cpu", return_config=True)
-        config = maybe_update_config_version(config)  # before 1.0, a module was `cls` and `params`
-        if not config.get("decoder", {}).get("vocabulary") or "tokenizer" in config or "joint" in config:
-            raise ValueError("it does not write characters by CTC")
-        defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(CTCDecodingConfig)))
-        with open_dict(config):
-            config.decoding = OmegaConf.merge(defaults, config.get("decoding") or {})
-        model = EncDecCTCModel.restore_from(str(path), override_config_path=config, map_location="cpu")
-    return model.eval()
+        config, weights = nemo_file.read_config(path), nemo_file.read_weights(path)
+        _refuse_vocabulary(config["decoder"].get("vocabulary"))
+        _refuse_other_shapes(config, weights)
+        model = _built(config)
+        model.load_state_dict(weights)
+        _try_out(model.eval())
+    return model
 
 
 def build(architecture: Path, alphabet: str, seed: int = 0) -> EncDecCTCModel:
     """A new model of a NeMo configuration (preprocessor, encoder, decoder), its weights drawn from `seed`."""
     quiet()
     with _refusing(architecture, "a NeMo model configuration"):
-        config = OmegaConf.load(architecture)
-        config.labels = list(alphabet)
-        config.decoder.vocabulary = list(alphabet)
-        config.decoder.num_classes = len(alphabet)
+        config = nemo_file.network_config(architecture.read_bytes())
+        config["labels"] = list(alphabet)
+        config["decoder"] |= {"vocabulary": list(alphabet), "num_classes": len(alphabet)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return EncDecCTCModel(cfg=config).eval()
+            model = _built(config).eval()
+        _try_out(model)
+    return model
+
+
+def _built(config: dict[str, Any]) -> EncDecCTCModel:
+    """Return a model of this configuration that decodes as this NeMo does by default."""
+    decoding = OmegaConf.to_container(OmegaConf.structured(CTCDecodingConfig))
+    return EncDecCTCModel(cfg=OmegaConf.create({**config, "decoding": decoding}))
+
+
+def _refuse_vocabulary(vocabulary: Any) -> None:
+    """Raise ValueError for one that is not made of characters: its texts would be misread without a word."""
+    if not isinstance(vocabulary, list) or not vocabulary:
+        raise ValueError("it does not write characters by CTC: its decoder has no vocabulary")
+    if longer := [token for token in vocabulary if not isinstance(token, str) or len(token) != 1]:
+        raise ValueError(f"it does not write characters by CTC: {longer[0]!r} is in its vocabulary")
+    if len(set(vocabulary)) < len(vocabulary):
+        raise ValueError("a character is in its vocabulary twice")
+
+
+def _refuse_other_shapes(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError where the network is not that of the weights, before memory is asked for it."""
+    repeats = sum(block["repeat"] for block in config["encoder"]["jasper"])
+    if repeats > len(weights):
+        raise ValueError("its configuration describes a far larger network than its weights are of")
+    with torch.device("meta"):
+        parts = {
+            part: EncDecCTCModel.from_config_dict(OmegaConf.create(config[part])) for part in ("encoder", "decoder")
+        }
+    expected = {f"{part}.{name}": w.shape for part, own in parts.items() for name, w in own.state_dict().items()}
+    found = {name: w.shape for name, w in weights.items() if name.partition(".")[0] in parts}
+    if other := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ValueError(f"its weights are not those of its configuration: {other[0]}")
+
+
+@torch.no_grad()
+def _try_out(model: EncDecCTCModel) -> None:
+    """Raise ValueError where a second of noise does not pass through the model to numbers."""
+    rate = sample_rate(model)
+    noise = torch.randn(1, rate, generator=torch.Generator().manual_seed(0)) / 10
+    features, length = model.preprocessor(input_signal=noise, length=torch.tensor([rate]))
+    if features.shape[1] != model.encoder._feat_in:
+        raise ValueError(
+            f"its encoder wants {model.encoder._feat_in} features, its preprocessor makes {features.shape[1]}"
+        )
+    encoded, _ = model.encoder(audio_signal=features, length=length)
+    if not torch.isfinite(model.decoder(encoder_output=encoded)).all():
+        raise ValueError("what it computes are no numbers: its weights are damaged")
 
 
 @contextmanager
@@ -85,10 +128,7 @@ def _refusing(path: Path, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         missing = Path(error.filename or str(error)).name
         raise UserError(f"{path} is not {what}: there is no {missing}; fetch or make it again") from error
-    except (
-        OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError,
-        tarfile.TarError, pickle.UnpicklingError, yaml.YAMLError, OmegaConfBaseException, HydraException,
-    ) as error:  # fmt: skip
+    except Exception as error:  # each of these libraries has its own, and a foreign file can bring about any
         if lacks_memory(error):
             raise MemoryError from error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -106,12 +146,21 @@ def labels(model: EncDecCTCModel) -> list[str]:
     return list(model.decoder.vocabulary)
 
 
+def sample_rate(model: EncDecCTCModel) -> int:
+    """Return what the model expects of a wav, in Hz."""
+    return int(model.cfg.preprocessor.sample_rate)
+
+
+def frame_duration_s(model: EncDecCTCModel) -> float:
+    """Return the time between two of the model's outputs, in seconds."""
+    return model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
+
+
 def set_alphabet(model: EncDecCTCModel, alphabet: str, decoder_init: str = "random") -> None:
     """Let the model write `alphabet`, in that order; where it differs from its own, the decoder starts anew.
 
     With `decoder_init="warm"` the letters both know, and the blank, keep their rows; a letter with marks starts from
     the row of the letter without; the others are drawn at random, as all are with "random". The blank is NeMo's to add.
-    Data sections go: they hold the labels and the paths of the base model's training.
     """
     if labels(model) != list(alphabet):
         known = {letter: row for row, letter in enumerate([*labels(model), BLANK])}
@@ -125,8 +174,6 @@ def set_alphabet(model: EncDecCTCModel, alphabet: str, decoder_init: str = "rand
                     after[name][row] = before[name][source]
     with open_dict(model.cfg):
         model.cfg.labels = list(alphabet)
-        for section in DATA_SECTIONS:
-            model.cfg.pop(section, None)
 
 
 def save(model: EncDecCTCModel, path: Path) -> None:

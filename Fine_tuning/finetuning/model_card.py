@@ -24,7 +24,9 @@ def write(of: Finished) -> str:
     try:
         parts = [f"---\n{metadata(of).to_yaml()}\n---", f"# {of.name}", _introduction(of)]
         parts += [f"## {name}\n\n{section(of)}" for name, section in sections.items()]
-    except (KeyError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise UserError(
             f"dataset.json, run.json or the results of {of.name} lack what a model card states ({error}), as those of "
             "an older version do; run the step again that writes it"
@@ -136,11 +138,12 @@ SHA-256 of `{of.name}.nemo`: `{of.run["model"]}`"""
 def _training(of: Finished) -> str:
     """The recipe, what the run was made with, and how it went."""
     shown = "\n".join(f"- {name}: {printable(value)}" for name, value in _recipe(of).items())
-    if not len(of.metrics):
+    if not len(of.metrics) or of.metrics["epoch"].iloc[-1] != of.run["epochs"]:  # lost, or of another run
         return shown
     first, last = of.metrics.iloc[0], of.metrics.iloc[-1]
+    begin = "the first epoch" if first["epoch"] == 1 else f"epoch {int(first['epoch'])}"  # those before may be lost
     went = (
-        f"Validation WER: {first['val_wer']:.4f} after the first epoch, {last['val_wer']:.4f} after the last "
+        f"Validation WER: {first['val_wer']:.4f} after {begin}, {last['val_wer']:.4f} after the last "
         f"({int(last['epoch'])}), whose weights these are; lowest {of.metrics['val_wer'].min():.4f}. Validation CER "
         f"and loss after the last: {last['val_cer']:.4f} and {last['val_loss']:.4f}."
     )

@@ -30,7 +30,7 @@ from finetuning.files import read_json, written_whole
 from finetuning.manifest import Utterance, manifest_path
 from finetuning.metrics import read_metrics
 from finetuning.predictions import Prediction, read
-from finetuning.results import Result, table
+from finetuning.results import COMPARISONS, Result, release, table
 from finetuning.shards import Member, opened
 
 MOST_UTTERANCES = 2000  # shown on a page; of a larger test set
@@ -99,13 +99,13 @@ def content(
     audio = "linked" if utterances[0].shard_id is None else "packed"
     if sum(utterances[i].duration for i in shown) <= MOST_EMBEDDED_S:
         audio = "embedded"
-    release = (read_json(manifest.parent / "dataset.json") or {}).get("release") or ""
-    comparisons = read_json(resolve(config.evaluation.results) / "comparisons.json") or []
+    of = release(manifest.parent)
+    comparisons = read_json(resolve(config.evaluation.results) / f"{COMPARISONS}.json") or []
     return {
         "title": config.name,
         "note": config.evaluation.note,
-        "release": release,
-        "language": language(release),
+        "release": of,
+        "language": language(of),
         "utterances": len(utterances),
         "seconds": round(sum(u.duration for u in utterances), 3),
         "speakers": len(set(speakers) - {""}),
@@ -197,7 +197,11 @@ def _loss_curve(model: Path) -> list[list[Any]]:
     """Epoch, phase, training and validation loss, of the run in whose folder the model lies; else empty."""
     if not model.is_file():  # the registry's
         return []
-    columns = read_metrics(model.with_name("metrics.csv"))[["epoch", "phase", "train_loss", "val_loss"]].astype(object)
+    try:
+        metrics = read_metrics(model.with_name("metrics.csv"))
+    except UserError:  # of that name, but another's
+        return []
+    columns = metrics[["epoch", "phase", "train_loss", "val_loss"]].astype(object)
     return columns.where(columns.notna(), None).to_numpy().tolist()
 
 
@@ -242,6 +246,6 @@ def embedded(wav: Path | Member) -> str:
     try:
         samples, rate = soundfile.read(opened(wav), dtype="int16")
         soundfile.write(mp3, samples, rate, format="MP3", bitrate_mode="CONSTANT", compression_level=0.85)
-    except (soundfile.SoundFileError, ValueError):
+    except (soundfile.SoundFileError, OSError, ValueError):
         return ""
     return b64encode(mp3.getvalue()).decode()

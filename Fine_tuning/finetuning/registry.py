@@ -1,50 +1,63 @@
 """Where a model is: a file of the user's, or one of the registry's that is downloaded once. Needs no NeMo."""
 
 import http.client
+import lzma
 import re
+import sys
+import tarfile
+import zlib
 from pathlib import Path
 
 import requests
 from tqdm import tqdm
 
 from finetuning import config as experiment
+from finetuning.config import Download, without_query
+from finetuning.config_check import printed
 from finetuning.errors import UserError
-from finetuning.files import alone, make_folder
+from finetuning.files import alone, make_folder, refuse_full_disk, sha256
 
 TIMEOUT_S = (10, 60)  # to connect, and between two pieces
+LARGEST_UNPACKED = 20e9  # bytes of a .nemo, of which the largest known are a few 1e9
 
 
 def find(name_or_path: str, model: experiment.Model) -> Path:
     """The `.nemo` file of a registry name (downloaded when it is not there yet) or of a path.
 
     A relative path starts at the project's folder or, where nothing is there, at the current folder. UserError says
-    what to type, or what to fetch by other means and where to put it.
+    what to type, or what to fetch by other means and where to put it; also where a file is not what the registry says.
     """
     if name_or_path in model.registry:
-        path = experiment.resolve(model.folder) / f"{name_or_path}.nemo"
+        path, wanted = experiment.resolve(model.folder) / f"{name_or_path}.nemo", model.registry[name_or_path]
         if not path.is_file():
             with alone(make_folder(path.parent), waits=True):  # processes that train together ask at the same time
                 if not path.is_file():
-                    download(model.registry[name_or_path], path)
+                    download(name_or_path, wanted, path)
+                    return path
+        _refuse_another(name_or_path, wanted, path)
         return path
     for path in (experiment.resolve(name_or_path), Path(name_or_path).expanduser().resolve()):
         if path.is_file():
             return path
     known = ", ".join(model.registry) or "it is empty"
     raise UserError(
-        f"there is no model {name_or_path}; train it with Fine_tuning/train.py (the demo's English base: make "
+        f"there is no model {printed(name_or_path)}; train it with Fine_tuning/train.py (the demo's English base: make "
         f"demo-base), or give the path of a .nemo file or a name of model.registry ({known})"
     )
 
 
-def download(address: str, path: Path) -> None:
-    """Fetch `address` to `path`; a download that broke off goes on from its `.part` file.
+def download(name: str, wanted: Download, path: Path) -> None:
+    """Fetch a model of the registry to `path`; a download that broke off goes on from its `.part` file.
 
-    UserError where it cannot be fetched: names the address, and the path to put it at by other means.
+    The file gets its name when it has the size that is stated or announced and the SHA-256 that is stated, and is a
+    .nemo. UserError where it cannot be fetched or is something else: names the address, and the path to put it at by
+    other means.
     """
-    part = path.with_name(path.name + ".part")
+    part, address = path.with_name(path.name + ".part"), without_query(wanted.url)
+    if part.is_symlink():  # it would be written through
+        part.unlink()
     try:
-        total = _fetch(address, part, path.stem)
+        _fetch(name, wanted, part)
     except requests.RequestException as error:
         raise UserError(
             f"cannot download {address} ({reason(error)}); the same command goes on from what is there, or fetch that "
@@ -52,39 +65,117 @@ def download(address: str, path: Path) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"cannot write {part} ({error.strerror}); make room or name another model.folder") from error
-    if total is not None and part.stat().st_size != total:
-        part.unlink()
+    found = sha256(part)
+    if fault := _fault(name, wanted, part, found):
+        aside = path.with_name(path.name + ".wrong")
+        part.replace(aside)
         raise UserError(
-            f"{address} gave another number of bytes than the {total} it announced; try again, or fetch that address "
-            f"by other means and put the file at {path}"
+            f"what {address} sent {fault}; it was set aside as {aside.name}: the same command downloads it again, or "
+            f"fetch that address by other means and put the file at {path}"
         )
     part.replace(path)
+    if not (wanted.sha256 and wanted.size_bytes):
+        print(
+            f"{name}: downloaded; to hold it to the same from now on, add below model.registry.{name}: "
+            f"size_bytes: {path.stat().st_size}, sha256: {found}",
+            file=sys.stderr,
+        )
 
 
-def _fetch(address: str, part: Path, name: str) -> int | None:
-    """Append to `part` what is missing of `address`; the whole size in bytes, None where the server does not say."""
+def _fetch(name: str, wanted: Download, part: Path) -> None:
+    """Append to `part` what is missing of the file, and no byte more; RequestException where it stays incomplete."""
     have = part.stat().st_size if part.is_file() else 0
+    if have and have == wanted.size_bytes:
+        return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
-        if answer.status_code == requests.codes.requested_range_not_satisfiable:  # the part is whole, or not this file
-            if re.fullmatch(rf"bytes \*/{have}", answer.headers.get("Content-Range", "")):
-                return have
+    with requests.get(wanted.url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
+        if wanted.url.startswith("https:") and any(not s.url.startswith("https:") for s in (*answer.history, answer)):
+            raise requests.RequestException("the server sends on to an address without encryption")
+        if (
+            have and answer.status_code == requests.codes.requested_range_not_satisfiable
+        ):  # the part is whole, or not this file
+            if not wanted.size_bytes and answer.headers.get("Content-Range") == f"bytes */{have}":
+                return
             part.unlink()
-            return _fetch(address, part, name)
+            _fetch(name, wanted, part)
+            return
         answer.raise_for_status()
-        goes_on = re.fullmatch(rf"bytes {have}-\d+/(?:\d+|\*)", answer.headers.get("Content-Range", ""))
-        start = have if answer.status_code == requests.codes.partial_content and goes_on else 0
-        if answer.status_code == requests.codes.partial_content and not goes_on:
+        piece = re.fullmatch(rf"bytes {have}-\d+/(\d{{1,18}}|\*)", answer.headers.get("Content-Range", ""))
+        is_rest = answer.status_code == requests.codes.partial_content
+        if is_rest and not piece:
             part.unlink(missing_ok=True)
             raise requests.RequestException("the server sent another piece than the one asked for")
-        length = answer.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        bar = tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True)
-        with part.open("ab" if start else "wb") as file, bar:
-            for piece in answer.iter_content(1 << 16):
-                file.write(piece)
-                bar.update(len(piece))
+        start = have if is_rest else 0
+        total = _total(name, wanted, answer, start, piece[1] if is_rest else "")
+        refuse_full_disk(part.parent, total - start, name)
+        _append(answer, part, start, tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True))
+
+
+def _total(name: str, wanted: Download, answer: requests.Response, start: int, whole: str) -> int:
+    """How many bytes the file has: as is stated, else as the server announces; RequestException where neither is."""
+    length = answer.headers.get("Content-Length", "")
+    announced = int(whole) if whole.isdecimal() else None
+    if announced is None and re.fullmatch(r"[0-9]{1,18}", length):
+        announced = start + int(length)
+    stated = wanted.size_bytes
+    if stated and announced is not None and stated != announced:
+        raise requests.RequestException(
+            f"the server announces {announced:,} bytes, and model.registry.{name} states {stated:,}"
+        )
+    if not (total := stated or announced):
+        raise requests.RequestException(
+            f"the server does not say how many bytes there are; state them, model.registry.{name}.size_bytes=…"
+        )
     return total
+
+
+def _append(answer: requests.Response, part: Path, start: int, bar: "tqdm") -> None:
+    with part.open("ab" if start else "wb") as file, bar:
+        for piece in answer.iter_content(1 << 16):
+            if file.tell() + len(piece) > bar.total:
+                part.unlink()
+                raise requests.RequestException(f"the server sends more than the {bar.total:,} bytes that are due")
+            file.write(piece)
+            bar.update(len(piece))
+        if file.tell() < bar.total:  # requests notices by itself only where the server announced the length
+            raise requests.exceptions.ChunkedEncodingError
+
+
+def _fault(name: str, wanted: Download, part: Path, found: str) -> str:
+    """What is wrong with the bytes that came; "" when they are the model."""
+    if wanted.sha256 and found != wanted.sha256:
+        return f"has the SHA-256 {found}, and model.registry.{name} states {wanted.sha256}"
+    if not _is_nemo(part):
+        return "is no .nemo file (a tar archive that holds model_config.yaml and weights)"
+    return ""
+
+
+def _is_nemo(path: Path) -> bool:
+    """Whether it is a tar, packed or not, that holds a configuration and weights."""
+    names = set()
+    try:
+        with tarfile.open(path) as archive:
+            while member := archive.next():
+                archive.members.clear()  # tarfile would keep them all
+                names.add(Path(member.name).name[:100])
+                if member.offset_data + member.size > LARGEST_UNPACKED or len(names) > 1000:
+                    return False
+    except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError, zlib.error, lzma.LZMAError):
+        return False
+    return "model_config.yaml" in names and any(name.endswith(".ckpt") for name in names)
+
+
+def _refuse_another(name: str, wanted: Download, path: Path) -> None:
+    """UserError where a file that is there is not what the registry states."""
+    size = path.stat().st_size
+    other = f"{size:,} bytes" if wanted.size_bytes and size != wanted.size_bytes else ""
+    if not other and wanted.sha256 and (found := sha256(path)) != wanted.sha256:
+        other = f"the SHA-256 {found}"
+    if other:
+        raise UserError(
+            f"{path} has {other}, and model.registry.{name} states another; delete the file, the same command "
+            "downloads it again, or state what it has"
+        )
 
 
 def reason(error: requests.RequestException) -> str:
@@ -92,10 +183,20 @@ def reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError):
         status = error.response.status_code  # in our words: the server's may hold anything
         return f"the server answers {status} {http.client.responses.get(status, '')}".rstrip()
-    if isinstance(error, requests.Timeout):
-        return "the server does not answer"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off"
-    if isinstance(error, requests.ConnectionError):
-        return "the server cannot be reached"
+    for kind, words in KINDS.items():
+        if isinstance(error, kind):
+            return words
     return str(error) if type(error) is requests.RequestException else type(error).__name__  # others may hold secrets
+
+
+KINDS = {  # the first that fits
+    requests.Timeout: "the server does not answer",
+    requests.exceptions.ChunkedEncodingError: "the connection broke off",
+    requests.exceptions.ContentDecodingError: "what the server sends cannot be unpacked",
+    requests.TooManyRedirects: "the server sends from one address to the next without end",
+    requests.exceptions.SSLError: "the server's certificate is not accepted",
+    requests.exceptions.ProxyError: "the proxy cannot be reached",
+    requests.ConnectionError: "the server cannot be reached",
+    requests.exceptions.InvalidSchema: "the server sends on to something that is no address of the web",
+    requests.exceptions.InvalidURL: "the server sends on to something that is no address",
+}

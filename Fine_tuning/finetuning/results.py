@@ -2,7 +2,9 @@
 
 import math
 import platform
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from finetuning.config import Evaluation, Published
-from finetuning.files import read_json, write_json
+from finetuning.config import Config, Evaluation, Published
+from finetuning.errors import UserError, printable
+from finetuning.files import alone, clear_left_over, read_json, write_json
 from finetuning.scoring import RESAMPLES, Score, Units, interval
 
 COLUMNS = ("Model", "Test loss", "CER", "WER")
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
+WITH_LM = "+LM"  # ends the name of a model's row by the language model
+LONGEST = 200  # bytes of a name; a file's may have 255, with .json and what it is called by before it is whole
 FEW_UNITS = 10  # speakers or utterances; fewer make an interval rough
 Result = dict[str, Any]  # as results/<experiment>/<model>.json
 Comparison = dict[str, Any]  # one of comparisons.json
@@ -25,6 +30,56 @@ def versions() -> dict[str, str]:
     """Of what takes part in an evaluation; read without importing any of it."""
     packages = {name: name for name in ("torch", "openvino", "jiwer", "numpy")} | {"nemo": "nemo_toolkit"}
     return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version()}
+
+
+@contextmanager
+def held(*folders: Path) -> Iterator[None]:
+    """Keep other runs from writing to these folders; UserError where one does. Two may be the same folder."""
+    distinct = {(state.st_dev, state.st_ino): folder for folder in folders for state in [folder.stat()]}
+    with ExitStack() as locks:
+        for folder in distinct.values():
+            locks.enter_context(alone(folder))
+            clear_left_over(folder)
+        yield
+
+
+def names(config: Config) -> dict[str, str]:
+    """What the rows of the table are called: the registry's name or the file's name, and the model each stands for.
+
+    UserError where what is kept of one would overwrite what is kept of another, on any file system, or where no file
+    can be called so.
+    """
+    named: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for model in config.evaluation.models:
+        name = model if model in config.model.registry else Path(model).name.removesuffix(".nemo")
+        refuse_unusable(name, model)
+        alike = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        if alike in taken:
+            where = "" if name in named else ", where capitals and the ways to write an accent are not told apart"
+            raise UserError(
+                f"evaluation.models: {taken[alike]} and {model} would both be called {name}{where}; rename a file"
+            )
+        named[name] = taken[alike] = model
+    if not named:
+        raise UserError(f"{config.file} names no model; type evaluation.models=[runs/…/NAME.nemo]")
+    return named
+
+
+def refuse_unusable(name: str, model: str) -> None:
+    """UserError where the results of a `model` cannot be kept under its `name`."""
+    wrong = [
+        (name.casefold() == COMPARISONS, "as another result is"),
+        (name.casefold().endswith(WITH_LM.casefold()), "as the row of a model with the language model is"),
+        (not name or name.startswith(".") or "/" in name, "as no file of results can be"),
+        (not name.isprintable(), "with a character that cannot be shown"),
+        (len(name.encode(errors="replace")) > LONGEST, f"with more than {LONGEST} bytes"),
+    ]
+    for is_wrong, how in wrong:
+        if is_wrong:
+            raise UserError(
+                f"evaluation.models: {printable(model)} would be called {printable(name)!r}, {how}; rename the file"
+            )
 
 
 def result(model: str, score: Score, hours: float, letters_missing: str, sha256: dict[str, str]) -> Result:
@@ -66,11 +121,26 @@ def intervals(samples: np.ndarray, units: Units) -> Result:
 
 def origin(folder: Path) -> Result:
     """The part of a result that says what the test set was drawn from, as step 1 left it; None where it did not."""
-    about = read_json(folder / "dataset.json")
+    about = _about(folder)
     try:
-        return {"release": about["release"], "split": about["config"]["dataset.split"]["by"]}
+        release, split = about["release"], about["config"]["dataset.split"]["by"]
     except (KeyError, TypeError):  # no such file, or not from step 1
-        return {"release": None, "split": None}
+        release = split = None
+    return {"release": release, "split": split} if isinstance(split, str) else {"release": None, "split": None}
+
+
+def release(folder: Path) -> str:
+    """What the release is called of which step 1 has made the dataset in `folder`; empty where it is not known."""
+    return _about(folder).get("release", "")
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Content of dataset.json; empty where there is none that names a release."""
+    try:
+        about = read_json(folder / "dataset.json")
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) and isinstance(about.get("release"), str) else {}
 
 
 def comparisons(rows: Sequence[Result], samples: Sequence[np.ndarray]) -> list[Comparison]:
@@ -105,6 +175,30 @@ def write(folder: Path, row: Result) -> Path:
     path = folder / f"{row['model']}.json"
     write_json(path, row)
     return path
+
+
+def read(path: Path) -> Result | None:
+    """A row that `write` has written, None where there is none; UserError where it is damaged, which its rates show:
+    they are those of its counts.
+    """
+    counts = ("words", "insertions", "deletions", "substitutions", "characters", "utterances", "loss_left_out")
+    try:
+        row = read_json(path)
+        if row is None:
+            return None
+        texts = (row["model"], row["letters_missing"], row["decoder"]["name"], *row["sha256"].values())
+        numbers = [row["hours"], *(row[name] for name in counts), *(row[name] for name in ("loss", "cer", "wer"))]
+        numbers += [*row.get("wer_interval", ()), *row.get("cer_interval", ())]
+        right = all(isinstance(text, str) for text in texts)
+        right &= all(number is None or isinstance(number, int | float) for number in numbers)
+        for rate, of, kind in (("wer", "words", ""), ("cer", "characters", "character_")):
+            errors = sum(row[f"{kind}{error}"] for error in ("insertions", "deletions", "substitutions"))
+            right &= row[rate] == (rounded(errors / row[of]) if row[of] else None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        right = False
+    if not right:
+        raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again")
+    return row
 
 
 def table(rows: Sequence[Result], evaluation: Evaluation, compared: Sequence[Comparison] = ()) -> str:
@@ -198,7 +292,7 @@ def _comparison(row: Result, published: Published) -> str:
 
 
 def speed(name: str, measured: dict[str, Any] | None) -> str:
-    """The real-time factor of a model's inference.json: processing time / duration of the audio, below 1 if faster.
+    """The real-time factor of what `predictions.spent` gives: processing time / duration of the audio.
 
     Processing: reading wavs, features, network, greedy decoding and loss; not loading the model.
     """

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from finetuning import config as experiment
 from finetuning.errors import UserError
 from finetuning.files import read_json, sha256, write_json
 from finetuning.manifest import manifest_path
+from finetuning.predictions import differing
 
+RECORD = "run.json"
 PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer", "numpy", "soundfile", "librosa")
 # where and how fast a run goes on may change in its middle; what it learns from may not
 FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes", "overfit")
@@ -27,19 +30,48 @@ def rank(devices: int) -> int:
     return int(told.get("SLURM_PROCID", 0))
 
 
+def read(output: Path) -> dict[str, Any] | None:
+    """The record of the run in `output`, None where there is none; UserError where it is damaged."""
+    path = output / RECORD
+    try:
+        found = read_json(path)
+        if found is None:
+            return None
+        texts = (found["commit"], found.get("model", ""), *found["versions"].values())
+        parts = (found["made_from"], found["config"], found["versions"], *found.get("sessions", []))
+        if all(isinstance(text, str) for text in texts) and all(isinstance(part, dict) for part in parts):
+            return found
+        reason = "it is no record of a run"
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"it is no record of a run: {type(error).__name__} {error}"
+    except ValueError as error:
+        reason = str(error.__cause__ or error)
+    raise UserError(
+        f"{path} is damaged ({reason}), and nothing else says what the run beside it was made from; put a copy of it "
+        f"back, type training.output=… for another run, or delete the whole folder {output} to start over"
+    )
+
+
 def start(output: Path, config: experiment.Config, base: Path | None, writes: bool = True) -> dict[str, Any]:
     """Write `run.json` for a run that begins, or take the one that stands there when the same run goes on.
 
     Of several processes that train together one `writes`. UserError when `output` holds a run made from another
-    configuration, other data or another base model.
+    configuration, other data or another base model, or one of which no record says what it was made from.
     """
-    record = _record(config, base)
-    before = read_json(output / "run.json")
-    if before is None or not (output / "checkpoints").is_dir():  # nothing learnt yet
+    record, exported = _record(config, base), output / f"{config.training.name}.nemo"
+    learnt = next(checkpoints(output), exported if exported.is_file() else None)
+    if learnt is None:
         if writes:
-            write_json(output / "run.json", record)
+            write_json(output / RECORD, record)
         return record
-    changed = sorted(_changed(before.get("made_from", {}), record["made_from"]))
+    before = read(output)
+    if before is None or (learnt == exported and "model" not in before):
+        what = f"no {RECORD}" if before is None else f"a {RECORD} that does not speak of it"
+        raise UserError(
+            f"{output} holds {learnt.relative_to(output)} and {what}: nothing says what it was made from; type "
+            f"training.output=… for another run, or delete the whole folder to start over"
+        )
+    changed = sorted(differing(before["made_from"], record["made_from"]))
     if changed:
         raise UserError(
             f"{output} holds a run made from something else (different: {', '.join(changed)}); "
@@ -48,21 +80,41 @@ def start(output: Path, config: experiment.Config, base: Path | None, writes: bo
     return before
 
 
+def checkpoints(output: Path) -> Iterator[Path]:
+    """Those of the run in `output`."""
+    return (path for path in (output / "checkpoints").glob("*.ckpt") if not path.name.startswith("."))
+
+
+def is_finished(output: Path, config: experiment.Config, record: dict[str, Any]) -> bool:
+    """Whether the run of `record` has ended; UserError where the model that it has left was changed since."""
+    exported = output / f"{config.training.name}.nemo"
+    if "model" not in record or not exported.is_file():
+        return False
+    if record["model"] != sha256(exported):
+        is_kept = any(checkpoints(output))
+        again = f"delete it and type the same command again: {'it is made' if is_kept else 'training starts'} again"
+        raise UserError(
+            f"{exported} is not the model that {RECORD} beside it speaks of: it was changed, damaged or exchanged; "
+            f"{again}{' from the last checkpoint' if is_kept else ''}"
+        )
+    return True
+
+
 def add_session(output: Path, record: dict[str, Any], **circumstances: Any) -> None:
     """Add this start of the run to its record, and say when it goes on with other code than it was begun with.
 
     `circumstances` is where and from which step it goes on.
     """
     now = {"commit": git_commit(), "versions": versions()}
-    if changed := sorted(_changed({key: record[key] for key in now}, now)):
+    if changed := sorted(differing({key: record[key] for key in now}, now)):
         print(f"Going on with other code than this run was begun with ({', '.join(changed)}): run.json keeps both")
     record["sessions"] = [*record.get("sessions", []), {**now, **circumstances}]
-    write_json(output / "run.json", record)
+    write_json(output / RECORD, record)
 
 
 def finish(output: Path, record: dict[str, Any], **results: Any) -> None:
     """Add what came out of the run to its record; from then on the run counts as finished."""
-    write_json(output / "run.json", {**record, **results})
+    write_json(output / RECORD, {**record, **results})
 
 
 def versions() -> dict[str, str]:
@@ -89,18 +141,6 @@ def _record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
         "commit": git_commit(),
         "versions": versions(),
     }
-
-
-def _changed(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    changed = []
-    for key in now.keys() | before.keys():
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changed += _changed(old, new, f"{prefix}{key}.")
-        elif old != new:
-            changed.append(prefix + key)
-    return changed
 
 
 def git_commit() -> str:

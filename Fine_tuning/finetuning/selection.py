@@ -1,5 +1,6 @@
 """Which rows of a release become utterances, and why the others do not."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
@@ -12,6 +13,8 @@ from finetuning.conversion import Converted
 from finetuning.errors import UserError
 from finetuning.manifest import Utterance
 from finetuning.text import Language
+
+LARGE_SHARE = 0.2  # of the rows rejected for one reason: something is wrong with the release or with the settings
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], li
     texts: dict[Clip, str] = {}
     taken: dict[str, str] = {}  # wav: the clip it is made from
     rejected = []
-    changed = dict.fromkeys((rule.name for rule in language.rules), 0)
+    changed = dict.fromkeys(language.rule_names(), 0)
     sentences: dict[str, list[str]] = {}  # by foreign character
     for clip in rows:
         text, rules = language.trace(clip.sentence)
@@ -44,6 +47,8 @@ def with_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], li
             changed[rule] += 1
         if not is_file_name(clip.path):
             rejected.append(Rejected(clip.path, "path_outside_clips", "not the name of a file in clips/"))
+        elif fault := language.fault(clip.sentence):
+            rejected.append(Rejected(clip.path, *fault))
         elif not text:
             rejected.append(Rejected(clip.path, "empty_sentence", clip.sentence.strip()))
         elif foreign := language.foreign(text):
@@ -66,14 +71,45 @@ def _foreign_characters(sentences: dict[str, list[str]]) -> list[ForeignCharacte
     return sorted(found, key=lambda foreign: (-foreign.rows, foreign.character))
 
 
-def refuse_wrong_language(clips: list[Clip], report: TextReport, alphabet: str) -> None:
-    """UserError where letters outside the alphabet have left no row at all."""
-    if not clips and report.foreign_characters:
+def refuse_nothing(
+    clips: list[Clip], rejected: list[Rejected], report: TextReport, alphabet: str, present: set[str]
+) -> None:
+    """UserError where no row is worth converting; it shows what most have in common. `present`: the files in clips/."""
+    if clips:
+        return
+    if not rejected:
+        raise UserError("validated.tsv has no row below its header; get the release again")
+    counts = Counter(row.reason for row in rejected)
+    reason = max(counts, key=lambda name: (counts[name], name))
+    example = min(row for row in rejected if row.reason == reason)
+    if reason == "foreign_character":
         worst = ", ".join(f"{one.character!r} in {one.rows:,}" for one in report.foreign_characters[:5])
         raise UserError(
             f"no row is left: all hold characters outside of text.alphabet, which is {alphabet!r} ({worst} rows); is "
             "this --config the one of the language?"
         )
+    if reason in ("clip_missing", "path_outside_clips"):
+        there = f"clips/ holds {min(present)!r} and {len(present) - 1:,} more" if present else "clips/ is empty"
+        raise UserError(
+            f"no row is left: of {len(rejected):,} rows, {counts[reason]:,} name a clip that is not there; "
+            f"validated.tsv names {example.path!r} and {there}; make the names agree, or get the clips of this table"
+        )
+    raise UserError(
+        f"no row is left: of {len(rejected):,} rows, {counts[reason]:,} are rejected as {reason}, such as "
+        f"{example.path!r} ({example.detail}); is dataset.source the release you mean?"
+    )
+
+
+def warnings(rejected: list[Rejected], rows: int) -> list[str]:
+    """A sentence for each reason that has cost a large share of the rows, those apart that are a matter of settings."""
+    counts = Counter(row.reason for row in rejected if row.reason != "not_in_release_split")
+    found = []
+    for reason, count in counts.most_common():
+        if count > LARGE_SHARE * rows:
+            example = min(row for row in rejected if row.reason == reason)
+            detail = f"{example.path!r}: {example.detail}"
+            found.append(f"warning: {count / rows:.0%} of the rows are rejected as {reason}, such as {detail}")
+    return found
 
 
 def is_file_name(path: str) -> bool:

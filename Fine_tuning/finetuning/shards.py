@@ -8,6 +8,7 @@ from functools import lru_cache
 from io import BytesIO, FileIO
 from pathlib import Path
 
+from finetuning import archive
 from finetuning.errors import UserError
 from finetuning.files import replacing
 
@@ -38,7 +39,8 @@ class Member:
             raise UserError(f"there is no {self.shard}; run step 1 again, it makes only what is missing") from error
         except OSError as error:
             raise UserError(f"cannot read {self.shard} ({error.strerror}); mend that, type it again") from error
-        except tarfile.HeaderError:
+        except (tarfile.HeaderError, OverflowError, ValueError):  # OverflowError: no file is so long
+            data = b""
             header = tarfile.TarInfo()
         if (header.name, header.size) != (self.name, self.size) or len(data) < HEADER + self.size:
             raise UserError(
@@ -123,7 +125,7 @@ def _read(wav: Path, size: int) -> bytes:
 def made_from(path: Path) -> str | None:
     """What the shard at `path` is known by: "" for another's tar, None where there is none or it cannot be read."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=archive.Header) as tar:
             return tar.pax_headers.get("comment", "")
-    except (FileNotFoundError, tarfile.TarError):
+    except (FileNotFoundError, tarfile.TarError, RecursionError, ValueError, OverflowError, IndexError):
         return None

@@ -1,11 +1,12 @@
 """Who goes to train, validation and test, and what the three have in common."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import combinations
 from math import floor, log2
 
+from finetuning.common_voice import Rejected
 from finetuning.config import Split, SplitBy
 from finetuning.errors import UserError
 from finetuning.manifest import SPLITS, Utterance
@@ -84,15 +85,22 @@ def _apart(
     return kept, lost
 
 
-def refuse_empty(splits: dict[str, list[Utterance]], reasons: dict[str, int]) -> None:
-    """UserError names a split without an utterance, and the `reasons` for which rows were rejected."""
+def refuse_empty(splits: dict[str, list[Utterance]], rejected: list[Rejected]) -> None:
+    """UserError names a split without an utterance, and the reasons for which rows were rejected."""
     empty = [name for name in SPLITS if not splits[name]]
-    if empty:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
-        raise UserError(
-            f"no utterance is left for {' and '.join(empty)} (rejected rows: {left_out}); give a larger release, other "
-            "filters (dataset.max_duration_s=…), other shares (dataset.split.train=…) or another dataset.split.by"
-        )
+    if not empty:
+        return
+    counts = Counter(row.reason for row in rejected)
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "none"
+    sentence = f"no utterance is left for {' and '.join(empty)} (rejected rows: {left_out})"
+    if len(empty) == len(SPLITS) and rejected:
+        reason = max(counts, key=lambda name: (counts[name], name))
+        example = min(row for row in rejected if row.reason == reason)
+        raise UserError(f"{sentence}; most are {reason}, such as {example.path!r}: {example.detail}")
+    raise UserError(
+        f"{sentence}; give a larger release, other filters (dataset.max_duration_s=…), other shares "
+        "(dataset.split.train=…) or another dataset.split.by"
+    )
 
 
 def describe(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, float]]:

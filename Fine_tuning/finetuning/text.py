@@ -12,6 +12,23 @@ from finetuning.errors import UserError
 
 NUMBER_WORDS = "numbers in words"  # what these two are called among the rules
 TRANSLITERATION = "foreign letters"
+LONGEST = 2000  # characters of a sentence: two minutes of speech. Rules may take the square of it, or more
+
+# What transcribers note about a sound that is no speech: [noise], {laugh}, <unk>, *laughs*. Between parentheses stands
+# prose, too: there it takes one of their words, alone. Brackets without a letter in them are no notes.
+NOTES = (
+    "inaudible|unintelligible|indistinct|unclear|crosstalk|noise|music|applause|breath|breathing|laugh|laughs|laughing|"
+    "laughter|cough|coughs|coughing|sigh|sighs|inudibile|incomprensibile|risata|risate|applausi|ininteligible|risas|"
+    "aplausos|inintelligible|rires|applaudissements|unverständlich|gelächter|lachen|lacht|applaus|inaudível|"
+    "ininteligível|risos|неразборчиво|смех|аплодисменты|anlaşılmıyor|gülüşmeler|alkış"
+)
+LETTER = r"[^\W\d_]"
+TAG = re.compile(
+    rf"\[(?:(?!{LETTER})[^][])*{LETTER}[^][]*\]|\{{(?:(?!{LETTER})[^}}{{])*{LETTER}[^}}{{]*\}}|"
+    rf"(?<!<)<[/|]?{LETTER}[^<>]*>(?!>)|(?<![\w*])\*(?={LETTER})[^*]*(?<=\w)\*(?![\w*])|"
+    rf"\(\s*(?:{NOTES})\s*\)",
+    re.IGNORECASE,
+)
 
 # Digits that stand alone: not in 3.5, 1-2, 10 000, 007, '60, 5' or 50 %, and not before a full stop inside a sentence,
 # which makes an ordinal of them in German. The digit comes first and is looked back from: the search for it is quick.
@@ -38,17 +55,19 @@ class Substitution:
         if rule.pattern is None and not rule.letters:
             raise UserError(f"text.rules: {rule.name!r} has neither a pattern nor letters")
         try:
-            pattern = re.compile(rule.pattern or "[" + re.escape("".join(rule.letters)) + "]")
-            pattern.sub(rule.replace, "")  # finds a replacement with a group that is not there
-        except (re.error, IndexError) as error:
+            letters = {composed(key): composed(value) for key, value in rule.letters.items()}
+            replace = composed(rule.replace)
+            pattern = re.compile(composed(rule.pattern or "[" + re.escape("".join(letters)) + "]"))
+            pattern.sub(replace, "")  # finds a replacement with a group that is not there
+        except (re.error, IndexError, OverflowError, RecursionError) as error:
             raise UserError(f"text.rules: {rule.name!r} is not a regular expression ({error})") from error
-        if wrong := [key for key in rule.letters if len(key) != 1]:
-            raise UserError(f"text.rules: {rule.name!r} has {wrong[0]!r} among its letters; give it a pattern instead")
-        if rule.letters:
-            return cls(rule.name, pattern, lambda match: rule.letters.get(match[0], match[0]))
-        if "\\" in rule.replace:  # re would look the replacement up at each call, found something or not
-            return cls(rule.name, pattern, lambda match: match.expand(rule.replace))
-        return cls(rule.name, pattern, rule.replace)
+        if wrong := [key for key in letters if len(key) != 1 and rule.pattern is None]:
+            raise UserError(f"text.rules: {rule.name!r} has {wrong[0]!r} among its letters; give it a pattern, too")
+        if letters:
+            return cls(rule.name, pattern, lambda match: letters.get(match[0], match[0]))
+        if "\\" in replace:  # re would look the replacement up at each call, found something or not
+            return cls(rule.name, pattern, lambda match: match.expand(replace))
+        return cls(rule.name, pattern, replace)
 
     def apply(self, text: str) -> str:
         """`text` after this rule; a match that has no entry in a rule's `letters` stays as it is."""
@@ -57,38 +76,58 @@ class Substitution:
 
 @dataclass(frozen=True)
 class Language:
-    """An alphabet and the ordered rules that lead into it; number words are the first, transliteration the last."""
+    """An alphabet and the ordered rules that lead into it; number words are the first, transliteration the last.
+
+    The rules of `before_lower_case` come before all of them and see capitals.
+    """
 
     alphabet: str
     rules: tuple[Substitution, ...]
+    before_lower_case: tuple[Substitution, ...] = ()
 
     @classmethod
     def of(cls, text: Text) -> Self:
         """The language of a config; UserError names a rule that cannot be understood, or `text.numbers`."""
+        early = [Substitution.of(rule) for rule in text.before_lower_case]
         rules = [Substitution.of(rule) for rule in text.rules]
         if text.numbers is not None:
             rules.insert(0, number_words(text.numbers))
         if text.foreign is Foreign.transliterate:
             rules.append(transliteration(text.alphabet))
-        names = [rule.name for rule in rules]
+        names = [rule.name for rule in (*early, *rules)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"text.rules: two rules are called {twice[0]!r}; what each one does is counted by its name")
-        return cls(text.alphabet, tuple(rules))
+        return cls(text.alphabet, tuple(rules), tuple(early))
+
+    def rule_names(self) -> list[str]:
+        """The names of all rules in the order in which they are applied."""
+        return [rule.name for rule in (*self.before_lower_case, *self.rules)]
 
     def normalise(self, sentence: str) -> str:
-        """Lower case, NFC, the rules in their order, runs of white space as one space, none at the ends."""
+        """Lower case, NFC, the rules in their order, runs of white space as one space, none at the ends.
+
+        Nothing is left of a sentence that has a `fault`.
+        """
         return self.trace(sentence)[0]
+
+    def fault(self, sentence: str) -> tuple[str, str] | None:
+        """The reason for which no rule is applied to `sentence`, and what was found; None for an ordinary sentence."""
+        if len(sentence) > LONGEST:
+            return "sentence_too_long", f"{len(sentence):,} characters, and {LONGEST:,} at most are read"
+        tag = TAG.search(sentence)
+        return ("transcriber_tag", tag[0]) if tag else None
 
     def trace(self, sentence: str) -> tuple[str, list[str]]:
         """The normalised sentence, and the names of the rules that changed it."""
-        text, names = lower(sentence), []
-        for rule in self.rules:
-            after = rule.apply(text)
-            if after != text:
-                names.append(rule.name)
-                text = after
+        names: list[str] = []
+        if self.fault(sentence):
+            return "", names
+        text = sentence
+        if self.before_lower_case:
+            text = _applied(self.before_lower_case, composed(text), names)
+        text = _applied(self.rules, lower(text), names)
         # composed again: a rule may have removed what kept a letter and its mark apart
-        return unicodedata.normalize("NFC", " ".join(text.split())), names
+        return composed(" ".join(text.split())), names
 
     def foreign(self, text: str) -> str:
         """The characters of `text` that are not in the alphabet, each once, sorted."""
@@ -99,9 +138,24 @@ class Language:
         return outside(self.alphabet)
 
 
+def _applied(rules: tuple[Substitution, ...], text: str, names: list[str]) -> str:
+    """`text` after the rules in their order; the names of those that changed it are added to `names`."""
+    for rule in rules:
+        after = rule.apply(text)
+        if after != text:
+            names.append(rule.name)
+            text = after
+    return text
+
+
+def composed(text: str) -> str:
+    """`text` with each letter and its marks in one character where Unicode has one (NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
 def lower(sentence: str) -> str:
-    """Lower case and composed (NFC), in this order because lower case can decompose."""
-    return unicodedata.normalize("NFC", sentence.lower())
+    """Lower case and composed, in this order because lower case can decompose."""
+    return composed(sentence.lower())
 
 
 def outside(alphabet: str) -> re.Pattern[str]:

@@ -20,30 +20,52 @@ from soundfile import LibsndfileError
 from torch.utils.data import DataLoader
 
 from finetuning import config as experiment
+from finetuning.audio import RATE, refuse_cut_off
 from finetuning.batches import Batches
 from finetuning.callbacks import Metrics, Others, Phases
 from finetuning.checkpoints import BEGINNING, BestCheckpoints, LastCheckpoints, Start, WholeFiles
 from finetuning.errors import Terminated, UserError, printable
 from finetuning.faults import in_one_sentence
 from finetuning.manifest import manifest_path, read_line
-from finetuning.model import build, labels, restore, set_alphabet
+from finetuning.model import build, frame_duration_s, labels, restore, sample_rate, set_alphabet
 from finetuning.selection import frames_needed
 from finetuning.shards import Member, opened
 from finetuning.watch import Bar, Watch
 
 
 def starting_point(config: experiment.Config, base: Path | None) -> EncDecCTCModel:
-    """The base model with the configuration's alphabet, or a new model of its architecture when there is no base."""
+    """Return the base model with the configuration's alphabet, or a new one of its architecture when there is no base.
+
+    UserError for a model that would learn, and that step 3 would then refuse.
+    """
     if base is None:
-        return build(experiment.resolve(config.model.architecture), config.text.alphabet, config.training.seed)
+        architecture = experiment.resolve(config.model.architecture)
+        model = build(architecture, config.text.alphabet, config.training.seed)
+        refuse_unfit(model, architecture, config)
+        return model
     model = restore(base)
+    refuse_unfit(model, base, config)
     pl.seed_everything(config.training.seed, verbose=False)  # the new decoder's weights
     set_alphabet(model, config.text.alphabet, config.training.decoder_init)
     return model
 
 
+def refuse_unfit(model: EncDecCTCModel, path: Path, config: experiment.Config) -> None:
+    """UserError where the model of `path` does not fit the wavs of step 1: their sample rate, their shortest length."""
+    rate, frames, wanted = sample_rate(model), 1 / frame_duration_s(model), config.dataset.encoder_frames_per_second
+    if rate != RATE:
+        raise UserError(
+            f"{path} takes sound of {rate:,} Hz, and step 1 makes wavs of {RATE:,} Hz: step 3 could not run what is "
+            "trained from it; name another model.base or model.architecture"
+        )
+    if frames < wanted * (1 - 1e-6):
+        raise UserError(
+            f"{path} gives {frames:g} frames a second, and step 1 has kept utterances that need {wanted:g}; type "
+            f"dataset.encoder_frames_per_second={frames:g} for steps 1 and 2, or name another base"
+        )
+
+
 DDP = "ddp_find_unused_parameters_true"  # what is frozen is unused
-WHOLE = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
 
 
 class Featurizer(WaveformFeaturizer):
@@ -81,9 +103,10 @@ class Reader:
         utterance = self.dataset.manifest_processor.collection[index]
         try:
             if not isinstance(utterance.audio_file, Member):  # that one looks itself
-                found_s = soundfile.info(utterance.audio_file).duration
-                if found_s < WHOLE * utterance.duration:  # libsndfile reads what there is
-                    raise OSError(f"it lasts {found_s:.2f} s of {utterance.duration:.2f} s")
+                found = soundfile.info(utterance.audio_file)
+                refuse_cut_off(found.duration, utterance.duration)
+                if (found.samplerate, found.channels) != (RATE, 1):  # NeMo would take it, step 3 would not
+                    raise OSError(f"it has {found.samplerate} Hz and {found.channels} channel(s), not {RATE} Hz and 1")
             return self.dataset[index]
         except (OSError, LibsndfileError) as error:
             raise UserError(
@@ -153,7 +176,7 @@ def loader(
 
 def _long_enough(utterances: list[Any], model: EncDecCTCModel, change: float, split: str, speaks: bool) -> list[Any]:
     """Those to whose letters CTC can give a probability: the others have no loss, and the text teaches nothing."""
-    frame_s = model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
+    frame_s = frame_duration_s(model)
     kept = [u for u in utterances if frames_needed(u.text_tokens) <= u.duration / (1 + change) / frame_s + 1e-6]
     if not kept:
         raise UserError(f"every utterance of the {split} manifest is too short for its text; run step 1 again")

@@ -4,7 +4,6 @@ A random search (Bergstra and Bengio 2012) with a fixed seed over the weights, t
 as the widest.
 """
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -19,16 +18,16 @@ from finetuning import language_model, predictions
 from finetuning.beam_search import BeamSearch, Settings
 from finetuning.config import Config
 from finetuning.errors import UserError
-from finetuning.files import write_json
+from finetuning.files import parse_json, write_json
 from finetuning.manifest import Utterance
-from finetuning.predictions import Prediction
+from finetuning.predictions import DECODER, Prediction
 from finetuning.scoring import character_error_rate, word_error_rate
 
-DECODER = "decoder.json"
 TRIALS = 40
 BEAMS = (25, 50, 100)  # the search itself is at the first one
 MOST_UTTERANCES = 500  # of the validation set, drawn at random
 SEED = 0
+MOST = 1e6  # a weight beyond it is none
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def decode(
 
     What an interrupted run has decoded is not decoded again. inference.json tells how long the rest took.
     """
-    done = {number: prediction for number, (prediction, _) in predictions.read_part(work).items()}
+    done = {number: prediction for number, (prediction, _) in predictions.read_part(work, greedy).items()}
     spent = audio = 0.0
     with predictions.appending(work) as part, tqdm(desc=work.name, total=len(greedy), unit=" utterances") as bar:
         for number, (p, own) in enumerate(zip(greedy, frames, strict=True)):
@@ -100,22 +99,31 @@ def decode(
             bar.update()
     found = [done[number] for number in range(len(greedy))]
     about = {"seconds": round(spent, 3), "audio_seconds": round(audio, 3), "device": "cpu", "by": "flashlight"}
-    write_json(work / "inference.json", {**about, "threads": 1})
+    write_json(work / predictions.SPENT, {**about, "threads": 1})
     predictions.finish(work, found)
     return found
 
 
 def record(
-    config: Config, settings: Settings, trials: Sequence[Trial], heard: Sequence[Prediction], hashes: dict[str, str]
+    config: Config,
+    settings: Settings,
+    trials: Sequence[Trial],
+    heard: Sequence[Prediction],
+    hashes: dict[str, str],
+    audio: str = "",
 ) -> dict[str, Any]:
-    """What decoder.json keeps: all that is needed to decode like this again, and what it was chosen from."""
+    """What decoder.json keeps: all that is needed to decode like this again, and what it was chosen from.
+
+    `hashes` of all files that it follows from, `audio` the state of the wavs that were `heard`.
+    """
     references, greedy = [p.text for p in heard], [p.pred_text for p in heard]
+    greedy_wer = round(word_error_rate(references, greedy), 6)
     return {
         "settings": asdict(settings),
         "language_model": config.language_model.output,
         "config": config.file,
         "sha256": hashes,
-        "validation": {"utterances": len(heard), "greedy_wer": round(word_error_rate(references, greedy), 6)},
+        "validation": {"utterances": len(heard), "greedy_wer": greedy_wer, "audio": audio},
         "trials": [trial.as_dict() for trial in trials],
     }
 
@@ -126,24 +134,42 @@ def read(path: Path) -> tuple[Settings, str, str, dict[str, str]]:
     UserError when it is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Settings(**found["settings"]), found["language_model"], found["config"], found["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = parse_json(path.read_text(encoding="utf-8"))
+        settings, hashes = Settings(**found["settings"]), found["sha256"]
+        if not all(type(value) in (int, float) and abs(value) < MOST for value in asdict(settings).values()):
+            raise TypeError("a setting is no number")
+        if not (isinstance(settings.beam, int) and settings.beam > 0):
+            raise TypeError("beam must be a number of hypotheses")
+        texts = (found["language_model"], found["config"], *hashes.keys(), *hashes.values())
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("language_model, config and sha256 must be strings")
+        return settings, found["language_model"], found["config"], hashes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"there is no {path}, or it describes no beam search; evaluate.py evaluation.decoder=lm writes one beside "
             f"the predictions, as {DECODER}"
         ) from error
 
 
-def is_of(path: Path, hashes: dict[str, str]) -> bool:
-    """Whether there is a decoder.json that was tuned with the files of these hashes."""
-    return path.is_file() and read(path)[-1] == hashes
+def is_of(path: Path, hashes: dict[str, str], audio: str = "") -> bool:
+    """Whether there is a decoder.json that was tuned with the files of these hashes and the wavs in this state, whose
+    settings are the best of its trials.
+    """
+    try:
+        settings, *_, tuned = read(path)
+        found = parse_json(path.read_text(encoding="utf-8"))
+        best = min((trial["wer"], trial["cer"]) for trial in found["trials"])
+        chosen = [trial for trial in found["trials"] if trial.items() >= asdict(settings).items()]
+        was_heard = found["validation"]["audio"] == audio
+        return tuned == hashes and was_heard and best in [(trial["wer"], trial["cer"]) for trial in chosen]
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def restore(path: Path, letters: Sequence[str]) -> tuple[BeamSearch, Settings]:
     """The beam search that a decoder.json describes, for a model with these letters; UserError when it is another's."""
     settings, folder, config_file, tuned = read(path)
-    arpa, words, hashes = language_model.find(folder, config_file)
+    *_, hashes = language_model.find(folder, config_file)
     if not hashes.items() <= tuned.items():
         raise UserError(f"{path} was tuned with another language model; type evaluate.py evaluation.decoder=lm again")
-    return BeamSearch(arpa, words, letters), settings
+    return language_model.beam_search(folder, config_file, letters, hashes), settings
