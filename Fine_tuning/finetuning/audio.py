@@ -35,14 +35,18 @@ def refuse_broken_installation(trim_silence_db: float | None) -> None:
         soundfile.write(wav, np.full(RATE, 0.5), 2 * RATE, format="WAV")
         mono_16k(*decode(wav.getvalue()))
         if trim_silence_db is not None:
-            _trimmed(np.ones(RATE, np.float32), trim_silence_db)
-    except RuntimeError as error:  # of numba, where neither its own folder nor the user's may be written to
+            import librosa  # noqa: F401
+    except Exception as error:
+        raise UserError(f"the installation is broken ({error}); type: pip install -r requirements.txt") from error
+    if trim_silence_db is None:
+        return
+    try:
+        _trimmed(np.ones(RATE, np.float32), trim_silence_db)
+    except Exception as error:  # of numba, where neither its own folder nor the user's may be written to
         raise UserError(
             f"dataset.trim_silence_db does not work here ({error}); type: export NUMBA_CACHE_DIR=FOLDER, one that can "
             "be written to, and the same command again"
         ) from error
-    except Exception as error:
-        raise UserError(f"the installation is broken ({error}); type: pip install -r requirements.txt") from error
 
 
 def convert(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tuple[float, float]:
