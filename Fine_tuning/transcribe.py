@@ -61,8 +61,8 @@ def main() -> None:
         if folder:
             finished = Finished(folder, arguments.format, used)
             left = finished.start(readable)
-            for path in finished.changed:
-                say(f"{path} is of a damaged recording and was changed since it was written; it is left as it is")
+            for changed in finished.changed:
+                say(f"{changed} is of a damaged recording and was changed since it was written; it is left as it is")
         if len(left) < len(readable):
             say(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0

@@ -217,14 +217,21 @@ def test_nothing_is_heard_in_silence(model: Any, network: Any) -> None:
 
 @pytest.mark.nemo
 def test_printed_transcripts_are_all_that_is_printed(
-    transcribed: tuple[Path, str], talks: Path, run_script: Script
+    transcribed: tuple[Path, str], talks: Path, run_script: Script, tmp_path: Path
 ) -> None:
-    """Given relative to where the user is."""
-    printed = run_script("transcribe.py", str(MODEL), "a.wav", "cut.mp3", "gone.wav", cwd=talks, env=ONE_THREAD)
-    assert_refused(printed, "cannot read gone.wav", "cut.mp3 is damaged", "2 of 3 recordings")
+    """Given relative to where the user is; of a recording without any speech that is said."""
+    quiet, odd = tmp_path / "quiet.wav", tmp_path / "odd.wav"
+    soundfile.write(quiet, np.zeros(RATE), RATE)
+    samples, _ = soundfile.read(talks / "a.wav")
+    soundfile.write(odd, np.stack([samples, -samples], axis=1), RATE)
+    given = ["a.wav", "cut.mp3", "gone.wav", str(quiet), str(odd)]
+    printed = run_script("transcribe.py", str(MODEL), *given, cwd=talks, env=ONE_THREAD)
+    assert_refused(printed, "cannot read gone.wav", "cut.mp3 is damaged", "2 of 5 recordings are not")
+    assert f"nothing is said in {quiet}" in printed.stderr
+    assert f"{odd} has channels that cancel" in printed.stderr
     expected = [
         f"{name}\t{line['pred_text'].strip()}"
-        for name, of in (("a.wav", "a.jsonl"), ("cut.mp3", "cut.jsonl"))
+        for name, of in (("a.wav", "a.jsonl"), ("cut.mp3", "cut.jsonl"), (odd, "a.jsonl"))
         for line in lines(transcribed[0] / of)
     ]
     assert printed.stdout.splitlines() == expected
@@ -238,6 +245,12 @@ def test_refusals_before_any_model_is_loaded(run_script: Script, tmp_path: Path)
     refused = run_script("transcribe.py", str(MODEL), "empty", "zero.wav", "gone.wav", cwd=tmp_path)
     assert_refused(refused, "empty is a folder without audio files", "zero.wav is empty", "cannot read gone.wav")
     assert_refused(refused, "3 of 3 recordings are not transcribed")
+    (tmp_path / "some").mkdir()
+    for name in ("cover.jpg", "notes.txt", "zero.wav", ".hidden"):
+        (tmp_path / "some" / name).touch()
+    refused = run_script("transcribe.py", str(MODEL), "some", cwd=tmp_path)
+    assert_refused(refused, "left out, for they do not look like sound: 2 files (cover.jpg, notes.txt)")
+    assert_refused(refused, "zero.wav is empty", "1 of 1 recordings are not transcribed")
     assert_refused(run_script("transcribe.py", "gone.nemo", "a.wav", cwd=tmp_path), "there is no model gone.nemo")
     several = ("transcribe.py", str(MODEL), "a.wav", "a.flac", "--format", "srt")
     assert_refused(run_script(*several, cwd=tmp_path), "cannot be printed as one; type --output FOLDER")

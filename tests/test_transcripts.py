@@ -3,14 +3,19 @@
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from finetuning.errors import UserError
+from finetuning.ffmpeg import program
+from finetuning.segments import blocks
 from finetuning.subtitles import LINES, LONGEST_S, WIDTH, Word, cues, srt
 from finetuning.transcripts import LOG, Finished, Passage, Recording, recordings, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from releases import tone
 
 AUDIO = Path("talks/monday.mp3")
 PASSAGES = [
@@ -40,15 +45,18 @@ def parse(subtitles: str) -> list[tuple[float, float, list[str]]]:
 # --- which files
 
 
-def test_a_folder_stands_for_its_audio_files_sorted_without_what_is_hidden(
+def test_a_folder_stands_for_its_files_with_sound_sorted_without_what_is_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By their content; one whose suffix is a sound's is refused later on when it holds none."""
     for name in ("b.mp3", "a.WAV", "notes.txt", "sub/c.m4a", ".d.wav", ".git/e.wav", "f.raw", "x.y.opus"):
         (tmp_path / "talks" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "talks" / name).touch()
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "talks" / "pipe")
     monkeypatch.chdir(tmp_path)
-    found = recordings(["talks/notes.txt", "talks", "empty", "gone.wav", "./talks/b.mp3", str(tmp_path / "gone.wav")])
+    given = ["talks/notes.txt", "talks", "empty", "gone.wav", "./talks/b.mp3", str(tmp_path / "gone.wav")]
+    found, left_out = recordings(given)
     assert [(str(recording.audio), recording.name) for recording in found] == [
         ("talks/notes.txt", "notes"),  # whoever names a file gets it
         ("talks/a.WAV", "a"),
@@ -58,6 +66,47 @@ def test_a_folder_stands_for_its_audio_files_sorted_without_what_is_hidden(
         ("empty", "empty"),  # read later on, and refused there
         ("gone.wav", "gone"),
     ]
+    assert [str(path) for path in left_out] == ["talks/f.raw", "talks/notes.txt", "talks/pipe"]
+
+
+FFMPEG = {  # name: how it is made
+    "qta": "-c:a aac -f mov", "3ga": "-c:a aac -f mp4", "weba": "-c:a libopus -f webm", "mts": "-c:a aac -f mpegts",
+    "m2ts": "-c:a aac -f mpegts -mpegts_m2ts_mode 1", "ts": "-c:a mp2 -f mpegts", "vob": "-c:a mp2 -f vob",
+    "adts": "-c:a aac -f adts", "lame": "-b:a 64k -write_xing 0 -id3v2_version 0 -f mp3", "asf": "-c:a wmav2 -f asf",
+    "flv": "-c:a aac -f flv", "mka": "-c:a flac -f matroska", "caf": "-c:a pcm_s16le -f caf", "au": "-f au",
+    "wavpack": "-c:a wavpack -f wv", "tta": "-c:a tta -f tta", "ac3": "-c:a ac3 -f ac3", "oga": "-c:a flac -f ogg",
+}  # fmt: skip
+NO_SOUND = {
+    "cover.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256)) * 20,
+    "page.html": b"<!doctype html><title>404</title>" * 99,
+    "types.ts": b"export const GREETING: string = 'Good morning';\nGET(GREETING);\n" * 99,
+    "photo.heic": b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(5000),
+    "weights": np.random.default_rng(0).bytes(50000),
+    "picture.webp": b"RIFF\x10\x27\0\0WEBPVP8 " + bytes(9999),
+    "list.m3u8": b"#EXTM3U\nhttp://127.0.0.1:9/a.ts\n",
+    "utf16.txt": "notes\n".encode("utf-16") * 99,
+    "zeros": bytes(5000),
+    "nothing": b"",
+}
+
+
+def test_files_are_told_by_their_content_whatever_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "source.wav"
+    source.write_bytes(tone(440, 44100, 1, 1.0, "WAV"))
+    for name, options in FFMPEG.items():
+        subprocess.run([program(), "-v", "error", "-i", source, *options.split(), tmp_path / "in" / name], check=True)
+        (tmp_path / "in" / name).rename(tmp_path / "in" / (f"a.{name}" if name in ("ts", "qta") else name))
+    for name, data in NO_SOUND.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    monkeypatch.setenv("PATH", "")  # no program is asked
+    found, left_out = recordings([str(tmp_path / "in")])
+    assert {path.name for path in left_out} == NO_SOUND.keys()
+    assert len(found) == len(FFMPEG)
+    monkeypatch.undo()
+    assert all(len(np.concatenate(list(blocks(recording.audio, 16000)))) > 15000 for recording in found)
 
 
 # --- three formats
@@ -134,7 +183,7 @@ def talks(tmp_path: Path) -> list[Recording]:
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for name in ("a.wav", "b.wav", "sub/a.mp3"):
         (tmp_path / "in" / name).write_text(name)
-    return recordings([str(tmp_path / "in")])
+    return recordings([str(tmp_path / "in")])[0]
 
 
 def test_what_is_written_is_not_left(tmp_path: Path, talks: list[Recording]) -> None:
@@ -153,6 +202,49 @@ def test_what_is_written_is_not_left(tmp_path: Path, talks: list[Recording]) -> 
     assert Finished(tmp_path / "out", "srt", "model 1").start(talks) == talks, "another format has its own files"
     (tmp_path / "out" / "a.txt").unlink()
     assert Finished(tmp_path / "out", "text", "model 1").start(talks) == talks[:2]
+
+
+def test_a_transcript_that_was_corrected_is_never_replaced(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    finished = Finished(tmp_path / "out", "text", "model 1")
+    for recording in talks:
+        finished.write(recording, "uno\n", whole=False)
+    (tmp_path / "out" / "a.txt").write_text("corrected\n")
+    again = Finished(tmp_path / "out", "text", "model 1")
+    assert again.start(talks) == talks[1:], "of a damaged recording, unless its text was changed"
+    assert again.changed == [tmp_path / "out" / "a.txt"]
+    (tmp_path / "out" / "b.txt").write_text("corrected while the next run was at work\n")
+    with pytest.raises(UserError, match=r"b\.txt has appeared or was changed meanwhile; it is left as it is"):
+        again.write(talks[1], "due\n", whole=True)
+    again.write(talks[2], "tre\n", whole=True)
+    texts = [(tmp_path / "out" / name).read_text() for name in ("a.txt", "b.txt", "sub/a.txt")]
+    assert texts == ["corrected\n", "corrected while the next run was at work\n", "tre\n"]
+    third = Finished(tmp_path / "out", "text", "model 1")
+    assert third.start(talks) == []
+
+
+def test_a_transcript_is_known_on_either_side_of_a_kill(tmp_path: Path, talks: list[Recording]) -> None:
+    """The log is written first: where the process is killed then, the older text is still its own."""
+    (tmp_path / "out").mkdir()
+    first = Finished(tmp_path / "out", "text", "model 1")
+    first.write(talks[0], "uno\n", whole=False)
+    second = Finished(tmp_path / "out", "text", "model 1")
+    second.start(talks)
+    second.write(talks[0], "due\n", whole=False)
+    for text in ("uno\n", "due\n"):
+        (tmp_path / "out" / "a.txt").write_text(text)
+        assert Finished(tmp_path / "out", "text", "model 1").start(talks[:1]) == talks[:1]
+
+
+def test_a_log_of_before_knows_no_texts_and_nothing_is_replaced(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    Finished(tmp_path / "out", "text", "model 1").write(talks[0], "uno\n", whole=False)
+    log = tmp_path / "out" / LOG
+    entry = json.loads(log.read_text())
+    del entry["texts"]
+    log.write_text(json.dumps(entry) + "\n[1]\n{}\nnull\n" + '{"transcript": ["a"]}\n' + "[" * 9999 + "\n")
+    again = Finished(tmp_path / "out", "text", "model 1")
+    assert again.start(talks[:1]) == [] and again.changed == [tmp_path / "out" / "a.txt"]
 
 
 def test_nothing_that_is_there_is_overwritten(tmp_path: Path, talks: list[Recording]) -> None:
@@ -175,7 +267,7 @@ def test_nothing_that_is_there_is_overwritten(tmp_path: Path, talks: list[Record
 def test_two_recordings_with_one_transcript_are_refused(tmp_path: Path, talks: list[Recording]) -> None:
     given = [str(recording.audio) for recording in talks]
     with pytest.raises(UserError, match=r"in/a\.wav and .*sub/a\.mp3 would both be written to .*out/a\.jsonl"):
-        Finished(tmp_path / "out", "jsonl", "model").start(recordings(given))
+        Finished(tmp_path / "out", "jsonl", "model").start(recordings(given)[0])
 
 
 def test_a_log_cut_short_by_a_crash_keeps_its_whole_lines(tmp_path: Path, talks: list[Recording]) -> None:

@@ -1,5 +1,6 @@
 """One clip in any format -> 16 kHz mono 16-bit wav and its duration."""
 
+import io
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+from finetuning import ffmpeg, libsndfile
 from finetuning.errors import UserError
 from finetuning.files import temporary_file
-from finetuning.sound import BadClip, open_sound, to_mono
+from finetuning.sound import BadClip, Sound, to_mono
 
 RATE = 16000  # Hz, what the models were trained on
 LONGEST_S = 600  # of a clip, more is not read
@@ -27,13 +29,24 @@ def refuse_broken_installation(trim_silence_db: float | None) -> None:
     """UserError where what reads, writes or trims sound does not work: no clip's fault."""
     try:
         import numpy as np
-        import soundfile  # noqa: F401
-        import soxr  # noqa: F401
+        import soundfile
 
+        wav = io.BytesIO()
+        soundfile.write(wav, np.full(RATE, 0.5), 2 * RATE, format="WAV")
+        mono_16k(*decode(wav.getvalue()))
         if trim_silence_db is not None:
-            _trimmed(np.ones(RATE, np.float32), trim_silence_db)
+            import librosa  # noqa: F401
     except Exception as error:
         raise UserError(f"the installation is broken ({error}); type: pip install -r requirements.txt") from error
+    if trim_silence_db is None:
+        return
+    try:
+        _trimmed(np.ones(RATE, np.float32), trim_silence_db)
+    except Exception as error:  # of numba, where neither its own folder nor the user's may be written to
+        raise UserError(
+            f"dataset.trim_silence_db does not work here ({error}); type: export NUMBA_CACHE_DIR=FOLDER, one that can "
+            "be written to, and the same command again"
+        ) from error
 
 
 def convert(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tuple[float, float]:
@@ -55,6 +68,18 @@ def convert(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tup
         raise BadClip("clip_empty", "holds no sound")
     _write(samples, wav)
     return len(samples) / RATE, decoded / RATE
+
+
+def open_sound(source: bytes | Path) -> Sound:
+    """The sound of a clip's bytes or of a file; BadClip when nobody can read it, OSError when it cannot be opened.
+
+    libsndfile reads what Common Voice holds; ffmpeg, slower by far, is asked about what that does not read, or not to
+    its end.
+    """
+    try:
+        return libsndfile.open_sound(source)
+    except libsndfile.Refused as refused:
+        return ffmpeg.open_sound(source, refused.reason, refused.counted_s)
 
 
 def decode(clip: bytes) -> tuple["np.ndarray", int]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetuning.audio import open_sound
 from finetuning.errors import UserError
-from finetuning.sound import BadClip, open_sound, to_mono
+from finetuning.sound import BadClip, to_mono
 
 if TYPE_CHECKING:
     import numpy as np
