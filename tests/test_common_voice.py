@@ -248,7 +248,7 @@ def test_a_clip_is_found_by_what_a_table_calls_it_unless_several_may_be_meant(
     clips = {f"clips/{clip}": b"" for clip in CLIPS}
     durations = f"clip\tduration[ms]\n{path}\t1000\n".encode()
     files = clips | {"validated.tsv": f"path\tsentence\n{path}\tCiao\n".encode(), "clip_durations.tsv": durations}
-    files |= {table: files["validated.tsv"] for table in common_voice.RELEASE_SPLITS.values()}
+    files |= dict.fromkeys(common_voice.RELEASE_SPLITS.values(), files["validated.tsv"])
     for source in (write_folder(tmp_path / "it", files), write_archive(tmp_path / "it.tar.gz", files)):
         release = common_voice.open_release(source, tmp_path / "cache")
         assert [clip.path for clip in common_voice.read_rows(release)[0]] == [name]
