@@ -103,8 +103,8 @@ def refuse_inside_release(source: Path, key: str, folder: Path) -> None:
 
 def find_source(path: str) -> Path:
     """The release, which may be named from the project's folder or, where there is none, from the current one."""
-    source, here = resolve(path), Path(path.replace("\0", "")).absolute()
-    return here if here.exists() and not source.exists() else source
+    source, here = resolve(path), Path(path.replace("\0", ""))
+    return here.absolute() if not source.exists() and here.exists() else source
 
 
 def report_oddities(release: Release, rejected: list[Rejected], rows: int) -> None:
@@ -120,7 +120,7 @@ def report_oddities(release: Release, rejected: list[Rejected], rows: int) -> No
 def open_release(config: Config, source: Path, output: Path) -> Release:
     """The config's release, downloaded when it is not there."""
     published, dataset_id = config.dataset.archive, config.dataset.download
-    here = "" if Path(config.dataset.source).is_absolute() else f", nor one in the current folder, {Path.cwd()}"
+    here = "" if Path(config.dataset.source).is_absolute() else f", nor {config.dataset.source} in the current folder"
     if not source.exists() and dataset_id and source.name == published.name:
         data_collective.fetch(dataset_id, published, source)
     elif not source.exists():

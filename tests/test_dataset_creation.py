@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Script, assert_refused
 from finetuning import conversion
+from finetuning.common_voice import Clip
 from finetuning.manifest import SPLITS, manifest_path, read_manifest
 from releases import (
     COLUMNS,
@@ -253,6 +254,34 @@ def test_clips_that_end_their_process_are_bad_clips_and_the_others_are_converted
     blame = ("clip_undecodable", "ends the process that decodes it")
     assert {r.path: (r.reason, r.detail) for r in found if r.reason} == dict.fromkeys(deadly, blame)
     assert {wav.name.removesuffix(".wav") for wav in tmp_path.iterdir()} == clips.keys() - deadly
+
+
+def test_a_wav_is_used_only_as_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copied folder has other times and is used; a log without times and checksums, of an earlier version, too."""
+    names = ("same", "touched", "edited", "cut", "gone", "old")
+    clips, stamps = [Clip(f"{name}.mp3", "Ciao") for name in names], {f"{name}.mp3": "1 1" for name in names}
+    good = sample_files()[good_rows(1)[0]["path"]]
+    log = conversion.Log(tmp_path, {"source": "it"})
+    log.wavs.mkdir()
+    log.start()
+    log.record(conversion._convert_one(clip.path, "1 1", good, log.wavs / clip.wav, None) for clip in clips)
+    lines = log.path.read_text().splitlines()
+    old = {key: value for key, value in json.loads(lines[-1]).items() if not key.startswith("wav_")}
+    log.path.write_text("\n".join([*lines[:-1], json.dumps(old), ""]))
+    for name in ("touched", "old"):
+        os.utime(log.wavs / f"{name}.wav", ns=(5, 5))
+    whole = (log.wavs / "edited.wav").read_bytes()
+    (log.wavs / "edited.wav").write_bytes(whole[:-2] + b"\1\2")
+    (log.wavs / "cut.wav").write_bytes(whole[:-2])
+    (log.wavs / "gone.wav").unlink()
+    for _ in range(2):
+        missing = conversion.Log(tmp_path, {"source": "it"}).missing(clips, stamps)
+        assert {clip.path for clip in missing} == {"edited.mp3", "cut.mp3", "gone.mp3"}
+        assert (
+            "2 wavs have changed since they were made, such as edited.wav; they are made again"
+            in capsys.readouterr().out
+        )
+    assert {line["path"]: line.get("wav_mtime_ns") for line in lines_of(log.path)[1:]}["touched.mp3"] == 5
 
 
 def test_few_clips_are_held_at_a_time(tmp_path: Path) -> None:
