@@ -106,18 +106,16 @@ def refuse_inside_release(source: Path, key: str, folder: Path) -> None:
 
 def find_source(path: str) -> Path:
     """The release, which may be named from the project's folder or, where there is none, from the current one."""
-    source, here = resolve(path), Path(path.replace("\0", "")).absolute()
-    return here if here.exists() and not source.exists() else source
+    source, here = resolve(path), Path(path.replace("\0", ""))
+    return here.absolute() if not source.exists() and here.exists() else source
 
 
 def report_oddities(release: Release, rejected: list[Rejected], rows: int) -> None:
     """Say what was taken for something else, and what share of the rows is lost already, before hours are spent."""
     if release.taken_for:
         path, name = min(release.taken_for.items())
-        count = len(release.taken_for)
-        print(
-            f"{count:,} clips are named otherwise in the tables: {printable(path)!r} is taken for {printable(name)!r}"
-        )
+        example = f"{printable(path)!r} is taken for {printable(name)!r}"
+        print(f"the tables name {len(release.taken_for):,} clips otherwise than clips/ does: {example}")
     for warning in selection.warnings(rejected, rows):
         print(printable(warning))
 
@@ -125,15 +123,14 @@ def report_oddities(release: Release, rejected: list[Rejected], rows: int) -> No
 def open_release(config: Config, source: Path, output: Path) -> Release:
     """The config's release, downloaded when it is not there."""
     published, dataset_id = config.dataset.archive, config.dataset.download
-    if not source.exists() and dataset_id:
-        if source.name != published.name:
-            raise UserError(
-                f"there is no {source}; only {published.name} is downloaded: give dataset.source=…/{published.name}"
-            )
+    here = "" if Path(config.dataset.source).is_absolute() else f", nor {config.dataset.source} in the current folder"
+    if not source.exists() and dataset_id and source.name == published.name:
         data_collective.fetch(dataset_id, published, source)
-    if not source.exists():
-        here = "" if Path(config.dataset.source).is_absolute() else f", nor one in the current folder, {Path.cwd()}"
-        raise UserError(f"there is no release {source}{here}; give dataset.source=… ({common_voice.LAYOUT})")
+    elif not source.exists():
+        other = f"; only {published.name} is downloaded: give dataset.source=…/{published.name}" if dataset_id else ""
+        raise UserError(
+            f"there is no release {source}{here}{other or '; give dataset.source=…'} ({common_voice.LAYOUT})"
+        )
     return common_voice.open_release(source, output / "release", published)
 
 

@@ -1,5 +1,11 @@
 import gzip
+import io
+import json
+import os
+import tarfile
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finetuning import common_voice
@@ -208,3 +214,135 @@ def test_a_folder_without_clips_is_no_release(tmp_path: Path) -> None:
     (tmp_path / "validated.tsv").write_bytes(table(good_rows(1)))
     with pytest.raises(UserError, match=r"no folder .*clips"):
         common_voice.open_release(tmp_path, tmp_path / "cache")
+
+
+CLIPS = ("a.mp3", "B.mp3", "same.mp3", "same.wav", "perché.wav", "dotted.name.mp3", "odd.mp3", "ODD.mp3")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a.mp3", "a.mp3"),
+        ("a", "a.mp3"),  # as in the first releases
+        ("a.wav", "a.mp3"),
+        ("A.MP3", "a.mp3"),
+        ("b", "B.mp3"),
+        ("clips/a.mp3", "a.mp3"),
+        ("clips\\a.mp3", "a.mp3"),
+        ("/home/me/cv/it/clips/a.mp3", "a.mp3"),
+        ("C:\\cv\\a.wav", "a.mp3"),
+        (unicodedata.normalize("NFD", "perché.mp3"), "perché.wav"),
+        ("dotted.name", "dotted.name.mp3"),
+        ("same.wav", "same.wav"),
+        ("odd.mp3", "odd.mp3"),
+        ("clips/gone.mp3", "gone.mp3"),
+        *(
+            (path, path)
+            for path in ("same", "Odd", "dotted", "a.mp4a", "a.1", "../gone.mp3", "clips/", "", ".mp3", "x/y")
+        ),
+    ],
+)
+def test_a_clip_is_found_by_what_a_table_calls_it_unless_several_may_be_meant(
+    tmp_path: Path, path: str, name: str
+) -> None:
+    clips = {f"clips/{clip}": b"" for clip in CLIPS}
+    durations = f"clip\tduration[ms]\n{path}\t1000\n".encode()
+    files = clips | {"validated.tsv": f"path\tsentence\n{path}\tCiao\n".encode(), "clip_durations.tsv": durations}
+    files |= dict.fromkeys(common_voice.RELEASE_SPLITS.values(), files["validated.tsv"])
+    for source in (write_folder(tmp_path / "it", files), write_archive(tmp_path / "it.tar.gz", files)):
+        release = common_voice.open_release(source, tmp_path / "cache")
+        assert [clip.path for clip in common_voice.read_rows(release)[0]] == [name]
+        assert list(common_voice.read_durations(release)) == [name]
+        assert list(common_voice.read_release_splits(release)) == [name]
+        assert release.taken_for == ({path: name} if name in CLIPS and name != path else {})
+
+
+@pytest.mark.parametrize(("sign", "called"), [(",", "commas"), (";", "semicolons"), ("|", "bars")])
+def test_a_table_without_tabs_is_told_to_have_them(tmp_path: Path, sign: str, called: str) -> None:
+    data = table(good_rows(2)).replace(b"\t", sign.encode())
+    for header in (data, b'"' + data.replace(sign.encode(), f'"{sign}"'.encode())):
+        with pytest.raises(UserError, match=f"separates its columns by {called}; write it with tabs"):
+            rows_of(tmp_path, header)
+
+
+def headers(path: Path, type: bytes, count: int, data: bytes) -> Path:
+    """An archive with `count` headers of a type before its first member."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = type, len(data)
+    block = header.tobuf(tarfile.USTAR_FORMAT) + data.ljust(-(-len(data) // 512) * 512, b"\0")
+    path.write_bytes(gzip.compress(block * count + tarfile.TarInfo("a").tobuf() + bytes(1024)))
+    return path
+
+
+@pytest.mark.parametrize("type", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_an_archive_of_headers_without_end_is_refused(tmp_path: Path, type: bytes) -> None:
+    with pytest.raises(UserError, match=r"thousands of headers|holds no validated\.tsv"):  # tarfile takes global ones
+        common_voice.open_release(headers(tmp_path / "a.tar.gz", type, 5000, b"9 a=bcde\n"), tmp_path / "cache")
+    with pytest.raises(UserError, match="a header of 2,097,152 bytes"):
+        common_voice.open_release(headers(tmp_path / "a.tar.gz", type, 1, bytes(1 << 21)), tmp_path / "cache")
+
+
+def test_a_table_that_does_not_fit_into_memory_is_refused_unread(tmp_path: Path) -> None:
+    huge = tarfile.TarInfo("it/validated.tsv")
+    huge.size = 3_000_000_000  # as the header says: nothing follows
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(huge.tobuf(tarfile.GNU_FORMAT)))
+    with pytest.raises(UserError, match="its tables have more than 2,000,000,000 bytes"):
+        common_voice.open_release(tmp_path / "a.tar.gz", tmp_path / "cache")
+    folder = write_folder(tmp_path / "it", {"validated.tsv": b"path\tsentence\n"})
+    os.truncate(folder / "validated.tsv", huge.size)
+    with pytest.raises(UserError, match=r"validated.tsv has more than 2,000,000,000 bytes"):
+        common_voice.read_rows(common_voice.open_release(folder, tmp_path / "cache"))
+
+
+def test_names_that_are_not_utf8_do_no_harm(tmp_path: Path, small: dict[str, bytes]) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/cv-corpus-\xff"))
+    odd = small | {"clips/" + os.fsdecode(b"\xe9.mp3"): b"x"}
+    write_folder(folder / "it", odd)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", encoding="utf-8", errors="surrogateescape") as tar:
+        for name, data in odd.items():
+            member = tarfile.TarInfo(os.fsdecode(b"cv-corpus-\xff/it/") + name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    for source in (folder, tmp_path / "a.tar.gz"):
+        release = common_voice.open_release(source, tmp_path / "cache")
+        assert release.name == "cv-corpus-?/it"
+        rows, _, _ = common_voice.read_rows(release)
+        assert len(rows) == 3 and {row.path for row in rows} <= release.stamps.keys()
+        assert len(clip_bytes(release, {row.path for row in rows})) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tables": ["validated.tsv"]},  # as an earlier version wrote it
+        {"tables": {}},
+        {"tables": {"../validated.tsv": ""}},
+        {"tables": {"validated.tsv": "another"}},
+        {"stamps": {"a.mp3": 5}},
+        {"stamps": []},
+        *({key: value} for key in ("identity", "sha256", "name", "clips") for value in (None, 5, [])),
+        None,
+    ],
+)
+def test_what_was_kept_of_an_archive_and_is_not_what_it_was_is_made_again(
+    tmp_path: Path, small: dict[str, bytes], change: dict[str, Any] | None
+) -> None:
+    archive, cache = write_archive(tmp_path / "a.tar.gz", small), tmp_path / "cache"
+    first = common_voice.open_release(archive, cache)
+    before = digest(cache)
+    kept = json.loads((cache / "release.json").read_text())
+    (cache / "release.json").write_text(json.dumps([kept] if change is None else kept | change))
+    assert common_voice.open_release(archive, cache) == first
+    assert digest(cache) == before
+
+
+def test_a_table_that_was_changed_after_it_was_copied_is_copied_again(
+    tmp_path: Path, small: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, cache = write_archive(tmp_path / "a.tar.gz", small), tmp_path / "cache"
+    common_voice.open_release(archive, cache)
+    before = (cache / "validated.tsv").read_bytes()
+    (cache / "validated.tsv").write_bytes(before.replace(b"mp3", b"mpx"))
+    common_voice.open_release(archive, cache)
+    assert (cache / "validated.tsv").read_bytes() == before
+    assert "validated.tsv has changed since it was copied" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Script, assert_refused
 from finetuning import conversion
+from finetuning.common_voice import Clip
 from finetuning.manifest import SPLITS, manifest_path, read_manifest
 from releases import (
     COLUMNS,
@@ -112,12 +113,15 @@ def test_a_rerun_does_nothing_and_a_missing_wav_alone_is_made_again(make, sample
     assert again.returncode == 0 and "nothing to do" in again.stdout
     assert digest(sample_dataset) == before
     assert {p: p.stat().st_mtime_ns for p in sample_dataset.rglob("*")} == times
-    gone, cut = sorted((sample_dataset / "wavs").iterdir())[:2]
+    gone, cut, edited, touched = sorted((sample_dataset / "wavs").iterdir())[:4]
     gone.unlink()
+    edited.write_bytes(edited.read_bytes()[:-2] + b"\1\2")
+    touched.touch()
     cut.write_bytes(cut.read_bytes()[:1000])
     (sample_dataset / "train_manifest.json").unlink()
     again = make(SAMPLE, sample_dataset, *BY_SPEAKER)
-    assert again.returncode == 0 and "441 converted already, 2 to convert" in again.stdout
+    assert again.returncode == 0 and "440 converted already, 3 to convert" in again.stdout
+    assert f"2 wavs have changed since they were made, such as {cut.name}; they are made again" in again.stdout
     after = digest(sample_dataset)
     assert {k: v for k, v in after.items() if "conversion" not in k} == {
         k: v for k, v in before.items() if "conversion" not in k
@@ -252,6 +256,34 @@ def test_clips_that_end_their_process_are_bad_clips_and_the_others_are_converted
     assert {wav.name.removesuffix(".wav") for wav in tmp_path.iterdir()} == clips.keys() - deadly
 
 
+def test_a_wav_is_used_only_as_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copied folder has other times and is used; a log without times and checksums, of an earlier version, too."""
+    names = ("same", "touched", "edited", "cut", "gone", "old")
+    clips, stamps = [Clip(f"{name}.mp3", "Ciao") for name in names], {f"{name}.mp3": "1 1" for name in names}
+    good = sample_files()[good_rows(1)[0]["path"]]
+    log = conversion.Log(tmp_path, {"source": "it"})
+    log.wavs.mkdir()
+    log.start()
+    log.record(conversion._convert_one(clip.path, "1 1", good, log.wavs / clip.wav, None) for clip in clips)
+    lines = log.path.read_text().splitlines()
+    old = {key: value for key, value in json.loads(lines[-1]).items() if not key.startswith("wav_")}
+    log.path.write_text("\n".join([*lines[:-1], json.dumps(old), ""]))
+    for name in ("touched", "old"):
+        os.utime(log.wavs / f"{name}.wav", ns=(5, 5))
+    whole = (log.wavs / "edited.wav").read_bytes()
+    (log.wavs / "edited.wav").write_bytes(whole[:-2] + b"\1\2")
+    (log.wavs / "cut.wav").write_bytes(whole[:-2])
+    (log.wavs / "gone.wav").unlink()
+    for _ in range(2):
+        missing = conversion.Log(tmp_path, {"source": "it"}).missing(clips, stamps)
+        assert {clip.path for clip in missing} == {"edited.mp3", "cut.mp3", "gone.mp3"}
+        assert (
+            "2 wavs have changed since they were made, such as edited.wav; they are made again"
+            in capsys.readouterr().out
+        )
+    assert {line["path"]: line.get("wav_mtime_ns") for line in lines_of(log.path)[1:]}["touched.mp3"] == 5
+
+
 def test_few_clips_are_held_at_a_time(tmp_path: Path) -> None:
     good, taken, most = sample_files()[good_rows(1)[0]["path"]], 0, 0
 
@@ -312,6 +344,69 @@ def test_releases_that_cannot_work_are_refused_in_a_sentence(make, tmp_path: Pat
     source = write_folder(tmp_path / "it", files())
     assert_refused(make(source, tmp_path / "data", *overrides), *words)
     assert not list((tmp_path / "data").glob("*_manifest.json"))
+
+
+def named(*paths: str) -> dict[str, bytes]:
+    """A release whose table has these names for its clips."""
+    rows = [row | {"path": path} for row, path in zip(good_rows(len(paths)), paths, strict=True)]
+    return small_release(len(paths)) | {"validated.tsv": table(rows)}
+
+
+@pytest.mark.parametrize(
+    ("files", "overrides", "words", "reason"),
+    [
+        (lambda: named("x1.mp3", "x2.mp3"), (), ("2 name a clip", "'x1.mp3'", "40000000.mp3' and 1 more"),
+         "clip_missing"),
+        (lambda: named("/a/x1", "/a/x2"), (), ("'/a/x1'", "'common_voice_it_40000000.mp3'"), "path_outside_clips"),
+        (lambda: small_release(4), ("text.alphabet=' x'",), ("no row is left", "'e' in 4"), "foreign_character"),
+        (lambda: small_release(4), ("dataset.split.by=speaker", "dataset.max_duration_s=0.2"),
+         ("for train and validation and test", "4 too_long", "most are too_long", "common_voice_it_40000000.mp3"),
+         "too_long"),
+        (lambda: small_release(1) | {"validated.tsv": table([])}, (), ("no row below its header",), None),
+    ],
+)  # fmt: skip
+def test_when_nothing_is_left_it_is_said_what_all_rows_have_in_common(
+    make, tmp_path: Path, files, overrides, words, reason: str | None
+) -> None:
+    source, output = write_folder(tmp_path / "it", files()), tmp_path / "data"
+    refused = make(source, output, *overrides)
+    assert_refused(refused, *words)
+    assert "larger release" not in refused.stderr
+    if reason is None:
+        assert not output.exists()
+    else:
+        assert set(reasons(output).values()) == {reason} and str(output / "rejected.jsonl") in refused.stderr
+
+
+def test_a_dataset_that_is_there_keeps_its_rejections(make, tmp_path: Path) -> None:
+    source, output = write_folder(tmp_path / "it", small_release(12)), tmp_path / "data"
+    assert make(source, output, *BY_SPEAKER).returncode == 0
+    before = made_files(output)
+    assert_refused(make(source, output, *BY_SPEAKER, "text.alphabet=' x'"), "no row is left")
+    assert made_files(output) == before
+
+
+def test_clips_named_otherwise_are_taken_and_many_missing_ones_are_warned_of(
+    run_script: Script, tmp_path: Path
+) -> None:
+    """The source is named from the folder the script is started in."""
+    good = [row["path"] for row in good_rows(6)]
+    given = [good[0][:-4], f"clips/{good[1]}", f"clips\\{good[2]}", f"/cv/it/clips/{good[3]}", good[4].upper()]
+    given.append(good[5].replace(".mp3", ".wav"))
+    rows = good_rows(16)
+    tables = table(
+        [row | {"path": path} for row, path in zip(rows, given + [f"x{i}.mp3" for i in range(10)], strict=True)]
+    )
+    write_folder(tmp_path / "it", small_release(6) | {"validated.tsv": tables})
+    arguments = ("dataset.source=it", f"dataset.output={tmp_path / 'data'}", "dataset.workers=1")
+    made = run_script("dataset_creation.py", *arguments, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "the tables name 6 clips otherwise than clips/ does: '/cv/it/clips/" in made.stdout
+    assert "warning: 62% of the rows are rejected as clip_missing, such as 'x0.mp3': not in clips/" in made.stdout
+    wavs = {u.audio_filepath for s in SPLITS for u in read_manifest(manifest_path(tmp_path / "data", s))}
+    assert wavs == {f"wavs/{path[:-4]}.wav" for path in good}
+    elsewhere = run_script("dataset_creation.py", *arguments, cwd=tmp_path / "data")
+    assert_refused(elsewhere, f"there is no release {ROOT / 'it'}", "nor it in the current folder")
 
 
 def test_a_dangerous_or_broken_archive_is_refused_in_a_sentence(make, tmp_path: Path) -> None:

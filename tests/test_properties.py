@@ -1,23 +1,29 @@
 """What holds for every release, sentence and corpus: searched for counter-examples, the same ones each time."""
 
+import contextlib
+import gzip
+import io
+import json
+import re
+import tarfile
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 import kaldialign
 import pytest
-from finetuning import common_voice, selection, splits
+from finetuning import common_voice, dataset, packing, selection, shards, splits
 from finetuning.common_voice import Clip
 from finetuning.config import ROOT, Dataset, Split, SplitBy
 from finetuning.config_file import load
-from finetuning.conversion import Converted
+from finetuning.conversion import Converted, Log
 from finetuning.errors import UserError
 from finetuning.manifest import SPLITS, Utterance, read_manifest, write_manifest
 from finetuning.scoring import character_errors, word_errors
 from finetuning.text import TRANSLITERATION, Language
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from releases import write_folder
+from releases import write_archive, write_folder
 from test_languages import SHIPPED
 
 LANGUAGES = {
@@ -169,6 +175,93 @@ def test_a_manifest_is_read_as_it_was_written(utterances: list[Utterance]) -> No
     with tempfile.TemporaryDirectory() as folder:
         write_manifest(Path(folder, "m.json"), utterances)
         assert read_manifest(Path(folder, "m.json"), check_audio=False) == utterances
+
+
+# --- files of step 1's own, which somebody may have edited, and archives
+
+JUNK = [b"null", b"[]", b"{}", b'"x"', b"-1", b"1e999", b"NaN", b"true", b'"\\ud800"', b'{"a": 1}', b""]
+JUNK += [b"\xff", b"\0", b"\n"]
+TABLE = b"path\tsentence\n0.mp3\tCiao\n"
+DEEP = [b"9" * 5000, b"[" * 100_000]  # more than Python's reader of JSON takes
+KEY = {"source": {"name": "it"}, "trim_silence_db": None}
+ENTRY = Converted("0.mp3", "1 1", 3.0, 3.0, wav_mtime_ns=5, wav_crc32=7)
+hasty = settings(thorough, max_examples=100)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, data: bytes, junk: list[bytes]) -> bytes:
+    """`data` with a few parts of it replaced: values of JSON, or bytes anywhere."""
+    values = [match.span() for match in re.finditer(rb'"[^"]*"|-?[0-9.]+|\{[^{}]*\}|null', data)]
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        spans = [*values, (start, min(len(data), start + draw(st.sampled_from([0, 1, 9, 600]))))]
+        start, end = draw(st.sampled_from(spans))
+        data = data[:start] + draw(st.sampled_from(junk) | st.binary(max_size=4)) + data[end:]
+    return data
+
+
+@hasty
+@given(st.data())
+def test_a_log_that_somebody_edited_is_read_as_far_as_it_goes(data: st.DataObject) -> None:
+    clips, stamps = [Clip("0.mp3", "Ciao"), Clip("1.mp3", "Ciao")], {"0.mp3": "1 1", "1.mp3": "2 2"}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Log(Path(folder), KEY)
+        log.wavs.mkdir()
+        log.done = {"0.mp3": ENTRY, "1.mp3": Converted("1.mp3", "2 2", reason="clip_empty")}
+        log.start()
+        log.path.write_bytes(data.draw(mutated(log.path.read_bytes(), JUNK + DEEP)))
+        again = Log(Path(folder), KEY)
+        assert {clip.path for clip in again.missing(clips, stamps)} <= {"0.mp3", "1.mp3"}
+        again.start()
+        assert Log(Path(folder), KEY).done == again.done
+
+
+@hasty
+@given(st.data())
+def test_what_was_kept_of_an_archive_or_of_a_run_may_be_edited(data: st.DataObject) -> None:
+    config = load("configs/italian.yaml", [])
+    about = {"release": "cv/it", "config": dataset.settings(config)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        archive = write_archive(
+            folder / "a.tar.gz", {"validated.tsv": b"path\tsentence\n0.mp3\tCiao\n", "clips/0.mp3": b"x"}
+        )
+        first = common_voice.open_release(archive, folder / "cache")
+        kept = folder / "cache" / "release.json"
+        kept.write_bytes(data.draw(mutated(kept.read_bytes(), JUNK + DEEP)))
+        again = common_voice.open_release(archive, folder / "cache")
+        json.dumps([again.name, again.identity, again.stamps], ensure_ascii=False).encode()
+        assert (again.source, again.tables) == (first.source, first.tables)
+        (folder / "dataset.json").write_bytes(data.draw(mutated(json.dumps(about).encode(), JUNK)))
+        with contextlib.suppress(UserError):
+            dataset.changes(folder, config, "cv/it")
+        with contextlib.suppress(UserError):
+            packing.refuse_taken(folder, "cv/it")
+
+
+@hasty
+@given(st.data())
+def test_an_archive_that_somebody_edited_is_read_or_refused_in_a_sentence(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with tarfile.open(folder / "plain.tar", "w", format=data.draw(st.sampled_from([0, 1, 2]))) as tar:
+            for path in ("it/validated.tsv", "it/clips/0.mp3", "it/" + "x" * 80 + "/" + "y" * 80):
+                member = tarfile.TarInfo(path)
+                member.size = len(TABLE)
+                tar.addfile(member, io.BytesIO(TABLE))
+        plain = data.draw(
+            mutated((folder / "plain.tar").read_bytes()[:6000], [*JUNK, b"x", b"L", b"S", b"g", b"7" * 11])
+        )
+        (folder / "audio_0.tar").write_bytes(plain)
+        (folder / "a.tar.gz").write_bytes(gzip.compress(plain + bytes(2048), 1))
+        with contextlib.suppress(UserError):
+            release = common_voice.open_release(folder / "a.tar.gz", folder / "cache")
+            common_voice.read_rows(release)
+            list(common_voice.clip_files(release, {"0.mp3"}))
+        shards.made_from(folder / "audio_0.tar")
+        for offset in (0, 512, 1 << 70):
+            with pytest.raises(UserError, match="does not hold"):
+                shards.Member(folder / "audio_0.tar", "0.wav", offset, 4).read()
 
 
 # --- the splits

@@ -41,16 +41,21 @@ def members_of(
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("there is something behind the last member")
 
+    with (
+        _faults_of(source),
+        source.open("rb") as file,
+        gzip.open(_Digested(file, digest) if digest else file) as unpacked,
+        tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 16, tarinfo=Header) as tar,
+        tqdm(total=source.stat().st_size, desc=what, unit="B", unit_scale=True, leave=False, disable=not what) as bar,
+    ):
+        yield members()
+
+
+@contextmanager
+def _faults_of(source: Path) -> Iterator[None]:
+    """Turn what gzip, tarfile and the disk say about an archive into UserError."""
     try:
-        with (
-            source.open("rb") as file,
-            gzip.open(_Digested(file, digest) if digest else file) as unpacked,
-            tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 16, tarinfo=Header) as tar,
-            tqdm(
-                total=source.stat().st_size, desc=what, unit="B", unit_scale=True, leave=False, disable=not what
-            ) as bar,
-        ):
-            yield members()
+        yield
     except gzip.BadGzipFile as error:
         raise UserError(
             f"{source} is not a .tar.gz archive, or damaged ({error}); get it again as it was packed, or its folder"

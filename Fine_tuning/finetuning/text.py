@@ -23,6 +23,7 @@ NOTES = (
     "ininteligível|risos|неразборчиво|смех|аплодисменты|anlaşılmıyor|gülüşmeler|alkış"
 )
 LETTER = r"[^\W\d_]"
+OPENING = re.compile(r"[\[{<*(]")
 TAG = re.compile(
     rf"\[(?:(?!{LETTER})[^][])*{LETTER}[^][]*\]|\{{(?:(?!{LETTER})[^}}{{])*{LETTER}[^}}{{]*\}}|"
     rf"(?<!<)<[/|]?{LETTER}[^<>]*>(?!>)|(?<![\w*])\*(?={LETTER})[^*]*(?<=\w)\*(?![\w*])|"
@@ -114,7 +115,7 @@ class Language:
         """The reason for which no rule is applied to `sentence`, and what was found; None for an ordinary sentence."""
         if len(sentence) > LONGEST:
             return "sentence_too_long", f"{len(sentence):,} characters, and {LONGEST:,} at most are read"
-        tag = TAG.search(sentence)
+        tag = OPENING.search(sentence) and TAG.search(sentence)  # the first is quick, and mostly finds nothing
         return ("transcriber_tag", tag[0]) if tag else None
 
     def trace(self, sentence: str) -> tuple[str, list[str]]:
