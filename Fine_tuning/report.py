@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from finetuning import figures, paper, paper_figures, readme_parts
 from finetuning.config import ROOT
-from finetuning.config_file import load
+from finetuning.config_file import Parser, load
 from finetuning.errors import UserError, run
 from finetuning.files import make_folder, read_json, replacing
 from finetuning.metrics import read_metrics
@@ -47,7 +47,7 @@ MEASURED = {  # in results/reference/, and what writes it
 
 def main() -> None:
     """Write everything that follows from the results, each file whole or not at all."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         files = made()
     except UserError:

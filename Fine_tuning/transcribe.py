@@ -77,7 +77,9 @@ def main() -> None:
 
 def command_line() -> argparse.Namespace:
     """What was typed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from finetuning.config_file import Parser
+
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
     parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")

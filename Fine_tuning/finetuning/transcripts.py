@@ -91,7 +91,7 @@ def render(style: str, audio: Path, passages: Sequence[Passage], named: bool = F
         return srt([word for passage in passages for word in passage.words], end_s)
     if style == "text":
         name = f"{printable(str(audio))}\t" if named else ""
-        return "".join(f"{name}{passage.text.strip()}\n" for passage in passages)
+        return "".join(f"{name}{printable(passage.text).strip()}\n" for passage in passages)
     return "".join(
         _line({"audio_filepath": _utf8(audio), "offset": p.start_s, "duration": p.duration_s, "pred_text": p.text})
         for p in passages
