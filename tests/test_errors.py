@@ -7,6 +7,7 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -74,7 +75,7 @@ def test_a_progress_bar_still_moves_on_a_terminal() -> None:
     ("raised", "words"),
     [
         (f"OSError({errno.EIO}, 'Input/output error')", "Input/output error"),
-        (f"OSError({errno.ENOSPC}, 'No space left on device')", "TMPDIR"),
+        (f"OSError({errno.ENOSPC}, 'No space left on device')", "the disk to which the output goes is full"),
         (f"PermissionError({errno.EACCES}, 'Permission denied', '/root/x')", "/root/x (Permission denied)"),
         (f"PermissionError({errno.EACCES}, 'Permission denied', b'/root/x')", "/root/x (Permission denied)"),
     ],
@@ -83,6 +84,17 @@ def test_what_the_system_refuses_is_one_sentence(raised: str, words: str) -> Non
     ended = run_code(f"raise {raised}")
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert words in ended.stderr
+
+
+def test_a_full_disk_for_temporary_files_is_named(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        ended = run_code("import tempfile\ntempfile.TemporaryFile().write(bytes(10**6))", env={"TMPDIR": str(tmp_path)})
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert f"the disk of {tmp_path} is full" in ended.stderr
 
 
 def test_a_fault_of_the_program_stays_a_traceback() -> None:

@@ -100,7 +100,7 @@ def test_the_models_that_are_there_are_evaluated(evaluated: tuple[Path, subproce
     assert_refused(process, "gone is not evaluated: there is no model", "train.py")
     assert_refused(process, "broken is not evaluated: ", "broken.nemo is not a .nemo file")
     assert_refused(process, "shape is not evaluated: ", "size mismatch")
-    assert_refused(process, "odd is not evaluated: RuntimeError: ", "; mend it or leave it out")
+    assert_refused(process, "odd is not evaluated: ", "its encoder wants 64 features, its preprocessor makes 192")
     assert_refused(process, "not evaluated, for the reasons above: gone, broken, shape, odd")
     assert sorted(path.name for path in (out / "results").iterdir()) == [
         "comparisons.json",

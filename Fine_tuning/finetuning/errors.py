@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,6 +32,7 @@ NO_MEMORY = (  # what torch says of it in a RuntimeError, and hydra of a MemoryE
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 BREAKS = re.compile("[\t\n\u2028\u2029\ud800-\udfff]")
 CURSOR = re.compile("(?:\r|\n|\x1b\\[A)*")  # what progress bars need, at the start of what they write
+LITTLE_ROOM = 1 << 20  # bytes
 ENDING = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
@@ -76,7 +78,10 @@ def _of_the_system(error: OSError) -> str:
     if name is not None:
         return f"cannot read or write {name} ({error.strerror}); mend that"
     if error.errno == errno.ENOSPC:
-        return f"the disk to which the output goes, or that of {tempfile.gettempdir()} (TMPDIR), is full; make room"
+        temporary = tempfile.gettempdir()
+        if shutil.disk_usage(temporary).free < LITTLE_ROOM:
+            return f"the disk of {temporary} is full; make room, or set TMPDIR to another folder"
+        return "the disk to which the output goes is full; make room"
     return f"the system says: {error.strerror}; mend that"
 
 
