@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+RESTING_FRAMES = 5  # a page that has followed a link scrolls a moment later
 PATIENCE_S = 60
 
 
@@ -114,11 +115,21 @@ class Page:
             time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """With the mouse, in the middle of the element, which is scrolled to first."""
-        where = f"document.querySelector({json.dumps(selector)})"
-        self.run(f"{where}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        """With the mouse, in the middle of the element, which is scrolled to first and has come to rest."""
         box = self.run(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({where}.getBoundingClientRect())"
+            f"""new Promise(done => {{
+                const element = document.querySelector({json.dumps(selector)});
+                let frames = 0, last = "";
+                const look = () => {{
+                    element.scrollIntoView({{block: "center", behavior: "instant"}});
+                    const {{x, y, width, height}} = element.getBoundingClientRect();
+                    const middle = [x + width / 2, y + height / 2];
+                    frames = String(middle) === last ? frames + 1 : 0;
+                    last = String(middle);
+                    frames < {RESTING_FRAMES} ? requestAnimationFrame(look) : done(middle);
+                }};
+                look();
+            }})"""
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
