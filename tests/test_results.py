@@ -223,6 +223,22 @@ def test_a_result_is_there_and_back_or_refused_in_one_sentence(tmp_path: Path) -
     read()
 
 
+def test_an_interval_is_there_with_all_that_belongs_to_it(tmp_path: Path) -> None:
+    whole = row() | results.intervals(resampled(SCORE, SPEAKERS), SPEAKERS)
+    for name in results.SURENESS:
+        with pytest.raises(UserError, match=r"m.json is not what evaluate.py writes"):
+            results.read(results.write(tmp_path, {key: value for key, value in whole.items() if key != name}))
+    for changed in (
+        {"wer_interval": [0.1]},
+        {"resampled_units": "5"},
+        {"resampled": 5},
+        {"cer_interval": None},
+        {"loss": 10**400},
+    ):
+        with pytest.raises(UserError, match=r"m.json is not what evaluate.py writes"):
+            results.read(results.write(tmp_path, whole | changed))
+
+
 def test_a_rate_that_is_not_that_of_its_counts_is_no_result(tmp_path: Path) -> None:
     for changed in ({"wer": 0.1}, {"cer": 0.1}, {"insertions": 5}, {"words": 1001}, {"cer": None}):
         with pytest.raises(UserError, match=r"m.json is not what evaluate.py writes"):

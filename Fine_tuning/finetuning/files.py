@@ -154,6 +154,8 @@ def read_json(path: Path) -> Any:
         return None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); delete it and run the same command again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); mend that, type it again") from error
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -22,6 +22,8 @@ COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair 
 WITH_LM = "+LM"  # ends the name of a model's row by the language model
 LONGEST = 200  # bytes of a name; a file's may have 255, with .json and what it is called by before it is whole
 FEW_UNITS = 10  # speakers or utterances; fewer make an interval rough
+LARGE = 1e15  # no count, rate or loss of a result is
+SURENESS = {"cer_interval", "wer_interval", "resampled", "resampled_units"}  # keys of a result: all or none
 Result = dict[str, Any]  # as results/<experiment>/<model>.json
 Comparison = dict[str, Any]  # one of comparisons.json
 
@@ -184,17 +186,20 @@ def read(path: Path) -> Result | None:
     counts = ("words", "insertions", "deletions", "substitutions", "characters", "utterances", "loss_left_out")
     try:
         row = read_json(path)
-        if row is None:
+        if row is None and not path.exists():
             return None
         texts = (row["model"], row["letters_missing"], row["decoder"]["name"], *row["sha256"].values())
         numbers = [row["hours"], *(row[name] for name in counts), *(row[name] for name in ("loss", "cer", "wer"))]
-        numbers += [*row.get("wer_interval", ()), *row.get("cer_interval", ())]
         right = all(isinstance(text, str) for text in texts)
-        right &= all(number is None or isinstance(number, int | float) for number in numbers)
+        if sure := SURENESS & row.keys():
+            right &= sure == SURENESS and isinstance(row["resampled"], str)
+            (low, high), (lowest, highest) = row["wer_interval"], row["cer_interval"]
+            right &= all(abs(number) < LARGE for number in (low, high, lowest, highest, row["resampled_units"]))
+        right &= all(number is None or abs(number) < LARGE for number in numbers)
         for rate, of, kind in (("wer", "words", ""), ("cer", "characters", "character_")):
             errors = sum(row[f"{kind}{error}"] for error in ("insertions", "deletions", "substitutions"))
             right &= row[rate] == (rounded(errors / row[of]) if row[of] else None)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         right = False
     if not right:
         raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again")
