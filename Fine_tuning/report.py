@@ -1,9 +1,10 @@
-"""README's tables, image.png and the paper from what runs have written, so that no number is typed by hand.
+"""Write the tables of README and docs/, image.png and the paper from what runs have left: no number is typed by hand.
 
     python Fine_tuning/report.py
 
 Reads the committed files in results/reference/, which the scripts in benchmarks/ write, and paper/'s own; writes
-README.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input gives the same bytes.
+README.md, docs/benchmarks.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input
+gives the same bytes.
 """
 
 import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -11,6 +12,7 @@ import finetuning.start  # noqa: F401  first: it says what ends a script while t
 # isort: split
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +23,14 @@ from finetuning.config_file import Parser, load
 from finetuning.errors import UserError, run
 from finetuning.files import make_folder, read_json, replacing
 from finetuning.metrics import read_metrics
-from finetuning.paper_numbers import gpu_hours, numbers
-from finetuning.results import COMPARISONS, decoders, published_table, table
+from finetuning.paper_numbers import numbers
+from finetuning.results import COMPARISONS, decoders, table
 from finetuning.wording import minutes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")  # where the tables are
 REFERENCE = ROOT / "results" / "reference"
 PAPER = ROOT / "paper"
 BASE = ROOT / "models" / "demo" / "quartznet_small_en.run.json"
@@ -73,7 +75,7 @@ def made() -> dict[Path, bytes]:
     pictures = drawn(found["recipes"], metrics)
     said = {**told(found), "figures": list(pictures)}
     return {
-        README: filled_in(README.read_text(encoding="utf-8")).encode(),
+        **{page: text.encode() for page, text in filled_in({p: p.read_text(encoding="utf-8") for p in PAGES}).items()},
         ROOT / "image.png": figures.loss_curve_png(metrics, "Demo: loss per epoch (synthetic speech)"),
         PAPER / "numbers.json": paper.as_json(said),
         **{PAPER / "figures" / f"{name}.svg": picture for name, picture in pictures.items()},
@@ -114,41 +116,55 @@ def result_rows(timing: dict[str, Any]) -> list[dict[str, Any]]:
     return [measured(f"{name}.json", MEASURED["timing"]) for name in timing["models"]]
 
 
-def filled_in(readme: str) -> str:
-    """`readme` with every part between `<!-- name -->` and `<!-- /name -->` made anew."""
-    for name, content in parts().items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        readme, found = marked.subn(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", readme)
-        if not found:
-            raise UserError(f"{README} has no part marked <!-- {name} --> … <!-- /{name} -->; put the marks back")
-    return readme
+def filled_in(pages: dict[Path, str]) -> dict[Path, str]:
+    """Return `pages` with every part between `<!-- name -->` and `<!-- /name -->` written anew."""
+    content = parts()
+    left = set(content)
+
+    def fill(match: re.Match[str]) -> str:
+        left.discard(match[2])
+        return f"{match[1]}{content[match[2]]}\n{match[3]}"
+
+    marked = re.compile(rf"(<!-- ({'|'.join(content)}) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+    filled = {page: marked.sub(fill, text) for page, text in pages.items()}
+    if left:
+        names = ", ".join(f"<!-- {name} --> … <!-- /{name} -->" for name in sorted(left))
+        raise UserError(
+            f"none of {', '.join(page.name for page in pages)} has a part marked {names}; put the marks back"
+        )
+    return filled
 
 
 def parts() -> dict[str, str]:
     """Markdown by the name of the mark."""
     found = gathered()
     timing, rows = found["timing"], result_rows(found["timing"])
-    italian = load("configs/italian.yaml", [])
-    gpu = gpu_hours(found["published"], italian)
+    demo, italian = (load(f"configs/{name}.yaml", []) for name in ("demo", "italian"))
+    shipped = [row for row in rows if "scratch" not in row["model"]]
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
-        "reaches": readme_parts.reaches({row["model"]: row for row in rows}, found["recipes"]),
+        "timing": f"From a fresh clone on {timing['machine']}, installation took {minutes(timing['install_s'])} (with "
+        f"torch's CPU build on the disk) and the demo {minutes(timing['scripts_s'])}: {steps}.",
+        "demo": readme_parts.listed(table(shipped, replace(demo.evaluation, note=""))),
+        "seeds": readme_parts.seeds(found["recipes"]),
+        "gpu": readme_parts.gpu(found["published"]["torch"], pin("torch")),
+        "needs": readme_parts.needs(found["published"], found["dataset_creation"], italian),
+        "published": readme_parts.published(found["published"], italian.evaluation),
         "sizes": readme_parts.sizes(measured("dataset.json", MEASURED["dataset"])),
-        "demo": readme_parts.listed(table(rows, load("configs/demo.yaml", []).evaluation, found["comparisons"])),
-        "published": f"On {italian.evaluation.published_on}, drawn and normalised by its authors:\n\n"
-        f"{published_table(italian.evaluation)}\n\nFine-tuning should take a GPU between {gpu['least']} and "
-        f"{gpu['most']} hours: an estimate, not measured, for one that sustains {gpu['slow']} to {gpu['fast']} "
-        "operations a second, far fewer than its data sheet promises.",
-        "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
-        f"then the scripts {minutes(timing['scripts_s'])} ({steps}).",
+        "results": readme_parts.listed(table(rows, demo.evaluation, found["comparisons"])),
         "recipes": readme_parts.recipes(found["recipes"]),
+        "decoders": decoders(shipped),
+        "domain": readme_parts.domain(found["domain"]),
+        "decoding": readme_parts.decoding(found["decoding"]),
         "dataset_creation": readme_parts.speed(found["dataset_creation"]),
         "training": readme_parts.training(found["training"]),
         "evaluation": readme_parts.evaluation(found["evaluation"]),
-        "decoders": decoders([row for row in rows if "scratch" not in row["model"]]),
-        "domain": readme_parts.domain(found["domain"]),
-        "decoding": readme_parts.decoding(found["decoding"]),
     }
+
+
+def pin(package: str) -> str:
+    """Return the version of `package` in requirements.txt."""
+    return re.search(rf"^{package}==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
 
 
 def measured(name: str, benchmark: str) -> dict:

@@ -70,7 +70,7 @@ def main() -> None:
     measured = {
         "machine": f"{CORES} CPU cores ({cpu_name()}), one thread a run",
         "hours": round(sum(u.duration for u in training) / 3600, 3),  # of training, where not a part of them
-        "data": "shipped sample, synthetic speech, test speakers unheard in training but for the split by clip",
+        "data": "shipped sample, synthetic speech, test speakers unseen in training except with the split by clip",
         "seeds": list(SEEDS),
         "validation_wer": VALIDATION_WER,
         "variants": {variant: known[variant] for variant in VARIANTS if variant in known},

@@ -17,7 +17,7 @@ RECIPES = {
 }
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 DECODINGS = {  # of benchmarks/decoding.py
-    "greedy": "best path",
+    "greedy": "greedy",
     "this": "words, the lexicon open: evaluate.py",
     "lexicon alone": "words, unknown ones all but forbidden",
     "letters": "letters, flashlight without a lexicon",
