@@ -1,0 +1,231 @@
+"""The parts of the README that are made from what runs have written, as Markdown."""
+
+import re
+from typing import Any
+
+from finetuning.config.schema import Config, Evaluation
+from finetuning.evaluation.results import format_published
+from paper_numbers import WAV_BYTES_PER_S, gpu_hours
+from wording import DECODINGS, RECIPES, short, spread
+
+
+def seeds(measured: dict) -> str:
+    """Return the demo's word error rates over seeds; `measured` as in results/reference/recipes.json."""
+    variants = measured["variants"]
+    rates = [
+        f"**{spread(variants[variant], key)}** {when}"
+        for variant, key, when in (
+            ("warm", "wer", "after fine-tuning"),
+            ("warm", "lm_wer", "with the language model"),
+            ("from scratch", "wer", "when trained from scratch, without the English model"),
+        )
+        if variant in variants and key in variants[variant]["mean"]
+    ]
+    return f"Each row is one run. Over {len(measured['seeds'])} seeds, the demo's WER is {_and(rates)}."
+
+
+def gpu(torch: dict[str, Any], version: str) -> str:
+    """Return what the pinned `version` of torch takes; `torch` as in paper/published.json."""
+    return (
+        f"**GPU.** On Linux the pinned torch {version} is a build for CUDA {torch['cuda']}: {torch['download_gb']} GB "
+        f"to download, {torch['installed_gb']} GB installed, NVIDIA driver {torch['driver']} or newer "
+        "(`nvidia-smi` shows yours)."
+    )
+
+
+def needs(others: dict[str, Any], conversion: dict[str, Any], italian: Config) -> str:
+    """Return what configs/italian.yaml takes of a machine, as a table.
+
+    `others`: paper/published.json. `conversion`: results/reference/dataset_creation.json.
+    """
+    clips, archive_gb = others["common_voice"]["validated_clips"], italian.dataset.archive.size_bytes / 1e9
+    wavs_gb = others["common_voice"]["hours"] * 3600 * WAV_BYTES_PER_S / 1e9
+    batch, longest_s = italian.training.batch_size, italian.dataset.max_duration_s
+    activations_gb = others["quartznet15x5"]["activation_mb_per_s"] * batch * longest_s / 1e3
+    clips_per_s, hours = conversion["clips_per_s"]["archive"]["median"], gpu_hours(others, italian)
+    rows = {
+        "Disk": f"about {archive_gb + wavs_gb + 1:.0f} GB: {archive_gb:.1f} for the archive, {wavs_gb:.0f} for the "
+        "wavs, 1 for models and checkpoints",
+        "GPU": f"NVIDIA, driver {others['torch']['driver']} or newer",
+        "GPU memory": f"{activations_gb:.1f} GB for the activations of the largest batch ({batch} clips of "
+        f"{longest_s:g} s) and 1 to 2 for everything else; calculated, not measured",
+        "Time, step 1": f"about {clips / clips_per_s / 60:.0f} minutes: {clips:,} clips at {short(clips_per_s)} per "
+        f"second on {conversion['machine']}",
+        "Time, step 2": f"{hours['least']} to {hours['most']} hours: an estimate, not measured, for a GPU that "
+        f"sustains {hours['slow']} to {hours['fast']} operations per second, far fewer than its data sheet promises",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def published(others: dict[str, Any], evaluation: Evaluation) -> str:
+    """Return the published rows and what is known of the run behind them; `others`: paper/published.json."""
+    run, clips = others["run"], others["common_voice"]["validated_clips"]
+    steps, frozen, knee = round(run["steps"] / run["epochs"]), run["frozen_epochs"], run["second_knee_epoch"]
+    known = [
+        f"Its text says that the split is {run['split']['text']}, its code {run['split']['code']}. Its {steps:,} steps "
+        f"of {run['batch']} utterances per epoch are {steps * run['batch'] / clips:.0%} of the release's "
+        f"{clips:,} clips.",
+        "It trimmed silence in training and validation but not in the test, which matters little: with trimming its "
+        f"test WER is {run['test_wer_trimmed']}.",
+        f"Its vocabulary has {run['labels']} labels, among them `_`.",
+        f"Its validation loss has a second knee at epoch {knee}, where the run was resumed. Its script unfreezes the "
+        f"encoder only as epoch {frozen + 1} begins, so the encoder was probably frozen again from there on, and the "
+        f"result may come from about {knee - frozen - 1} unfrozen epochs.",
+    ]
+    return "\n".join(
+        [
+            f"**Not measured here.** On {evaluation.published_on}, split and normalised by its authors:\n",
+            f"{format_published(evaluation)}\n",
+            "What is known of the fine-tuning run in the second row:\n",
+            *(f"- {fact}" for fact in known),
+        ]
+    )
+
+
+def listed(text: str) -> str:
+    """Footnotes and comparisons as a list: Markdown would make one line of them."""
+    return re.sub(r"^(?=\[\d|.* minus )", "- ", text, flags=re.MULTILINE)
+
+
+def sizes(of: dict[str, Any]) -> str:
+    """How much there is of the sample."""
+    splits = list(of["splits"].values())
+    clips, hours, speakers = ([split[key] for split in splits] for key in ("clips", "hours", "speakers"))
+    return (
+        f"Train, validation and test are {_and(clips)} utterances ({_and([round(60 * h) for h in hours])} minutes) of "
+        f"{_and(speakers)} speakers."
+    )
+
+
+def _and(listed: list) -> str:
+    *first, last = map(str, listed)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def speed(of: dict) -> str:
+    """Step 1 beside other ways to the same wavs, and what it takes of a machine."""
+    ways = {
+        "archive": "`dataset_creation.py`, from the archive",
+        "folder": "`dataset_creation.py`, from the extracted folder",
+        "sox": "sox, as NeMo's script for Common Voice runs it",
+        "ffmpeg": "ffmpeg, one process per clip",
+        "original": "pydub in one process, as in the original code",
+        "decoding": "only decoding, with libsndfile",
+    }
+    lines = ["| mp3 to 16 kHz wav | Clips/s | Reading from the archive is |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "archive" else f"{short(of['archive_to'][way]['median'])} × as fast"
+        lines.append(f"| {name} | {short(of['clips_per_s'][way]['median'])} | {ratio} |")
+    packed, extracted = of["archive_s"]["median"], of["extract_then_folder_s"]["median"]
+    (few, at_first), (many, at_last) = of["peak_mb"].items()
+    table = of["without_audio"]
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['data']}.",
+        f"The start-up, {of['start_up_s']['median']:.1f} s, is left out of the rates.",
+        f"With it, {of['clips']['archive']:,} clips took {short(packed)} s from the archive where it lies; extracting "
+        f"it and converting from the folder took {short(extracted)} s and {of['extracted_mb']:,} MB more of the disk.",
+        f"Peak memory with {int(few):,} and {int(many):,} clips: {at_first['main']} and {at_last['main']} MB, "
+        f"and {at_first['worker']} and {at_last['worker']} MB per worker.",
+        f"Without the audio, {table['rows']:,} rows took {table['s']:.0f} s and {table['peak_mb']} MB.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def training(of: dict) -> str:
+    """A training step beside stock NeMo's, what is padded, and that the gradients are the same."""
+    ways = {
+        "stock": "stock NeMo, random batches",
+        "convolutions": "channels last, random batches",
+        "and batches": "channels last, batches by duration",
+    }
+    lines = ["| A training step on the CPU | Seconds of audio/s | Faster than stock NeMo |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "stock" else f"{of['stock_to'][way]['median']:.2f} ×"
+        lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}, the ratios of those of each round; {of['model']}, "
+        f"batches of {of['batch']} or of as many seconds; {of['data']}.",
+        f"Padding, batches of 32: {of['padding']['random']:.0%} of what is computed with random batches, "
+        f"{of['padding']['by_duration']:.1%} with batches by duration.",
+        f"In double precision the loss differs from stock NeMo's by {of['difference']['loss']:.0e} of it and the "
+        f"gradients by {of['difference']['gradients']:.0e} of their norm.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def evaluation(of: dict) -> str:
+    """Step 3 beside NeMo's ways to the same transcripts."""
+    ways = {
+        "this": "`evaluate.py`",
+        "transcribe": f"NeMo's `transcribe()`, batches of {of['batch']}",
+        "transcribe 4": "NeMo's `transcribe()`, batches of 4, its default",
+        "original": "`Trainer.test()` twice, for WER and for CER, as in the original code",
+    }
+    lines = ["| Test set on the CPU | Seconds of audio/s | `evaluate.py` is |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "this" else f"{short(of['this_to'][way]['median'])} × as fast"
+        lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
+    found = of["difference"]
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['model']}; {of['data']}.",
+        f"Loading is left out; so is the export, {of['export_s']:.0f} s once per model.",
+        f"The log-probabilities differ from NeMo's by at most {found['log_probabilities']:.0e}; {found['identical']} "
+        f"of {found['transcripts']} transcripts, {found['distinct']} of them distinct, are identical.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def decoding(of: dict) -> str:
+    """The beam search beside other ways to decode the same log-probabilities."""
+    lacking = of["unknown_words"]
+    lines = [
+        "| Decoding | Test WER | Seconds of audio/s | WER, general text alone | Unknown words right |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for way, name in DECODINGS.items():
+        speed = short(of["audio_s_per_s"][way]["median"]) if way in of["audio_s_per_s"] else ""
+        there = (f"{lacking['wer'][way]:.4f}", str(lacking["written"][way])) if way in lacking["wer"] else ("", "")
+        lines.append(f"| {name} | {of['wer'][way]:.4f} | {speed} | {' | '.join(there)} |")
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}, one thread but for `beam_batch`; {of['data']}.",
+        "The last two columns: WER with a language model of the general text alone, and how many of the "
+        f"{lacking['words']} words of the test set that it does not know are recognised; greedy decoding uses none.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def domain(of: dict) -> str:
+    """What a text of a domain brings on its sentences and on the others."""
+    general, mixture = of["runs"]["general"], of["runs"]["mixture"]
+    weights = " + ".join(f"{weight:.0%} {name}" for name, weight in of["weights"].items())
+    lines = ["| Language model | Timetable sentences | Others |", "|---|---:|---:|"]
+    for name, found in (("none", general["greedy"]), ("general", general["lm"]), (weights, mixture["lm"])):
+        lines.append(f"| {name} | {found['with its words']['wer']:.4f} | {found['without']['wer']:.4f} |")
+    on, off = (general["greedy"][part] for part in ("with its words", "without"))
+    texts = " and ".join(f"{source['sentences']} {source['name']}" for source in mixture["sources"])
+    about = (
+        f"Test WER; {on['utterances']} and {off['utterances']} utterances, synthetic speech. Texts: {texts} sentences, "
+        f"none of validation or test. Of the validation words the general text lacks {general['unknown_rate']:.1%}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def recipes(of: dict) -> str:
+    """What changes of the recipe bring, with the spread over seeds."""
+    reached = f"Epochs to validation WER {of['validation_wer']:g}"
+    lines = [f"| Recipe | Test WER | Test CER | {reached} |", "|---|---:|---:|---:|"]
+    for variant, found in of["variants"].items():
+        rates = [spread(found, key) for key in ("wer", "cer")]
+        epochs = ", ".join(str(run["reached"] or "never") for run in found["runs"])
+        lines.append(f"| {RECIPES[variant]} | {' | '.join(rates)} | {epochs} |")
+    demo = of["variants"]["warm"]
+    usual = demo["runs"][0]["epochs"]
+    others = any(found["runs"][0]["epochs"] != usual for found in of["variants"].values())
+    about = (
+        f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
+        f"{usual} epochs each{', more where there are fewer utterances' if others else ''}."
+    )
+    if "lm_wer" in demo["mean"]:
+        wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))
+        about += f" With the language model the demo has a WER of {wer} and a CER of {cer}."
+    return "\n".join([*lines, "", about])

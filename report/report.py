@@ -1,0 +1,183 @@
+"""Write the tables of README and docs/, image.png and the paper from what runs have left: no number is typed by hand.
+
+    python report/report.py
+
+Reads the committed files in results/reference/, which the scripts in benchmarks/ write, and paper/'s own; writes
+README.md, docs/benchmarks.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input
+gives the same bytes.
+"""
+
+import argparse
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
+
+import yaml
+
+import paper_figures
+import paper_pdf
+import readme_tables
+from finetuning.config.loading import ArgumentParser, load_config
+from finetuning.config.schema import ROOT
+from finetuning.errors import UserError, run_script
+from finetuning.evaluation.results import COMPARISONS, format_decoder_table, format_table
+from finetuning.files import atomic_path, ensure_writable_dir, read_json
+from finetuning.metrics import loss_curve
+from finetuning.metrics.history import read_metrics
+from paper_numbers import numbers
+from wording import minutes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")  # where the tables are
+REFERENCE = ROOT / "results" / "reference"
+PAPER = ROOT / "paper"
+BASE = ROOT / "models" / "demo" / "quartznet_small_en.run.json"
+MEASURED = {  # in results/reference/, and what writes it
+    "timing": "clone_to_table.py",
+    "dataset": "clone_to_table.py",
+    "language_model": "clone_to_table.py",
+    "recipes": "recipes.py",
+    "dataset_creation": "dataset_creation.py",
+    "training": "training.py",
+    "evaluation": "evaluation.py",
+    "domain": "domain.py",
+    "decoding": "decoding.py",
+}
+
+
+def main() -> None:
+    """Write everything that follows from the results, each file whole or not at all."""
+    ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    try:
+        files = made()
+    except UserError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{REFERENCE} or {PAPER / 'published.json'} lacks what the README and the paper state "
+            f"({type(error).__name__}: {error}); restore it from git, or measure it again with benchmarks/"
+        ) from error
+    ensure_writable_dir(PAPER / "figures")
+    for path, content in files.items():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    for path in set((PAPER / "figures").glob("*.svg")) - set(files):  # of something that is measured no more
+        path.unlink()
+    print(f"Wrote {', '.join(str(path.relative_to(ROOT)) for path in files)}")
+
+
+def made() -> dict[Path, bytes]:
+    """Each file that follows from the results, and what it must hold."""
+    metrics = read_metrics(REFERENCE / "metrics.csv")
+    found = gathered()
+    pictures = drawn(found["recipes"], metrics)
+    said = {**told(found), "figures": list(pictures)}
+    return {
+        **{page: text.encode() for page, text in filled_in({p: p.read_text(encoding="utf-8") for p in PAGES}).items()},
+        ROOT / "image.png": loss_curve.render_loss_curve(metrics, "Demo: loss per epoch (synthetic speech)"),
+        PAPER / "numbers.json": paper_pdf.as_json(said),
+        **{PAPER / "figures" / f"{name}.svg": picture for name, picture in pictures.items()},
+        ROOT / "Finetuning ASR.pdf": paper_pdf.typeset(said, pictures, PAPER),
+    }
+
+
+def gathered() -> dict[str, Any]:
+    """Content of the JSON files by their stem; comparisons may be missing."""
+    return {
+        **{name: measured(f"{name}.json", benchmark) for name, benchmark in MEASURED.items()},
+        "comparisons": read_json(REFERENCE / f"{COMPARISONS}.json") or [],
+        "published": read_json(PAPER / "published.json"),
+        "base": read_json(BASE),
+    }
+
+
+def told(found: dict[str, Any]) -> dict[str, Any]:
+    """The paper's numbers."""
+    small = yaml.safe_load((ROOT / "configs" / "models" / "quartznet_small.yaml").read_text(encoding="utf-8"))
+    demo, italian = (load_config(f"configs/{name}.yaml", []) for name in ("demo", "italian"))
+    return numbers(found, result_rows(found["timing"]), demo, italian, small)
+
+
+def drawn(recipes: dict[str, Any], metrics: "pd.DataFrame") -> dict[str, bytes]:
+    """The paper's pictures by name; one that nothing was measured for is left out."""
+    pictures = {
+        "losses": paper_figures.losses(metrics),
+        "epochs": paper_figures.epochs(recipes),
+        "hours": paper_figures.hours(recipes),
+        "seeds": paper_figures.seeds(recipes),
+    }
+    return {name: picture for name, picture in pictures.items() if picture is not None}
+
+
+def result_rows(timing: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results of the models of the demo, in the order of the table."""
+    return [measured(f"{name}.json", MEASURED["timing"]) for name in timing["models"]]
+
+
+def filled_in(pages: dict[Path, str]) -> dict[Path, str]:
+    """Return `pages` with every part between `<!-- name -->` and `<!-- /name -->` written anew."""
+    content = parts()
+    left = set(content)
+
+    def fill(match: re.Match[str]) -> str:
+        left.discard(match[2])
+        return f"{match[1]}{content[match[2]]}\n{match[3]}"
+
+    marked = re.compile(rf"(<!-- ({'|'.join(content)}) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+    filled = {page: marked.sub(fill, text) for page, text in pages.items()}
+    if left:
+        names = ", ".join(f"<!-- {name} --> … <!-- /{name} -->" for name in sorted(left))
+        raise UserError(
+            f"none of {', '.join(page.name for page in pages)} has a part marked {names}; put the marks back"
+        )
+    return filled
+
+
+def parts() -> dict[str, str]:
+    """Markdown by the name of the mark."""
+    found = gathered()
+    timing, rows = found["timing"], result_rows(found["timing"])
+    demo, italian = (load_config(f"configs/{name}.yaml", []) for name in ("demo", "italian"))
+    shipped = [row for row in rows if "scratch" not in row["model"]]
+    steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
+    return {
+        "timing": f"From a fresh clone on {timing['machine']}, installation took {minutes(timing['install_s'])} (with "
+        f"torch's CPU build on the disk) and the demo {minutes(timing['scripts_s'])}: {steps}.",
+        "demo": readme_tables.listed(format_table(shipped, replace(demo.evaluation, note=""))),
+        "seeds": readme_tables.seeds(found["recipes"]),
+        "gpu": readme_tables.gpu(found["published"]["torch"], pin("torch")),
+        "needs": readme_tables.needs(found["published"], found["dataset_creation"], italian),
+        "published": readme_tables.published(found["published"], italian.evaluation),
+        "sizes": readme_tables.sizes(measured("dataset.json", MEASURED["dataset"])),
+        "results": readme_tables.listed(format_table(rows, demo.evaluation, found["comparisons"])),
+        "recipes": readme_tables.recipes(found["recipes"]),
+        "decoders": format_decoder_table(shipped),
+        "domain": readme_tables.domain(found["domain"]),
+        "decoding": readme_tables.decoding(found["decoding"]),
+        "dataset_creation": readme_tables.speed(found["dataset_creation"]),
+        "training": readme_tables.training(found["training"]),
+        "evaluation": readme_tables.evaluation(found["evaluation"]),
+    }
+
+
+def pin(package: str) -> str:
+    """Return the version of `package` in requirements.txt."""
+    return re.search(rf"^{package}==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+
+
+def measured(name: str, benchmark: str) -> dict:
+    """The content of a file in results/reference/; UserError says which benchmark writes it."""
+    found = read_json(REFERENCE / name)
+    if found is None:
+        raise UserError(f"there is no {REFERENCE / name}; type: python benchmarks/{benchmark}")
+    return found
+
+
+if __name__ == "__main__":
+    run_script(main)
