@@ -82,7 +82,7 @@ def published(others: dict[str, Any], evaluation: Evaluation) -> str:
     )
 
 
-def listed(text: str) -> str:
+def as_list(text: str) -> str:
     """Footnotes and comparisons as a list: Markdown would make one line of them."""
     return re.sub(r"^(?=\[\d|.* minus )", "- ", text, flags=re.MULTILINE)
 
@@ -97,12 +97,12 @@ def sizes(of: dict[str, Any]) -> str:
     )
 
 
-def _and(listed: list) -> str:
-    *first, last = map(str, listed)
+def _and(items: list) -> str:
+    *first, last = map(str, items)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def speed(of: dict) -> str:
+def conversion(of: dict) -> str:
     """Step 1 beside other ways to the same wavs, and what it takes of a machine."""
     ways = {
         "archive": "`dataset_creation.py`, from the archive",

@@ -25,7 +25,7 @@ TEXT = {".md", ".json"}
 
 @pytest.fixture(scope="module")
 def made() -> dict[Path, bytes]:
-    return report.made()
+    return report.build_files()
 
 
 def test_what_follows_from_the_results_is_not_stale(made: dict[Path, bytes]):
@@ -48,20 +48,20 @@ def test_a_figure_that_is_edited_by_hand_is_put_back():
     pages = {page: page.read_text(encoding="utf-8") for page in report.PAGES}
     edited = {page: text.replace("| Model-IT-finetuned ", "| Model-IT-finetuned!") for page, text in pages.items()}
     assert all(edited[page] != text for page, text in pages.items())
-    assert report.filled_in(edited) == pages
+    assert report.fill_pages(edited) == pages
 
 
 def test_a_part_without_its_marks_is_missed():
     pages = {page: page.read_text(encoding="utf-8") for page in report.PAGES}
     pages[report.PAGES[1]] = pages[report.PAGES[1]].replace("<!-- /recipes -->", "")
     with pytest.raises(UserError, match="<!-- recipes -->"):
-        report.filled_in(pages)
+        report.fill_pages(pages)
 
 
 def test_the_speed_of_step_1_is_told_as_measured():
     rates = {"archive": 301.4, "folder": 350.0, "sox": 75.3, "ffmpeg": 7.0, "original": 3.04, "decoding": 602.8}
     ratios = {"archive": 1.0, "folder": 0.861, "sox": 4.003, "ffmpeg": 43.1, "original": 99.1, "decoding": 0.5}
-    told = readme_tables.speed(
+    told = readme_tables.conversion(
         {
             "machine": "2 CPU cores (X)",
             "data": "synthetic speech",
@@ -234,13 +234,13 @@ def made_up(*variants: str) -> dict[str, Any]:
 
 def told(recipes: dict[str, Any]) -> dict[str, Any]:
     """The paper's numbers as if these were measured, all else as committed."""
-    return report.told({**report.gathered(), "recipes": recipes})
+    return report.paper_values({**report.gather(), "recipes": recipes})
 
 
 @pytest.mark.parametrize("variants", [("warm",), ("warm", "half of the hours", "always frozen"), tuple(RECIPES)])
 def test_the_paper_says_nothing_of_what_was_not_measured(variants: tuple[str, ...]):
     recipes = made_up(*variants)
-    said, pictures = told(recipes), report.drawn(recipes, read_metrics(report.REFERENCE / "metrics.csv"))
+    said, pictures = told(recipes), report.draw_figures(recipes, read_metrics(report.REFERENCE / "metrics.csv"))
     assert list(said["recipes"]["variants"]) == [variant for variant in RECIPES if variant in variants]
     assert ("epochs" in pictures) == ("always frozen" in variants)
     assert ("hours" in pictures) == ("half of the hours" in variants)
