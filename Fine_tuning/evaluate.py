@@ -84,8 +84,10 @@ class Row:
 def main() -> None:
     """Evaluate what there is, print the tables, and end with an error when a model could not be evaluated."""
     config = from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
-    from finetuning import language_model, results, slices
+    from finetuning import beam_search, language_model, results, slices
 
+    if config.evaluation.decoder == "lm":
+        beam_search.require_flashlight()
     named = results.names(config)
     test = read_data(manifest_path(experiment.data_folder(config), "test"))
     groups = slices.groups(test.utterances, read_training(test.folder), config.evaluation.topics)

@@ -31,8 +31,9 @@ WORTH_SAYING = 1e8  # bytes of memory
 def main() -> None:
     """Make one language model, unless it is there."""
     config = from_command_line(__doc__)
-    from finetuning import language_model
+    from finetuning import beam_search, language_model
 
+    beam_search.require_flashlight()
     folder = make_folder(experiment.resolve(config.language_model.output))
     with alone(folder):
         clear_left_over(folder)

@@ -38,8 +38,11 @@ SHOWN = 5  # names of files that are left out
 def main() -> None:
     """Transcribe what can be read, and end with an error when something could not."""
     arguments = command_line()
+    from finetuning.beam_search import require_flashlight
     from finetuning.transcripts import Finished, recordings
 
+    if arguments.language_model:
+        require_flashlight()
     given, left_out = recordings(arguments.recordings)
     if left_out:
         say(f"left out, for they do not look like sound: {listed(left_out)}; give a file by its name to have it tried")

@@ -16,16 +16,20 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions, SmearingMode, Trie
-from flashlight.lib.text.decoder.kenlm import KenLM
-from flashlight.lib.text.dictionary import Dictionary
 
 from finetuning import kenlm_binary
 from finetuning.decoding import best_path, spelt
 from finetuning.errors import UserError
+
+if TYPE_CHECKING:
+    from flashlight.lib.text.decoder import Trie
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
 
 UNKNOWN = "<unk>"
 THRESHOLD = 25.0  # a hypothesis this much worse than the best of its frame is given up
@@ -34,8 +38,22 @@ MOST_WORDS = 6  # of one spelling, which is what flashlight's trie keeps
 NEAR = 20  # hypotheses whose words are tried again beside an unknown one
 
 
-def load(path: Path, words: Iterable[str]) -> tuple[KenLM, Dictionary]:
+def require_flashlight() -> None:
+    """Raise UserError where flashlight-text is not installed: it has no wheel for Python 3.13."""
+    if not find_spec("flashlight"):
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise UserError(
+            f"a language model needs the package flashlight-text, which this Python {version} lacks and which exists "
+            "for 3.11 and 3.12; type: make -B .venv/.complete PYTHON=python3.12, or do without a language model: "
+            "evaluation.decoder=greedy"
+        )
+
+
+def load(path: Path, words: Iterable[str]) -> "tuple[KenLM, Dictionary]":
     """An ARPA file or KenLM's binary, and the numbers of `words` and of <unk>; UserError when KenLM cannot read it."""
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+
     if path.is_file() and kenlm_binary.is_binary(path):
         kenlm_binary.read(path)
     dictionary = Dictionary()
@@ -117,11 +135,13 @@ class BeamSearch:
         """The text of the best hypothesis."""
         return " ".join(spelt(self.decode(log_probabilities, settings), self.letters).split())
 
-    def _trie(self, spellings: Iterable[str]) -> Trie:
+    def _trie(self, spellings: Iterable[str]) -> "Trie":
         """Each spelling with the space that ends it, its score that of the language model without a context.
 
         An unknown word ends with a space of its own, which `_search` charges unknown_score for.
         """
+        from flashlight.lib.text.decoder import SmearingMode, Trie
+
         trie, unknown = Trie(len(self.letters) + 2, self.index[" "]), self.dictionary.get_index(UNKNOWN)
         score_of_unknown = self.lm.score(self.start, unknown)[1]
         for spelling in spellings:
@@ -134,12 +154,14 @@ class BeamSearch:
         trie.smear(SmearingMode.MAX)
         return trie
 
-    def _search(self, trie: Trie, log_probabilities: np.ndarray, settings: Settings, tokens: int) -> list[np.ndarray]:
+    def _search(self, trie: "Trie", log_probabilities: np.ndarray, settings: Settings, tokens: int) -> list[np.ndarray]:
         """Paths, the best first. A last frame is appended in which the space that ends the last word is free.
 
         A last column is appended for the space that ends an unknown word. flashlight's own unknown_score is for any
         beginning of a word in the trie, without a space behind it, so it is off.
         """
+        from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions
+
         frames, blank, space = len(log_probabilities), len(self.letters), self.index[" "]
         given = np.full((frames + 1, blank + 2), -math.inf, dtype=np.float32)
         given[:frames, : blank + 1] = log_probabilities

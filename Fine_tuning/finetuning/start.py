@@ -26,7 +26,7 @@ def begin() -> None:
         _end_with("error: this project runs on Linux; on Windows, type the same in WSL", 2)
     if sys.version_info < OLDEST:
         found = ".".join(map(str, sys.version_info[:2]))
-        _end_with(f"error: this is Python {found} ({sys.executable}), and 3.11 is needed; {remedy()}", 2)
+        _end_with(f"error: this is Python {found} ({sys.executable}), and 3.11 or newer is needed; {remedy()}", 2)
 
 
 def broken_environment(error: BaseException) -> str:
