@@ -26,7 +26,9 @@ def install_handlers() -> None:
         _exit_with("error: this project runs on Linux; on Windows, type the same in WSL", 2)
     if sys.version_info < MIN_PYTHON:
         found = ".".join(map(str, sys.version_info[:2]))
-        _exit_with(f"error: this is Python {found} ({sys.executable}), and 3.11 is needed; {environment_remedy()}", 2)
+        _exit_with(
+            f"error: this is Python {found} ({sys.executable}), and 3.11 or newer is needed; {environment_remedy()}", 2
+        )
 
 
 def environment_error(error: BaseException) -> str:
