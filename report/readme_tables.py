@@ -69,7 +69,7 @@ def published(others: dict[str, Any], evaluation: Evaluation) -> str:
         f"test WER is {run['test_wer_trimmed']}.",
         f"Its vocabulary has {run['labels']} labels, among them `_`.",
         f"Its validation loss has a second knee at epoch {knee}, where the run was resumed. Its script unfreezes the "
-        f"encoder only as epoch {frozen + 1} begins, so the encoder was probably frozen again from there on, and the "
+        f"encoder only as epoch {frozen + 1} begins, so from epoch {knee} on it was probably frozen again, and the "
         f"result may come from about {knee - frozen - 1} unfrozen epochs.",
     ]
     return "\n".join(

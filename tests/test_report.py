@@ -58,6 +58,33 @@ def test_a_part_without_its_marks_is_missed():
         report.fill_pages(pages)
 
 
+def test_what_a_machine_needs_follows_from_the_configuration():
+    italian = load_config("configs/italian.yaml", ["training.batch_size=4", "dataset.max_duration_s=20"])
+    others = {
+        "common_voice": {"validated_clips": 36_000, "hours": 100},
+        "quartznet15x5": {"parameters": 1e7, "operations_per_s": [1e12, 1e13], "activation_mb_per_s": 10},
+        "torch": {"driver": 580},
+    }
+    conversion = {"machine": "2 CPU cores (X)", "clips_per_s": {"archive": {"median": 60.0}}}
+    table = readme_tables.needs(others, conversion, italian)
+    assert "about 23 GB: 10.3 for the archive, 12 for the wavs" in table  # 10.33 + 360,000 s of 32,000 bytes + 1
+    assert "0.8 GB for the activations of the largest batch (4 clips of 20 s)" in table
+    assert "about 10 minutes: 36,000 clips at 60 per second on 2 CPU cores (X)" in table
+
+
+def test_what_is_known_of_the_published_run_follows_from_its_figures():
+    others = {
+        "common_voice": {"validated_clips": 1000},
+        "run": {
+            "epochs": 10, "frozen_epochs": 2, "steps": 500, "batch": 8, "labels": 30, "test_wer_trimmed": 0.2,
+            "split": {"code": "80/10/10", "text": "70/15/15"}, "second_knee_epoch": 7,
+        },
+    }  # fmt: skip
+    known = readme_tables.published(others, load_config("configs/italian.yaml", []).evaluation)
+    assert "Its 50 steps of 8 utterances per epoch are 40% of the release's 1,000 clips." in known
+    assert "only as epoch 3 begins, so from epoch 7 on" in known and "about 4 unfrozen epochs" in known
+
+
 def test_the_speed_of_step_1_is_told_as_measured():
     rates = {"archive": 301.4, "folder": 350.0, "sox": 75.3, "ffmpeg": 7.0, "original": 3.04, "decoding": 602.8}
     ratios = {"archive": 1.0, "folder": 0.861, "sox": 4.003, "ffmpeg": 43.1, "original": 99.1, "decoding": 0.5}
