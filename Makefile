@@ -42,7 +42,7 @@ lint: .venv/.complete
 
 # README's tables, image.png and the paper from results/reference/
 report: .venv/.complete
-	$(RUN) Fine_tuning/report.py
+	$(RUN) report/report.py
 
 # every version, from the pins of requirements.txt; without "+cpu", so that the same pin finds the build of each machine
 lock:

@@ -6,7 +6,7 @@ Writes <training.output>/export/: the .nemo and README.md, a model card made fro
 and the results of step 3. Without --push nothing is sent anywhere.
 """
 
-import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
 import argparse
@@ -21,35 +21,35 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuning import config as experiment
-from finetuning.config import Config
-from finetuning.config_file import command_line, load
-from finetuning.errors import UserError, printable, run
-from finetuning.files import make_folder, read_json, replacing, sha256, written_whole
-from finetuning.manifest import manifest_path
+from finetuning.config import schema as experiment
+from finetuning.config.loading import config_parser, load_config
+from finetuning.config.schema import Config
+from finetuning.data.manifest import manifest_path
+from finetuning.errors import UserError, printable, run_script
+from finetuning.files import atomic_open, atomic_path, ensure_writable_dir, exclusive_locks, read_json, sha256
 
 if TYPE_CHECKING:
-    from finetuning.finished_model import Finished
-    from finetuning.results import Comparison, Result
+    from finetuning.evaluation.results import Comparison, Result
+    from finetuning.export.trained_model import TrainedModel
 
 
 def main() -> None:
     """Gather, write and check; then push or say how."""
     arguments = typed()
-    config = load(arguments.config, arguments.overrides)
-    from finetuning import card_metadata, model_card, results
+    config = load_config(arguments.config, arguments.overrides)
+    from finetuning.export import card_metadata, model_card
 
-    model = experiment.resolve(config.training.output) / f"{config.training.name}.nemo"
-    read_from = (model.parent, experiment.resolve(config.evaluation.results))
+    model = experiment.resolve_path(config.training.output) / f"{config.training.name}.nemo"
+    read_from = (model.parent, experiment.resolve_path(config.evaluation.results))
     with ExitStack() as locks:
-        with results.held(*filter(Path.is_dir, read_from)):  # what is gathered is of one run of each step
+        with exclusive_locks(*filter(Path.is_dir, read_from)):  # what is gathered is of one run of each step
             finished = gather(model, config, arguments)
-            card = model_card.write(finished)
-            card_metadata.check(card)
-            folder = make_folder(model.parent / "export")
-            locks.enter_context(results.held(folder))
+            card = model_card.write_model_card(finished)
+            card_metadata.validate_card(card)
+            folder = ensure_writable_dir(model.parent / "export")
+            locks.enter_context(exclusive_locks(folder))
             link(model, folder / model.name)
-        with written_whole(folder / "README.md") as text:
+        with atomic_open(folder / "README.md") as text:
             text.write(card)
         files = [folder / model.name, folder / "README.md"]
         print("\n".join(["Wrote", *(f"  {file}  {file.stat().st_size:,} bytes" for file in files)]))
@@ -64,7 +64,7 @@ def main() -> None:
 
 def typed() -> argparse.Namespace:
     """What was typed; UserError for a licence the hub does not know and for what is not OWNER/NAME."""
-    parser = command_line(__doc__)
+    parser = config_parser(__doc__)
     parser.add_argument(
         "--license",
         metavar="ID",
@@ -79,18 +79,18 @@ def typed() -> argparse.Namespace:
         "that of `hf auth login` or HF_TOKEN",
     )
     arguments = parser.parse_intermixed_args()
-    from finetuning.card_metadata import LICENSES
+    from finetuning.export.card_metadata import LICENSES
 
     if arguments.license not in LICENSES:
         near = difflib.get_close_matches(arguments.license or "", LICENSES, n=3, cutoff=0.5) or ["mit", "cc-by-4.0"]
         says = f"{arguments.license} is no licence of the hub" if arguments.license else "a model needs a licence"
         raise UserError(f"{says}; type --license ID, for example {', '.join(near)}")
     if arguments.push is not None:
-        refuse_malformed(arguments.push)
+        validate_repository(arguments.push)
     return arguments
 
 
-def refuse_malformed(repository: str) -> None:
+def validate_repository(repository: str) -> None:
     """UserError when it is not of the form OWNER/NAME."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -112,19 +112,19 @@ def command(script: str, arguments: argparse.Namespace, *more: str) -> str:
     return f"python Fine_tuning/{script} {shlex.join(own)}"
 
 
-def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Finished":
+def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "TrainedModel":
     """What the three steps say of `model`; UserError with what to type where one of them is not of this model."""
-    from finetuning import run_record
-    from finetuning.finished_model import Finished, read_network
-    from finetuning.metrics import read_metrics
+    from finetuning.export.trained_model import TrainedModel, read_network
+    from finetuning.metrics.history import read_metrics
+    from finetuning.training import run_record
 
     again = command("train.py", arguments)
-    record = run_record.read(model.parent) or {}
+    record = run_record.read_record(model.parent) or {}
     if not model.is_file() or "model" not in record:
         raise UserError(f"there is no finished model {model} yet; make it with: {again}")
     if record["model"] != sha256(model):
         raise UserError(f"{model} is not the model that run.json beside it speaks of; delete it and type: {again}")
-    data = experiment.data_folder(config)
+    data = experiment.manifest_folder(config)
     dataset, train = read_json(data / "dataset.json"), manifest_path(data, "train")
     if not isinstance(dataset, dict) or not train.is_file():
         raise UserError(f"there is no dataset in {data}; make it with: {command('dataset_creation.py', arguments)}")
@@ -133,7 +133,7 @@ def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Finis
     rows = list(evaluated(model, record["model"], config, arguments))
     stated = record["config"].get("evaluation")
     notes = (config.evaluation.note, stated.get("note") if isinstance(stated, dict) else "")
-    return Finished(
+    return TrainedModel(
         name=config.training.name,
         license=arguments.license,
         network=read_network(model),
@@ -148,15 +148,15 @@ def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Finis
 
 def evaluated(model: Path, digest: str, config: Config, arguments: argparse.Namespace) -> Iterator["Result"]:
     """The results of `model` on the test set as it is: by the best path and, where there are some, with +LM."""
-    from finetuning import results
+    from finetuning.evaluation import results
 
-    test = manifest_path(experiment.data_folder(config), "test")
+    test = manifest_path(experiment.manifest_folder(config), "test")
     inputs = {"model": digest, "manifest": sha256(test) if test.is_file() else None}
-    listed = any(experiment.resolve(name) == model for name in config.evaluation.models)
+    listed = any(experiment.resolve_path(name) == model for name in config.evaluation.models)
     also = [] if listed else [f"evaluation.models=[{config.training.output}/{model.name}]"]
     for kind, decoder in ((model.stem, "greedy"), (f"{model.stem}{results.WITH_LM}", "lm")):
-        path = experiment.resolve(config.evaluation.results) / f"{kind}.json"
-        row = results.read(path)
+        path = experiment.resolve_path(config.evaluation.results) / f"{kind}.json"
+        row = results.read_result(path)
         if row is None and decoder == "lm":
             continue
         again = command("evaluate.py", arguments, *also, *(["evaluation.decoder=lm"] if decoder == "lm" else []))
@@ -170,20 +170,20 @@ def evaluated(model: Path, digest: str, config: Config, arguments: argparse.Name
 
 def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
     """What step 3 compared of these results, as far as it is of the same run."""
-    from finetuning.results import COMPARISONS, rounded
+    from finetuning.evaluation.results import COMPARISONS, round_or_none
 
-    path = experiment.resolve(config.evaluation.results) / f"{COMPARISONS}.json"
+    path = experiment.resolve_path(config.evaluation.results) / f"{COMPARISONS}.json"
     wer: dict[str, Any] = {row["model"]: row["wer"] for row in rows}
     try:
         mine = [pair for pair in read_json(path) or [] if {pair["one"], pair["other"]} <= wer.keys()]
-        return [pair for pair in mine if pair["wer_difference"] == rounded(wer[pair["one"]] - wer[pair["other"]])]
+        return [pair for pair in mine if pair["wer_difference"] == round_or_none(wer[pair["one"]] - wer[pair["other"]])]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again") from error
 
 
 def link(model: Path, path: Path) -> None:
     """`path` becomes `model`, without a second copy on the disk where the file system allows it."""
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.unlink()
         try:
             os.link(model, temporary)
@@ -235,4 +235,4 @@ def reason(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -7,22 +7,22 @@ writes into training.output: the model, image.png, metrics.csv, run.json, checkp
 after an interruption it goes on from the last checkpoint.
 """
 
-import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuning import config as experiment
-from finetuning import run_record, signs
-from finetuning.config import Config
-from finetuning.config_file import from_command_line
-from finetuning.errors import UserError, run
-from finetuning.figures import loss_curve
-from finetuning.files import alone, clear_left_over, make_folder, sha256
-from finetuning.manifest import SPLITS, Utterance, manifest_path, read_manifest
-from finetuning.metrics import lacking, last_row, read_metrics
+from finetuning.config import schema as experiment
+from finetuning.config.loading import from_command_line
+from finetuning.config.schema import Config
+from finetuning.data.manifest import SPLITS, Utterance, manifest_path, read_manifest
+from finetuning.errors import UserError, run_script
+from finetuning.files import ensure_writable_dir, exclusive_lock, remove_stale_temp_files, sha256
+from finetuning.metrics.history import last_validation_metrics, missing_epochs, read_metrics
+from finetuning.metrics.loss_curve import save_loss_curve
+from finetuning.training import diagnostics, run_record
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
@@ -34,55 +34,55 @@ LONGEST_NAME = 180  # bytes of a model's name, of the 255 of a file's: others ar
 def main() -> None:
     """Train one model."""
     config = from_command_line(__doc__)
-    output = experiment.resolve(config.training.output)
-    rank = run_record.rank(config.training.devices)
+    output = experiment.resolve_path(config.training.output)
+    rank = run_record.process_rank(config.training.devices)
     data = read_data(config, speaks=rank == 0)
     base = find_base(config)
     if config.training.overfit:
         self_test(config, base)
         return
-    refuse_what_fails_later(config, base, output)
-    with alone(make_folder(output)) if rank == 0 else nullcontext():  # the others belong to the first
+    check_names(config, base, output)
+    with exclusive_lock(ensure_writable_dir(output)) if rank == 0 else nullcontext():  # the others belong to the first
         train(config, base, output, data["validation"], rank)
 
 
 def train(config: Config, base: Path | None, output: Path, validation: list[Utterance], rank: int) -> None:
     """Train from `base`, or go on, and leave the model and what belongs to it in `output`."""
     exported = output / f"{config.training.name}.nemo"
-    record = run_record.start(output, config, base, writes=rank == 0)
+    record = run_record.start_run(output, config, base, writes=rank == 0)
     if run_record.is_finished(output, config, record):
         print(f"Already finished: {exported}; type training.output=… to train another one")
         return
 
     if rank == 0:
         for folder in filter(Path.is_dir, (output, output / "checkpoints")):
-            clear_left_over(folder)
+            remove_stale_temp_files(folder)
     model = starting_point(config, base, speaks=rank == 0)
-    from finetuning import checkpoints, training
-    from finetuning import model as models
-    from finetuning.inference import read_wavs
+    from finetuning.decoding.inference import read_wavs
+    from finetuning.model import ctc_model
+    from finetuning.training import checkpoints, fine_tuning
 
     shown = validation[:16]  # the transcripts that are compared at the end, for which step 3's reader is stricter
-    read_wavs([utterance.wav(experiment.data_folder(config)) for utterance in shown], models.sample_rate(model))
-    start = checkpoints.last_checkpoint(output / "checkpoints", model, writes=rank == 0)
-    circumstances = training.circumstances(config.training, start)
+    read_wavs([utterance.wav(experiment.manifest_folder(config)) for utterance in shown], ctc_model.sample_rate(model))
+    start = checkpoints.find_resume_point(output / "checkpoints", model, writes=rank == 0)
+    circumstances = fine_tuning.session_info(config.training, start)
     if rank == 0:
         if start.path:
             print(f"Going on from {start.path}")
-        if lost := lacking(output / "metrics.csv", start.epochs):
+        if lost := missing_epochs(output / "metrics.csv", start.epochs):
             print(lost)
         run_record.add_session(output, record, **circumstances)
-    warnings = training.fit(model, config, output, start)
+    warnings = fine_tuning.fit(model, config, output, start)
     if rank != 0:
         return
 
-    models.save(model, exported)
+    ctc_model.save_model(model, exported)
     check_transcripts(model, exported, shown, config)
     metrics = read_metrics(output / "metrics.csv")
     if len(metrics):
-        loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
+        save_loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
     figures = {"device": circumstances["device"], "epochs": config.training.max_epochs, "warnings": warnings}
-    run_record.finish(output, record, model=sha256(exported), **figures, **last_row(metrics))
+    run_record.finish_run(output, record, model=sha256(exported), **figures, **last_validation_metrics(metrics))
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
     for warning in warnings:
         print(f"There was a warning, {warning}")
@@ -93,7 +93,7 @@ def read_data(config: Config, speaks: bool) -> dict[str, list[Utterance]]:
     data = {split: checked_utterances(config, split) for split in SPLITS[:2]}
     for split, utterances in data.items() if speaks else ():
         print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
-    unknown = signs.unknown_letters(*([u.text for u in utterances] for utterances in data.values()))
+    unknown = diagnostics.unseen_characters(*([u.text for u in utterances] for utterances in data.values()))
     if unknown and speaks:
         print(f"warning: {unknown}")
     return data
@@ -103,18 +103,18 @@ def find_base(config: Config) -> Path | None:
     """The file of the base model, downloaded when it is not there; None to train from scratch."""
     if not (config.model.base or config.model.architecture):
         raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
-    if not config.model.base and not experiment.resolve(config.model.architecture).is_file():
+    if not config.model.base and not experiment.resolve_path(config.model.architecture).is_file():
         raise UserError(f"there is no model configuration {config.model.architecture}; model.architecture names a file")
-    from finetuning.registry import find
+    from finetuning.model.pretrained import locate_model
 
-    return find(config.model.base, config.model) if config.model.base else None
+    return locate_model(config.model.base, config.model) if config.model.base else None
 
 
-def refuse_what_fails_later(config: Config, base: Path | None, output: Path) -> None:
+def check_names(config: Config, base: Path | None, output: Path) -> None:
     """UserError for a name or a place that only the end of training, or step 3, would find out to be none."""
     name, path = config.training.name, output / f"{config.training.name}.nemo"
     models = config.evaluation.models
-    others = [model for model in models if experiment.resolve(model) != path]
+    others = [model for model in models if experiment.resolve_path(model) != path]
     beside = others if len(others) < len(models) else []  # in the table, where step 3 is to run this one
     taken = {m if m in config.model.registry else Path(m).name.removesuffix(".nemo") for m in beside}
     if base and base.resolve() == path.resolve():
@@ -134,29 +134,29 @@ def starting_point(config: Config, base: Path | None, speaks: bool) -> "EncDecCT
     """The model as training begins, its convolutions fast on a CPU."""
     if speaks:
         print("Loading NeMo, which takes a moment")
-    from finetuning import model as models
-    from finetuning import training
+    from finetuning.model import channels_last, ctc_model
+    from finetuning.training import fine_tuning
 
-    model = training.starting_point(config, base)
-    models.channels_last(model)
+    model = fine_tuning.load_starting_model(config, base)
+    channels_last.use_channels_last(model)
     if speaks:
         parameters = sum(p.numel() for p in model.parameters())
-        print(f"{parameters / 1e6:.2f} M parameters, {len(models.labels(model))} letters")
+        print(f"{parameters / 1e6:.2f} M parameters, {len(ctc_model.get_vocabulary(model))} letters")
     return model
 
 
 def self_test(config: Config, base: Path | None) -> None:
     """Say whether the model can learn a few utterances by heart; writes nothing."""
     model = starting_point(config, base, speaks=True)
-    from finetuning.self_test import learn_by_heart
+    from finetuning.training.overfit_check import check_overfit
 
-    steps = learn_by_heart(model, config)
+    steps = check_overfit(model, config)
     print(f"Self-test passed: {config.training.overfit} utterances are learnt by heart after {steps} steps")
 
 
 def checked_utterances(config: Config, split: str) -> list[Utterance]:
     """The utterances of a manifest whose letters are all in the alphabet: NeMo drops the others without a word."""
-    path = manifest_path(experiment.data_folder(config), split)
+    path = manifest_path(experiment.manifest_folder(config), split)
     utterances = read_manifest(path)
     for utterance in utterances:
         foreign = sorted(set(utterance.text) - set(config.text.alphabet))
@@ -170,11 +170,11 @@ def checked_utterances(config: Config, split: str) -> list[Utterance]:
 
 def check_transcripts(model: "EncDecCTCModel", exported: Path, utterances: list[Utterance], config: Config) -> None:
     """Restore the exported model once and check that it writes what the trained one writes."""
-    from finetuning.inference import transcribe
-    from finetuning.model import restore
+    from finetuning.decoding.inference import transcribe
+    from finetuning.model.ctc_model import restore_model
 
-    folder = experiment.data_folder(config)
-    trained, restored = (transcribe(m, utterances, folder) for m in (model, restore(exported)))
+    folder = experiment.manifest_folder(config)
+    trained, restored = (transcribe(m, utterances, folder) for m in (model, restore_model(exported)))
     if trained != restored:
         exported.unlink()
         raise UserError(
@@ -184,4 +184,4 @@ def check_transcripts(model: "EncDecCTCModel", exported: Path, utterances: list[
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

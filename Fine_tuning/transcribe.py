@@ -8,7 +8,7 @@ quiet. With --output each recording gets a file of its own, and the same command
 without, transcripts are printed. Notices and the progress bar go to stderr.
 """
 
-import finetuning.start  # noqa: F401  first: it says what ends a script while the rest is imported
+import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
 import argparse
@@ -20,13 +20,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuning.errors import UserError, printable, run
-from finetuning.files import alone, make_folder, sha256, sha256_of
+from finetuning.errors import UserError, printable, run_script
+from finetuning.files import ensure_writable_dir, exclusive_lock, sha256, sha256_of
 
 if TYPE_CHECKING:
-    from finetuning.segments import Segment
-    from finetuning.transcripts import Finished, Passage, Recording
     from tqdm import tqdm
+
+    from finetuning.transcription.segmentation import Segment
+    from finetuning.transcription.transcripts import Passage, Recording, TranscriptFolder
 
     Hear = tuple[Callable[[list[Segment]], list[Passage]], int]  # what is said in segments, and their sample rate in Hz
 
@@ -38,9 +39,9 @@ SHOWN = 5  # names of files that are left out
 def main() -> None:
     """Transcribe what can be read, and end with an error when something could not."""
     arguments = command_line()
-    from finetuning.transcripts import Finished, recordings
+    from finetuning.transcription.transcripts import TranscriptFolder, find_recordings
 
-    given, left_out = recordings(arguments.recordings)
+    given, left_out = find_recordings(arguments.recordings)
     if left_out:
         say(f"left out, for they do not look like sound: {listed(left_out)}; give a file by its name to have it tried")
     if arguments.format == "srt" and not arguments.output and len(given) > 1:
@@ -49,17 +50,17 @@ def main() -> None:
     path = find_model(arguments.model, arguments.config)
     decoder = Path(arguments.language_model) if arguments.language_model else None
     if decoder:
-        from finetuning import tuning
+        from finetuning.decoding import weight_search
 
-        *_, tuned = tuning.read(decoder)  # before a model is loaded for nothing
+        *_, tuned = weight_search.read_decoder(decoder)  # before a model is loaded for nothing
         if tuned.get("model") != sha256(path):
             say(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
     used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
-    folder = make_folder(Path(arguments.output)) if arguments.output else None
-    with alone(folder) if folder else nullcontext():
+    folder = ensure_writable_dir(Path(arguments.output)) if arguments.output else None
+    with exclusive_lock(folder) if folder else nullcontext():
         finished, left = None, readable
         if folder:
-            finished = Finished(folder, arguments.format, used)
+            finished = TranscriptFolder(folder, arguments.format, used)
             left = finished.start(readable)
             for changed in finished.changed:
                 say(f"{changed} is of a damaged recording and was changed since it was written; it is left as it is")
@@ -77,9 +78,9 @@ def main() -> None:
 
 def command_line() -> argparse.Namespace:
     """What was typed."""
-    from finetuning.config_file import Parser
+    from finetuning.config.loading import ArgumentParser
 
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
     parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
@@ -93,17 +94,17 @@ def command_line() -> argparse.Namespace:
 
 def find_model(name_or_path: str, config: str) -> Path:
     """Return the model's file; a path needs no configuration, and is not kept from being used by one that is broken."""
-    from finetuning import config as experiment
-    from finetuning.config_file import load
-    from finetuning.registry import find
+    from finetuning.config import schema as experiment
+    from finetuning.config.loading import load_config
+    from finetuning.model.pretrained import locate_model
 
     try:
-        models = load(config, []).model
+        models = load_config(config, []).model
     except UserError:
         if not name_or_path.endswith(".nemo"):
             raise
         models = experiment.Model()
-    return find(name_or_path, models)
+    return locate_model(name_or_path, models)
 
 
 def say(sentence: object) -> None:
@@ -121,10 +122,10 @@ def listed(files: Sequence[Path]) -> str:
 
 def is_readable(recording: "Recording") -> bool:
     """Whether its file can be opened; says why not, before a model is loaded for nothing."""
-    from finetuning.segments import check
+    from finetuning.transcription.segmentation import check_readable
 
     try:
-        check(recording.audio)
+        check_readable(recording.audio)
     except UserError as error:
         say(error)
         return False
@@ -134,31 +135,35 @@ def is_readable(recording: "Recording") -> bool:
 def restore(path: Path, decoder: Path | None) -> "Hear":
     """Tells of segments what is said in them: the model of `path`, by its best path or a decoder.json's beam search."""
     say(f"loading {path.name} (NeMo takes a while)")
-    from finetuning import model as models
+    from finetuning.model import ctc_model
 
-    model = models.restore(path)  # keeps NeMo quiet while it is imported
-    from finetuning import inference, tuning
-    from finetuning.exported import network
+    model = ctc_model.restore_model(path)  # keeps NeMo quiet while it is imported
+    from finetuning.decoding import inference, weight_search
+    from finetuning.decoding.openvino_runtime import load_network
+    from finetuning.transcription import recognizer
 
-    inference.ready(model)
-    beam = tuning.restore(decoder, models.labels(model)) if decoder else None
-    return partial(inference.hear, model, network(model, path), beam=beam), inference.sample_rate(model)
+    inference.prepare_for_inference(model)
+    beam = weight_search.restore_decoder(decoder, ctc_model.get_vocabulary(model)) if decoder else None
+    return partial(recognizer.transcribe_segments, model, load_network(model, path), beam=beam), inference.sample_rate(
+        model
+    )
 
 
 def transcribe(
     hear: "Hear",
     recordings: list["Recording"],
-    finished: "Finished | None",
+    finished: "TranscriptFolder | None",
     style: str,
     named: bool,
 ) -> int:
     """Print each transcript, or write it among those `finished`; how many recordings were transcribed wholly."""
-    from finetuning.segments import duration_s
-    from finetuning.transcripts import render
     from tqdm import tqdm
 
+    from finetuning.transcription.segmentation import stated_duration_s
+    from finetuning.transcription.transcripts import format_transcript
+
     whole = 0
-    with tqdm(total=sum(duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
+    with tqdm(total=sum(stated_duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
         for recording, passages, failure in heard(hear, recordings, bar):
             try:
                 if failure and not passages:
@@ -168,9 +173,9 @@ def transcribe(
                 elif not passages:
                     say(f"nothing is said in {recording.audio}, as far as this model hears: its transcript is empty")
                 if finished:
-                    finished.write(recording, render(style, recording.audio, passages), whole=not failure)
+                    finished.write(recording, format_transcript(style, recording.audio, passages), whole=not failure)
                 else:
-                    tqdm.write(render(style, recording.audio, passages, named), file=sys.stdout, end="")
+                    tqdm.write(format_transcript(style, recording.audio, passages, named), file=sys.stdout, end="")
                     sys.stdout.flush()
                 whole += not failure
             except UserError as error:
@@ -182,7 +187,7 @@ def heard(
     hear: "Hear", recordings: list["Recording"], bar: "tqdm"
 ) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
     """Each recording with what is said in it, and what is wrong with it; in `bar` the seconds heard."""
-    from finetuning.segments import Segment
+    from finetuning.transcription.segmentation import Segment
 
     passages_of, rate = hear
     parts = parts_of(recordings, rate)
@@ -200,12 +205,12 @@ def heard(
 
 def parts_of(recordings: list["Recording"], rate: int) -> Iterator[tuple["Recording", "Segment | UserError | None"]]:
     """The segments of each recording and then, for its end, None or what is wrong with it."""
-    from finetuning.segments import blocks, segments
+    from finetuning.transcription.segmentation import iter_segments, read_blocks
 
     for recording in recordings:
         failure, notes = None, set()
         try:
-            for segment in segments(blocks(recording.audio, rate, notes), rate):
+            for segment in iter_segments(read_blocks(recording.audio, rate, notes), rate):
                 yield recording, segment
         except UserError as error:
             failure = error
@@ -215,4 +220,4 @@ def parts_of(recordings: list["Recording"], rate: int) -> Iterator[tuple["Record
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+
 from clone_to_table import ROOT, cpu_name
 
 SAMPLE = ROOT / "datasets" / "sample" / "cv-corpus-sample-it.tar.gz"

@@ -24,14 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 import numpy as np
 import torch
-from clone_to_table import ROOT, cpu_name
-from finetuning import arpa, config_file, language_model, ngrams, predictions, tuning
-from finetuning.beam_search import Settings, load
-from finetuning.decoding import greedy, spelt
-from finetuning.files import read_json, write_json
-from finetuning.manifest import manifest_path, read_manifest
-from finetuning.predictions import Prediction
-from finetuning.scoring import word_errors
 from flashlight.lib.text.decoder import CriterionType, LexiconFreeDecoder, LexiconFreeDecoderOptions
 from nemo.collections.asr.parts.submodules.ctc_beam_decoding import (
     BeamBatchedCTCInfer,
@@ -39,6 +31,18 @@ from nemo.collections.asr.parts.submodules.ctc_beam_decoding import (
     FlashlightConfig,
 )
 from tqdm import tqdm
+
+from clone_to_table import ROOT, cpu_name
+from finetuning.config import loading
+from finetuning.data.manifest import manifest_path, read_manifest
+from finetuning.decoding import predictions, weight_search
+from finetuning.decoding.beam_search import Settings
+from finetuning.decoding.greedy import ctc_collapse, greedy_decode
+from finetuning.decoding.predictions import Prediction
+from finetuning.files import read_json, write_json
+from finetuning.language_model import arpa, corpus, kenlm, kneser_ney
+from finetuning.language_model.kenlm import load_kenlm
+from finetuning.metrics.error_rates import word_errors
 from training import CORES, figures
 
 RESULT = ROOT / "results" / "reference" / "decoding.json"
@@ -70,10 +74,12 @@ def main() -> None:
 def measure(folder: Path, rounds: int) -> dict:
     """What the JSON holds."""
     letters = read_json(WORK / MODEL / "letters.json")
-    test = list(zip(predictions.read(WORK / MODEL), predictions.read_frames(WORK / MODEL), strict=True))
-    validation = [(p.text, own) for p, own in zip(
-        predictions.read(WORK / MODEL / "validation"), predictions.read_frames(WORK / MODEL / "validation"), strict=True
-    )]  # fmt: skip
+    test = list(zip(predictions.read_predictions(WORK / MODEL), predictions.read_log_probs(WORK / MODEL), strict=True))
+    tuned_on = WORK / MODEL / "validation"
+    validation = [
+        (p.text, own)
+        for p, own in zip(predictions.read_predictions(tuned_on), predictions.read_log_probs(tuned_on), strict=True)
+    ]
     references, frames = [p.text for p, _ in test], [own for _, own in test]
     seconds = sum(p.duration for p, _ in test)
     ways, weights = prepared(folder, letters, validation)
@@ -84,7 +90,7 @@ def measure(folder: Path, rounds: int) -> dict:
             started = time.perf_counter()
             decode(frames)
             speeds[way].append(seconds / (time.perf_counter() - started))
-    texts = {"greedy": [greedy(own, letters) for own in frames], **texts}
+    texts = {"greedy": [greedy_decode(own, letters) for own in frames], **texts}
     return {
         "machine": f"{CORES} CPU cores ({cpu_name()})",
         "versions": {name: version(name) for name in ("nemo_toolkit", "torch", "flashlight-text")},
@@ -100,8 +106,8 @@ def measure(folder: Path, rounds: int) -> dict:
 
 def prepared(folder: Path, letters: list[str], validation: list[tuple[str, np.ndarray]]) -> tuple[dict, dict]:
     """Each way as a function of the log-probabilities of an utterance, and the weights it was given."""
-    search, settings = tuning.restore(WORK / f"{MODEL}+LM" / tuning.DECODER, letters)
-    path, _, _ = language_model.find("runs/demo/language_model", "configs/demo.yaml")
+    search, settings = weight_search.restore_decoder(WORK / f"{MODEL}+LM" / weight_search.DECODER, letters)
+    path, _, _ = kenlm.find_language_model("runs/demo/language_model", "configs/demo.yaml")
     closed = replace(settings, unknown_score=NEVER)
     training = read_manifest(manifest_path(ROOT / "datasets" / "demo", "train"), check_audio=False)
     of_letters = letter_model(folder / "letters.arpa", letters, (u.text for u in training))
@@ -121,13 +127,15 @@ def prepared(folder: Path, letters: list[str], validation: list[tuple[str, np.nd
 def letter_model(path: Path, letters: list[str], texts: Iterable[str]) -> Path:
     """Of the same texts, letters in the place of words, called as NeMo's beam_batch wants them."""
     number = {letter: chr(index + OFFSET) for index, letter in enumerate(letters)}
-    arpa.write(path, ngrams.estimate(([number[letter] for letter in text] for text in texts), TOKEN_ORDER))
+    arpa.write_arpa(
+        path, kneser_ney.estimate_model(([number[letter] for letter in text] for text in texts), TOKEN_ORDER)
+    )
     return path
 
 
 def lexicon_free(path: Path, letters: list[str], lm_weight: float, score: float) -> Decode:
     """flashlight's beam search over letters; `score` for each space."""
-    lm, _ = load(path, [chr(index + OFFSET) for index in range(len(letters))])
+    lm, _ = load_kenlm(path, [chr(index + OFFSET) for index in range(len(letters))])
     # load() numbers <unk> first: its model's words are one behind the letters
     options = LexiconFreeDecoderOptions(50, 16, 25.0, lm_weight, score, False, CriterionType.CTC)
     space, blank = letters.index(" ") + 1, len(letters) + 1
@@ -137,7 +145,7 @@ def lexicon_free(path: Path, letters: list[str], lm_weight: float, score: float)
         shifted = np.full((len(own), len(letters) + 2), -1e4, dtype=np.float32)
         shifted[:, 1:] = own
         found = decoder.decode(shifted.ctypes.data, *shifted.shape)[0]
-        return " ".join(spelt(np.array(found.tokens[1:-1]) - 1, letters).split())
+        return " ".join(ctc_collapse(np.array(found.tokens[1:-1]) - 1, letters).split())
 
     return lambda frames: list(map(decode, frames))
 
@@ -147,7 +155,7 @@ def nemo_flashlight(path: Path, letters: list[str], settings: Settings) -> Decod
     strategy = BeamCTCInfer(
         blank_id=len(letters), beam_size=settings.beam, search_type="flashlight", ngram_lm_alpha=settings.lm_weight,
         beam_beta=settings.word_score, ngram_lm_model=str(path),
-        flashlight_cfg=FlashlightConfig(str(path.with_name(language_model.LEXICON)), None, 16, 25.0),
+        flashlight_cfg=FlashlightConfig(str(path.with_name(kenlm.LEXICON)), None, 16, 25.0),
     )  # fmt: skip
     strategy.set_vocabulary(letters)
     strategy.set_decoding_type("char")
@@ -205,9 +213,13 @@ def open_vocabulary(
 ) -> dict:
     """What an open lexicon, or none, is worth where the language model lacks words: that of the general text alone."""
     work = ROOT / "runs" / "demo_domain" / "general"
-    search, settings = tuning.restore(work / "predictions" / f"{MODEL}+LM" / tuning.DECODER, letters)
-    config = config_file.load("configs/demo_domain.yaml", [])
-    texts = language_model.gather(config.language_model.sources[0], config, language_model.held_out(config)).sentences
+    search, settings = weight_search.restore_decoder(
+        work / "predictions" / f"{MODEL}+LM" / weight_search.DECODER, letters
+    )
+    config = loading.load_config("configs/demo_domain.yaml", [])
+    general = config.language_model.sources[0]
+    stats = corpus.SourceStats(general.name, general.weight)
+    texts = corpus.iter_sentences(general, config, corpus.held_out_texts(config), stats)
     of_letters = letter_model(folder / "general.arpa", letters, (" ".join(words) for words in texts))
     ways: dict[str, Decode] = {
         "this": lambda frames: [search.text(own, settings) for own in frames],

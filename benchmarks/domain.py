@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 from clone_to_table import ROOT
-from finetuning import config_file
+from finetuning.config import loading
 from finetuning.files import read_json, write_json
 
 CONFIG = "configs/demo_domain.yaml"
@@ -26,7 +26,7 @@ MODEL = "Model-IT-finetuned"
 def main() -> None:
     """Run both and write what came out."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    sources = config_file.load(CONFIG, []).language_model.sources
+    sources = loading.load_config(CONFIG, []).language_model.sources
     general = f"language_model.sources=[{{name: {sources[0].name}, file: {sources[0].file}, weight: 1.0}}]"
     runs = {"general": run("general", general), "mixture": run("mixture")}
     about = {"weights": {source.name: source.weight for source in sources}, "runs": runs}

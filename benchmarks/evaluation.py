@@ -23,14 +23,15 @@ import lightning.pytorch as pl
 import numpy as np
 import soundfile
 import torch
-from clone_to_table import ROOT, cpu_name
-from finetuning import exported
-from finetuning import model as models
-from finetuning.files import write_json
-from finetuning.inference import frames, predict, read_wavs, ready
-from finetuning.manifest import Utterance, manifest_path, read_manifest, write_manifest
 from nemo.collections.asr.models import EncDecCTCModel
 from omegaconf import OmegaConf
+
+from clone_to_table import ROOT, cpu_name
+from finetuning.data.manifest import Utterance, manifest_path, read_manifest, write_manifest
+from finetuning.decoding import openvino_runtime
+from finetuning.decoding.inference import iter_log_probs, predict, prepare_for_inference, read_wavs
+from finetuning.files import write_json
+from finetuning.model import ctc_model
 from training import CORES, RATE, durations, figures, quartznet_15x5
 
 RESULT = ROOT / "results" / "reference" / "evaluation.json"
@@ -55,13 +56,13 @@ def measure(folder: Path, count: int, rounds: int) -> dict:
     stock = quartznet_15x5().eval()
     settle(stock, folder, utterances)
     path = folder / "quartznet.nemo"
-    models.save(stock, path)
-    ours = ready(models.restore(path))
+    ctc_model.save_model(stock, path)
+    ours = prepare_for_inference(ctc_model.restore_model(path))
     started = time.perf_counter()
-    network = exported.network(ours, path)
+    network = openvino_runtime.load_network(ours, path)
     export_s = time.perf_counter() - started
     started = time.perf_counter()
-    network = exported.network(ours, path)
+    network = openvino_runtime.load_network(ours, path)
     load_s = time.perf_counter() - started
     ways: dict[str, Callable[[], object]] = {
         "this": lambda: dict(predict(ours, network, utterances, folder, BATCH)),
@@ -142,7 +143,8 @@ def tested_twice(model: EncDecCTCModel, folder: Path) -> None:
         OmegaConf.create(
             {
                 "manifest_filepath": str(manifest_path(folder, "test")), "sample_rate": RATE, "batch_size": BATCH,
-                "labels": models.labels(model), "shuffle": False, "num_workers": 0, "normalize_transcripts": False,
+                "labels": ctc_model.get_vocabulary(model), "shuffle": False,
+                "num_workers": 0, "normalize_transcripts": False,
             }
         )
     )  # fmt: skip
@@ -156,13 +158,13 @@ def compare(
     stock: EncDecCTCModel, ours: EncDecCTCModel, network: object, folder: Path, utterances: Sequence[Utterance]
 ) -> dict[str, float | int]:
     """Between stock NeMo, an utterance at a time, and step 3: log-probabilities and transcripts."""
-    ready(ours)
+    prepare_for_inference(ours)
     stock.eval()
     stock.preprocessor.featurizer.dither = 0.0
     paths = [u.wav(folder) for u in utterances]
     largest = 0.0
     with torch.no_grad():
-        for path, own in zip(paths, frames(ours, network, [read_wavs(paths, RATE)]), strict=True):
+        for path, own in zip(paths, iter_log_probs(ours, network, [read_wavs(paths, RATE)]), strict=True):
             (wav,) = read_wavs([path], RATE)
             found, _, _ = stock(input_signal=torch.from_numpy(wav)[None], input_signal_length=torch.tensor([len(wav)]))
             largest = max(largest, float(np.abs(found[0].numpy()[: len(own)] - own).max()))

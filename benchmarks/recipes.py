@@ -26,7 +26,7 @@ from statistics import mean, stdev
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 from clone_to_table import ROOT, cpu_name
-from finetuning.manifest import SPLITS, manifest_path, read_manifest, write_manifest
+from finetuning.data.manifest import SPLITS, manifest_path, read_manifest, write_manifest
 
 SEEDS = (0, 1, 2)
 LONG = (  # every key of the recipe that the demo may set otherwise; the demo was like this once

@@ -22,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 import numpy as np
 import torch
-from clone_to_table import ROOT, cpu_name
-from finetuning import model as models
-from finetuning.batches import Batches, padding
 from nemo.collections.asr.models import EncDecCTCModel
 from nemo.core.optim.novograd import Novograd
 from omegaconf import OmegaConf
+
+from clone_to_table import ROOT, cpu_name
+from finetuning.model import channels_last, ctc_model
+from finetuning.training.batch_sampler import EpochBatchSampler, padding_share
 
 RESULT = ROOT / "results" / "reference" / "training.json"
 RATE = 16000  # Hz
@@ -50,13 +51,15 @@ def measure(rounds: int) -> dict:
     """What the JSON holds."""
     lengths = durations(100_000)
     shares = {
-        "random": padding(lengths, iter(Batches(lengths, PUBLISHED_BATCH, None, 0))),
-        "by_duration": padding(lengths, iter(Batches(lengths, PUBLISHED_BATCH, PUBLISHED_BATCH * MEAN_S, 0))),
+        "random": padding_share(lengths, iter(EpochBatchSampler(lengths, PUBLISHED_BATCH, None, 0))),
+        "by_duration": padding_share(
+            lengths, iter(EpochBatchSampler(lengths, PUBLISHED_BATCH, PUBLISHED_BATCH * MEAN_S, 0))
+        ),
     }
     stock = quartznet_15x5()
     ours = quartznet_15x5()
-    models.channels_last(ours)
-    by_count, by_duration = (Batches(lengths, BATCH, seconds, 0) for seconds in (None, BATCH * MEAN_S))
+    channels_last.use_channels_last(ours)
+    by_count, by_duration = (EpochBatchSampler(lengths, BATCH, seconds, 0) for seconds in (None, BATCH * MEAN_S))
     ways = {"stock": (stock, by_count), "convolutions": (ours, by_count), "and batches": (ours, by_duration)}
     plans = {way: iter(batches) for way, (_, batches) in ways.items()}
     optimisers = {way: novograd(model) for way, (model, _) in ways.items()}
@@ -103,7 +106,7 @@ def quartznet_15x5() -> EncDecCTCModel:
     config.decoder.num_classes = len(alphabet)
     config.preprocessor.dither = 0.0
     config.pop("spec_augment")
-    models.quiet()
+    ctc_model.silence_nemo()
     torch.manual_seed(0)
     return EncDecCTCModel(cfg=config).train()
 

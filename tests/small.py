@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 import yaml
+
 from conftest import ROOT
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ Change = Callable[[bytes], bytes | None]
 def lively_model(alphabet: str, architecture: Path = ARCHITECTURE, seed: int = 0) -> "EncDecCTCModel":
     """An untrained model whose BatchNorm statistics are those of noise, and which writes more than one letter."""
     import torch
-    from finetuning.model import build
+
+    from finetuning.model.ctc_model import build_model
 
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it does
-    model = build(architecture, alphabet, seed)
+    model = build_model(architecture, alphabet, seed)
     rng = torch.Generator().manual_seed(seed)
     noise = {"audio_signal": torch.randn(4, 64, 100, generator=rng), "length": torch.full((4,), 100)}
     for module in model.encoder.modules():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from conftest import ROOT, Script, assert_refused
 
 SCRIPTS = sorted(path.name for path in (ROOT / "Fine_tuning").glob("*.py"))

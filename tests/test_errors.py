@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 STEERING = "a\x1b]0;owned\x07b\x1b[2Jc\x9bd\u202ee\rf\x08g\x00"

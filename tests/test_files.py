@@ -7,8 +7,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from finetuning.errors import UserError
-from finetuning.files import clear_left_over, make_folder, parse_json, read_json, replacing, write_json
+from finetuning.files import (
+    atomic_path,
+    ensure_writable_dir,
+    parse_json,
+    read_json,
+    remove_stale_temp_files,
+    write_json,
+)
 
 LEFT_OVER = ".finetuning-{pid}-0123456789abcdef-{name}"
 
@@ -34,7 +42,7 @@ def test_only_temporary_files_of_processes_that_have_ended_are_removed(tmp_path:
         path.write_text("mine")
     a_folder = tmp_path / LEFT_OVER.format(pid=pid, name="folder")
     a_folder.mkdir()
-    clear_left_over(tmp_path)
+    remove_stale_temp_files(tmp_path)
     assert not of_ended.exists() and a_folder.is_dir()
     assert [name for name in kept if (tmp_path / name).is_file()] == kept
 
@@ -44,7 +52,7 @@ def test_no_link_that_lay_there_before_is_followed(tmp_path: Path) -> None:
     victim.write_text("untouched")
     for name in (f".{os.getpid()}-result.json", f".{os.getpid()}-writable", ".finetuning-result.json"):
         (tmp_path / name).symlink_to(victim)
-    make_folder(tmp_path)
+    ensure_writable_dir(tmp_path)
     write_json(tmp_path / "result.json", {})
     assert victim.read_text() == "untouched"
     assert len(list(tmp_path.glob(".*"))) == 3, "the links stay"
@@ -66,9 +74,9 @@ def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path: Path) -> None
 
 
 def test_what_cannot_be_read_is_not_called_unwritable(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "copy") as temporary:
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "copy") as temporary:
         temporary.write_bytes((tmp_path / "source").read_bytes())
-    with pytest.raises(UserError, match=r"cannot write .*/none/copy"), replacing(tmp_path / "none" / "copy"):
+    with pytest.raises(UserError, match=r"cannot write .*/none/copy"), atomic_path(tmp_path / "none" / "copy"):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Arrows point one way: scripts -> nouns -> NeMo."""
+"""Arrows point one way: scripts -> packages in the order of LAYERS -> NeMo."""
 
 import ast
 import subprocess
@@ -6,12 +6,40 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 SCRIPTS = sorted((ROOT / "Fine_tuning").glob("*.py"))
-NOUNS = sorted((ROOT / "Fine_tuning" / "finetuning").glob("*.py"))
+LIBRARY = ROOT / "Fine_tuning" / "finetuning"
+MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "__init__.py")
 HEAVY = {"nemo", "torch", "lightning"}
-MAY_IMPORT_HEAVY = {"model", "training", "callbacks", "checkpoints", "watch", "self_test", "inference", "exported"}
+MAY_IMPORT_HEAVY = {
+    "decoding.inference",
+    "decoding.openvino_runtime",
+    "model.channels_last",
+    "model.ctc_model",
+    "training.callbacks",
+    "training.checkpoints",
+    "training.data_loading",
+    "training.encoder_freezing",
+    "training.fine_tuning",
+    "training.monitor",
+    "training.overfit_check",
+    "transcription.recognizer",
+}
+# from the top; those of one line know nothing of each other
+LAYERS = [
+    ("training", "export"),
+    ("evaluation", "transcription"),
+    ("decoding",),
+    ("language_model",),
+    ("data",),
+    ("audio", "metrics", "model"),
+    ("config",),
+    ("download",),
+    ("files",),
+    ("errors", "startup"),
+]
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -38,22 +66,49 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-@pytest.mark.parametrize("path", [*NOUNS, *SCRIPTS], ids=lambda path: path.stem)
-def test_only_these_nouns_import_nemo_lightning_or_torch(path: Path) -> None:
+def name_of(path: Path) -> str:
+    """A module of the library, as "data.manifest"; a script by its name."""
+    folder = LIBRARY if LIBRARY in path.parents else path.parent
+    return ".".join(path.relative_to(folder).with_suffix("").parts)
+
+
+def ours(path: Path) -> set[str]:
+    """Modules of the library that the module at `path` imports."""
+    names = {name.removeprefix("finetuning.") for name in imported(parse(path)) if name.startswith("finetuning.")}
+    return names & {name_of(module) for module in MODULES}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
+def test_only_these_modules_import_nemo_lightning_or_torch(path: Path) -> None:
     heavy = {name.split(".")[0] for name in imported(parse(path))} & HEAVY
-    assert not heavy or (path in NOUNS and path.stem in MAY_IMPORT_HEAVY)
+    assert not heavy or (path in MODULES and name_of(path) in MAY_IMPORT_HEAVY)
 
 
-@pytest.mark.parametrize("path", [*NOUNS, *SCRIPTS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
 def test_nothing_imports_a_script(path: Path) -> None:
     roots = {name.split(".")[0] for name in imported(parse(path))}
     assert not roots & {script.stem for script in SCRIPTS}
 
 
-@pytest.mark.parametrize("path", NOUNS, ids=lambda path: path.stem)
-def test_nouns_without_nemo_do_not_import_those_with_it(path: Path) -> None:
-    if path.stem not in MAY_IMPORT_HEAVY:
-        assert not imported(parse(path)) & {f"finetuning.{name}" for name in MAY_IMPORT_HEAVY}
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_without_nemo_do_not_import_those_with_it(path: Path) -> None:
+    if name_of(path) not in MAY_IMPORT_HEAVY:
+        assert not ours(path) & MAY_IMPORT_HEAVY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_package_imports_only_those_below_it(path: Path) -> None:
+    level = {package: number for number, packages in enumerate(LAYERS) for package in packages}
+    own = name_of(path).split(".")[0]
+    assert {other for other in (name.split(".")[0] for name in ours(path)) if level[other] <= level[own]} <= {own}
+
+
+def test_no_two_modules_import_each_other() -> None:
+    below = {name_of(path): ours(path) for path in MODULES}
+    while free := [name for name, others in below.items() if not others & below.keys()]:
+        for name in free:
+            del below[name]
+    assert not below, f"a circle: {below}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

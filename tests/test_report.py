@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
 import yaml
+
+import paper_figures
+import paper_pdf
+import readme_tables
+import report
 from conftest import ROOT
-from finetuning import paper, paper_figures, readme_parts
-from finetuning.config_file import load
-from finetuning.metrics import read_metrics
-from finetuning.paper_numbers import gpu_hours, parameters
-from finetuning.wording import RECIPES
+from finetuning.config.loading import load_config
+from finetuning.metrics.history import read_metrics
+from paper_numbers import gpu_hours, parameters
 from test_environment import pins
+from wording import RECIPES
 
 DRAWN_BY = ("matplotlib", "typst")  # another version of these may give other bytes
 TEXT = {".md", ".json"}
@@ -49,7 +52,7 @@ def test_the_readme_holds_what_the_results_say():
 def test_the_speed_of_step_1_is_told_as_measured():
     rates = {"archive": 301.4, "folder": 350.0, "sox": 75.3, "ffmpeg": 7.0, "original": 3.04, "decoding": 602.8}
     ratios = {"archive": 1.0, "folder": 0.861, "sox": 4.003, "ffmpeg": 43.1, "original": 99.1, "decoding": 0.5}
-    told = readme_parts.speed(
+    told = readme_tables.speed(
         {
             "machine": "2 CPU cores (X)",
             "data": "synthetic speech",
@@ -84,7 +87,7 @@ RATIOS = {"stock": 1.0, "convolutions": 2.011, "and batches": 6.04}
 
 def test_the_speed_of_step_2_is_told_as_measured():
     speeds, ratios = ({way: {"median": rate} for way, rate in figures.items()} for figures in (SPEEDS, RATIOS))
-    told = readme_parts.training(
+    told = readme_tables.training(
         {
             "machine": "2 CPU cores (X)", "data": "noise", "model": "QuartzNet15x5", "rounds": 5, "batch": 16,
             "audio_s_per_s": speeds, "stock_to": ratios,
@@ -102,7 +105,7 @@ def test_the_speed_of_step_2_is_told_as_measured():
 def test_recipes_are_told_with_their_spread_over_seeds():
     runs = [{"epochs": 36, "reached": reached} for reached in (16, None, 17)]
     figures = {"mean": {"wer": 0.11, "cer": 0.0301}, "standard_deviation": {"wer": 0.0149, "cer": 0.004}}
-    told = readme_parts.recipes(
+    told = readme_tables.recipes(
         {
             "machine": "2 CPU cores (X)", "data": "synthetic speech", "seeds": [0, 1, 2], "validation_wer": 0.3,
             "variants": {"demo": {"runs": [{"epochs": 9, "reached": 5}], **figures}, "warm": {"runs": runs, **figures}},
@@ -144,7 +147,7 @@ def test_the_readme_explains_messages_that_the_program_has():
 
 def test_the_ways_to_decode_are_told_as_measured():
     ways = ["this", "lexicon alone", "letters", "NeMo flashlight", "NeMo beam_batch"]
-    told = readme_parts.decoding(
+    told = readme_tables.decoding(
         {
             "machine": "2 CPU cores (X)", "data": "synthetic speech", "rounds": 5,
             "audio_s_per_s": {way: {"median": 100.0 + number} for number, way in enumerate(ways)},
@@ -164,7 +167,7 @@ def test_what_a_domain_brings_is_told_as_measured():
 
     sources = [{"name": "general", "sentences": 569}, {"name": "timetable", "sentences": 56}]
     shared = {"greedy": groups(0.09, 0.11), "sources": sources}
-    told = readme_parts.domain(
+    told = readme_tables.domain(
         {
             "weights": {"general": 0.7, "timetable": 0.3},
             "runs": {
@@ -210,7 +213,7 @@ def test_the_paper_says_nothing_of_what_was_not_measured(variants: tuple[str, ..
     assert ("epochs" in pictures) == ("always frozen" in variants)
     assert ("hours" in pictures) == ("half of the hours" in variants)
     assert "seeds" not in pictures and "lm_wer" not in said["recipes"]
-    assert paper.typeset({**said, "figures": list(pictures)}, pictures, report.PAPER).startswith(b"%PDF")
+    assert paper_pdf.typeset({**said, "figures": list(pictures)}, pictures, report.PAPER).startswith(b"%PDF")
 
 
 def test_the_paper_says_better_or_worse_only_of_runs_that_lie_apart():
@@ -243,7 +246,7 @@ def test_parameters_are_counted_as_torch_counts_them():
 
 
 def test_the_hours_of_a_gpu_follow_from_what_there_is_to_compute():
-    italian = load("configs/italian.yaml", ["training.max_epochs=10", "dataset.encoder_frames_per_second=50"])
+    italian = load_config("configs/italian.yaml", ["training.max_epochs=10", "dataset.encoder_frames_per_second=50"])
     of = {"common_voice": {"hours": 100}, "quartznet15x5": {"parameters": 1e7, "operations_per_s": [1e12, 1e13]}}
     hours = gpu_hours(of, italian)  # 2,520,000 s of audio, 126 million frames, 6e7 operations each
     assert hours == {

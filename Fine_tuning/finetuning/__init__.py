@@ -1,1 +1,9 @@
-"""The nouns that the three scripts are told with: one noun a file."""
+"""The library behind the scripts: an English CTC speech recogniser, fine-tuned to another language.
+
+One package a stage; each stands on those below it: training, export, evaluation and transcription on decoding,
+language_model, data, audio, metrics, model and config, and all of them on download, files and errors.
+"""
+
+import logging
+
+logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry writes to the screen while it is imported

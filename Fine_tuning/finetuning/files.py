@@ -1,5 +1,6 @@
 """Files written whole or not at all, and their checksums."""
 
+import ast
 import errno
 import fcntl
 import hashlib
@@ -9,27 +10,28 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
 from finetuning.errors import UserError
 
-TEMPORARY = re.compile(r"\.finetuning-(\d{1,10})-[0-9a-f]{16}-.+", re.DOTALL)  # with the process that writes it
-NAME_KEPT = 40  # last characters of a file's name in that of its temporary one: a name has at most 255 bytes
+TEMP_NAME = re.compile(r"\.finetuning-(\d{1,10})-[0-9a-f]{16}-.+", re.DOTALL)  # with the process that writes it
+MAX_NAME_SUFFIX = 40  # last characters of a file's name in that of its temporary one: a name has at most 255 bytes
 
 
-def make_folder(folder: Path) -> Path:
+def ensure_writable_dir(folder: Path) -> Path:
     """Create `folder` with its parents; UserError where that is not allowed or a file is in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary_file(folder / "writable").unlink()
+        create_temp_file(folder / "writable").unlink()
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder} ({error.strerror}); name another one") from error
     return folder
 
 
-def refuse_full_disk(folder: Path, needed_bytes: int, what: str) -> None:
+def check_disk_space(folder: Path, needed_bytes: int, what: str) -> None:
     """UserError where the disk of `folder`, which exists, has less room than `what` needs."""
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
@@ -40,14 +42,14 @@ def refuse_full_disk(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def alone(folder: Path, waits: bool = False) -> Iterator[None]:
+def exclusive_lock(folder: Path, waits: bool = False) -> Iterator[None]:
     """Hold `folder` for this process. Another run that holds it is a UserError, or this one `waits` for its end.
 
     The lock dies with the process. A file system that knows no locks for folders, as on some clusters, lets everybody
     in.
     """
     descriptor = os.open(folder, os.O_RDONLY)
-    _held.add(descriptor)
+    _lock_descriptors.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
@@ -58,40 +60,40 @@ def alone(folder: Path, waits: bool = False) -> Iterator[None]:
                 raise
         yield
     finally:
-        _held.discard(descriptor)
+        _lock_descriptors.discard(descriptor)
         os.close(descriptor)
 
 
-_held: set[int] = set()
+_lock_descriptors: set[int] = set()
 
 
-def _let_go() -> None:
+def _release_locks() -> None:
     """In a process that was forked: it may outlive this one for a moment, its lock must not."""
-    while _held:
-        os.close(_held.pop())
+    while _lock_descriptors:
+        os.close(_lock_descriptors.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_locks)
 
 
-def temporary_file(path: Path) -> Path:
+def create_temp_file(path: Path) -> Path:
     """Create an empty file beside `path` that only this process writes, and return its path.
 
     Its name cannot be foreseen and must be new, so no link that somebody has put there is followed.
     """
-    temporary = path.with_name(f".finetuning-{os.getpid()}-{secrets.token_hex(8)}-{path.name[-NAME_KEPT:]}")
+    temporary = path.with_name(f".finetuning-{os.getpid()}-{secrets.token_hex(8)}-{path.name[-MAX_NAME_SUFFIX:]}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield the path of a new temporary file beside `path`; rename it to `path` when the block ends well, remove it
     otherwise. UserError where it cannot be written; an error about another file stays what it is.
     """
     temporary = None
     try:
-        temporary = temporary_file(path)
+        temporary = create_temp_file(path)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -108,13 +110,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def clear_left_over(folder: Path) -> None:
+def remove_stale_temp_files(folder: Path) -> None:
     """Remove the temporary files of processes that were killed; those of a living process, and all others, stay."""
     with os.scandir(folder) as entries:
         left_over = [
             entry.name
             for entry in entries
-            if (temporary := TEMPORARY.fullmatch(entry.name))
+            if (temporary := TEMP_NAME.fullmatch(entry.name))
             and entry.is_file(follow_symlinks=False)
             and not _is_alive(int(temporary[1]))
         ]
@@ -133,15 +135,15 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[TextIO]:
+def atomic_open(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 text file that appears under the name `path` only when the block ends well."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as text:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as text:
         yield text
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, keys in the order given; the same content gives the same bytes."""
-    with written_whole(path) as text:
+    with atomic_open(path) as text:
         json.dump(content, text, ensure_ascii=False, indent=2)
         text.write("\n")
 
@@ -184,3 +186,57 @@ def sha256(path: Path) -> str:
 def sha256_of(content: Any) -> str:
     """SHA-256 of `content` written as JSON with sorted keys, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+@contextmanager
+def exclusive_locks(*folders: Path) -> Iterator[None]:
+    """Keep other runs from writing to these folders; UserError where one does. Two may be the same folder."""
+    distinct = {(state.st_dev, state.st_ino): folder for folder in folders for state in [folder.stat()]}
+    with ExitStack() as locks:
+        for folder in distinct.values():
+            locks.enter_context(exclusive_lock(folder))
+            remove_stale_temp_files(folder)
+        yield
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values are not the same in both."""
+    changed = []
+    for key in now.keys() | before.keys():
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed.append(prefix + key)
+    return changed
+
+
+@cache
+def code_fingerprint(*modules: str) -> str:
+    """SHA-256 of these modules of the library, as "decoding.inference", and of all modules that they import.
+
+    Predictions of other code are not reused.
+    """
+    package = Path(__file__).parent
+    hashes: dict[str, str] = {}
+    ahead = list(modules)
+    while ahead:
+        name = ahead.pop()
+        path = package.joinpath(*name.split(".")).with_suffix(".py")
+        if name not in hashes and path.is_file():
+            hashes[name] = sha256(path)
+            ahead += _imported_modules(path.read_bytes())
+    if missing := set(modules) - hashes.keys():
+        raise ValueError(f"the library has no module {', '.join(sorted(missing))}")
+    return sha256_of(hashes)
+
+
+def _imported_modules(source: bytes) -> set[str]:
+    """Names in the library that a module imports, wherever in it: modules and, harmlessly, what is in them."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("finetuning.") for name in names if name.startswith("finetuning.")}

@@ -1,0 +1,1 @@
+"""Reading sound of any format, to its true end."""

@@ -1,0 +1,127 @@
+"""The figure of a dataset: hours, durations, speakers and rejected rows."""
+
+from collections import Counter
+from itertools import accumulate
+from math import ceil
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from finetuning.data.manifest import Utterance
+from finetuning.files import atomic_path
+from finetuning.metrics.loss_curve import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+REJECTED = "#d55e00"
+
+
+def save_dataset_figure(about: dict[str, Any], chosen: dict[str, list[Utterance]], path: Path) -> None:
+    """Draw hours, durations, speakers and rejections of a dataset as a PNG.
+
+    `about` as in dataset.json, `chosen` as in the manifests; the same numbers give the same bytes.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style = {"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+    with mpl.rc_context(mpl.rcParamsDefault | style):  # whatever the user's matplotlibrc says
+        figure = Figure(figsize=(11, 8), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+        total = sum(split["hours"] for split in about["splits"].values())
+        named = f"{about['name']}: {_hours(total)} h in {about['utterances']:,} clips"
+        by = about["config"]["dataset.split"]["by"]
+        figure.suptitle(f"{named}\n{about['release']}, split by {by}", fontsize=13)
+        (hours, durations), (speakers, rejections) = figure.subplots(2, 2)
+        _draw_hours(hours, about["splits"])
+        _draw_durations(durations, {name: [u.duration for u in chosen[name]] for name in COLOURS})
+        _draw_speakers(speakers, {name: [u.speaker for u in chosen[name] if u.speaker] for name in COLOURS})
+        _draw_rejections(rejections, about)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
+
+
+def _draw_hours(axes: "Axes", splits: dict[str, dict[str, float]]) -> None:
+    hours = [splits[name]["hours"] for name in COLOURS]
+    bars = axes.bar(range(len(hours)), hours, color=list(COLOURS.values()), width=0.65)
+    axes.bar_label(bars, [f"{_hours(h)} h\n{h / (sum(hours) or 1):.1%}" for h in hours], padding=3)
+    counts = [f"clips: {split['clips']:,}\nspeakers: {_count(split['speakers'])}" for split in map(splits.get, COLOURS)]
+    axes.set_xticks(range(len(hours)), [f"{name}\n{count}" for name, count in zip(COLOURS, counts, strict=True)])
+    axes.set(title="Hours by split", ylabel="hours")
+    axes.margins(y=0.2)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _count(speakers: int) -> str:
+    return f"{speakers:,}" if speakers else "unknown"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.3f}"
+
+
+def _draw_durations(axes: "Axes", seconds: dict[str, list[float]]) -> None:
+    """A stacked histogram: bins of a round width, fewer of them for fewer clips."""
+    every = [s for group in seconds.values() for s in group]
+    most = min(70.0, max(12.0, 2 * len(every) ** 0.4))
+    width = next(w for w in (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, max(every)) if max(every) / w <= most)
+    edges = [width * i for i in range(ceil(max(every) / width) + 1)]
+    stacks, *_ = axes.hist(list(seconds.values()), edges, stacked=True, color=COLOURS.values(), label=list(COLOURS))
+    axes.set(title=f"Durations: mean {fmean(every):.2f} s, median {median(every):.2f} s")
+    axes.set(xlabel="duration (s)", ylabel=f"clips in {width:g} s", xlim=(0, edges[-1]), ylim=(0, 1.2 * stacks.max()))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, loc="upper center", ncols=len(COLOURS))
+
+
+def _draw_speakers(axes: "Axes", speakers: dict[str, list[str]]) -> None:
+    """Rank and clips on logarithmic axes: few speakers and a long tail are both readable."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    every = Counter(speaker for group in speakers.values() for speaker in group)
+    if not every:
+        return _draw_nothing(axes, "Clips by speaker", "no clip names its speaker")
+    ranked = {name: sorted(Counter(group).values(), reverse=True) for name, group in speakers.items()}
+    for (name, counts), mark in zip(ranked.items(), ("o-", "s--", "^:"), strict=True):
+        size = 4 if len(counts) <= 100 else 0
+        axes.plot(range(1, len(counts) + 1), counts, mark, color=COLOURS[name], markersize=size, label=name)
+    together = list(accumulate(sorted(every.values(), reverse=True)))
+    half = next(rank for rank, clips in enumerate(together, start=1) if 2 * clips >= together[-1])
+    most = max(len(counts) for counts in ranked.values())
+    top = max(counts[0] for counts in ranked.values() if counts)
+    axes.set(title=f"Clips by speaker: half are by {half:,} of {len(every):,} speakers")
+    axes.set(xlabel="speakers of the split, the most active first", ylabel="clips in the split")
+    axes.set(xscale="log", yscale="log", xlim=(0.8, 1.3 * most), ylim=(0.8, 1.4 * top**1.15))
+    for axis, end in ((axes.xaxis, most), (axes.yaxis, top)):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if end <= 200 else (1,)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3, which="major")
+    axes.legend(frameon=False, loc="upper center", ncols=len(COLOURS))
+    return None
+
+
+def _draw_rejections(axes: "Axes", about: dict[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    title = f"Rejected: {about['rejected']:,} of {about['rows']:,} rows"
+    reasons = sorted(about["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+    if not reasons:
+        return _draw_nothing(axes, title, "no row was rejected")
+    counts = [count for _, count in reasons]
+    bars = axes.barh(range(len(reasons)), counts, color=REJECTED)
+    axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
+    axes.set_yticks(range(len(reasons)), [reason for reason, _ in reasons])
+    axes.set(title=title, xlabel="rows", xlim=(0, 1.2 * max(counts)), ylim=(max(len(reasons), 7) - 0.4, -0.6))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="x", alpha=0.3)
+    return None
+
+
+def _draw_nothing(axes: "Axes", title: str, why: str) -> None:
+    axes.set_title(title)
+    axes.text(0.5, 0.5, why, ha="center", va="center", color="0.3", transform=axes.transAxes)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,204 @@
+"""What step 1 leaves: manifests, rejected.jsonl, dataset.json, dataset.png. What is right already is left alone."""
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finetuning.config.schema import Config
+from finetuning.data import dataset_figure, splits
+from finetuning.data.common_voice import RejectedRow
+from finetuning.data.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
+from finetuning.data.row_filters import TextReport
+from finetuning.errors import UserError, printable
+from finetuning.files import atomic_open, create_temp_file, read_json, remove_stale_temp_files, sha256_of, write_json
+
+SHOWN_RULES = 8  # on the screen; all are in dataset.json
+NOT_CONTENT = (
+    "source",
+    "output",
+    "download",
+    "archive",
+    "workers",
+    "shards",
+)  # keys of the section that change nothing in what is made
+
+
+def content_settings(config: Config) -> dict[str, Any]:
+    """The part of the config that the manifests depend on, by dotted key."""
+    tree = config.as_dict()
+    dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in NOT_CONTENT}
+    text = {f"text.{key}": tree["text"][key] for key in ("alphabet", "numbers", "foreign")}
+    for key in ("before_lower_case", "rules"):
+        rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"][key]]
+        if rules or key == "rules":  # most languages have none of the first
+            text[f"text.{key}"] = rules
+    return {**dataset, **text}
+
+
+def describe_dataset(
+    config: Config,
+    release: str,
+    rows: int,
+    chosen: dict[str, list[Utterance]],
+    rejected: list[RejectedRow],
+    texts: TextReport,
+) -> dict[str, Any]:
+    """The content of dataset.json: the same dataset gives the same bytes, wherever it lies."""
+    return {
+        "name": config.name,
+        "release": release,
+        "rows": rows,
+        "utterances": sum(len(utterances) for utterances in chosen.values()),
+        "rejected": len(rejected),
+        "rejected_by_reason": dict(sorted(Counter(r.reason for r in rejected).items())),
+        "splits": splits.describe_splits(chosen),
+        "overlap": splits.split_overlap(chosen),
+        "known_from_train": splits.seen_in_train(chosen),
+        "alphabet": config.text.alphabet,
+        **asdict(texts),
+        "config": content_settings(config),
+        "config_sha256": sha256_of(content_settings(config)),
+    }
+
+
+def changed_settings(output: Path, config: Config, release: str) -> list[str]:
+    """Keys whose value is another than in the run that wrote the dataset.json in `output`; none in a first run."""
+    before = read_json(output / "dataset.json")
+    was = before.get("config") if isinstance(before, dict) else None
+    if not isinstance(was, dict):
+        return []
+    now = content_settings(config)
+    changed = [key for key in {**now, **was} if now.get(key) != was.get(key)]
+    return changed if before.get("release") == release else ["dataset.source", *changed]
+
+
+@contextmanager
+def keep_rejections_on_error(output: Path, rejected: list[RejectedRow]) -> Iterator[None]:
+    """Where the block ends in a UserError, write rejected.jsonl all the same: it tells why nothing is left.
+
+    A dataset that is in `output` already keeps its own.
+    """
+    try:
+        yield
+    except UserError as error:
+        path = output / "rejected.jsonl"
+        if not rejected or any(manifest_path(output, split).exists() for split in SPLITS):
+            raise
+        _write_rejected(path, _lines(rejected))
+        raise UserError(f"{error}; {path} names the reason of each row") from error
+
+
+def _lines(rejected: list[RejectedRow]) -> str:
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in sorted(rejected))
+
+
+def _write_rejected(path: Path, lines: str) -> None:
+    with atomic_open(path) as text:
+        text.write(lines)
+
+
+def write_dataset(
+    output: Path, chosen: dict[str, list[Utterance]], rejected: list[RejectedRow], about: dict[str, Any]
+) -> bool:
+    """Write what differs from what is there, dataset.json after all it speaks of; False when nothing did.
+
+    dataset.png is drawn last: it goes first when anything changes, so that no picture of another dataset is left.
+    """
+    stale = [split for split in SPLITS if read_manifest_or_none(manifest_path(output, split)) != chosen[split]]
+    lines = _lines(rejected)
+    path, picture = output / "rejected.jsonl", output / "dataset.png"
+    rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
+    about_stale = read_json(output / "dataset.json") != about
+    if stale or rejected_stale or about_stale:
+        picture.unlink(missing_ok=True)
+    replace_manifests(output, {split: chosen[split] for split in stale})
+    if rejected_stale:
+        _write_rejected(path, lines)
+    if about_stale:
+        write_json(output / "dataset.json", about)
+    drawn = not picture.is_file()
+    if drawn:
+        dataset_figure.save_dataset_figure(about, chosen, picture)
+    for folder in (output, output / "release", output / "wavs"):
+        if folder.is_dir():
+            remove_stale_temp_files(folder)
+    return drawn
+
+
+def replace_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
+    """Write all that changed before the first gets its name, and never have old and new ones side by side: a killed run
+    may leave none of them, and not clips of the test set in a training manifest.
+    """
+    new: dict[str, Path] = {}
+    try:
+        for split, utterances in changed.items():
+            new[split] = create_temp_file(manifest_path(output, split))
+            write_manifest(new[split], utterances)
+        for split in changed:
+            manifest_path(output, split).unlink(missing_ok=True)
+        for split in changed:
+            new[split].replace(manifest_path(output, split))
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)
+
+
+def read_manifest_or_none(manifest: Path) -> list[Utterance] | None:
+    """The utterances of a manifest, or None where it has to be written anew."""
+    try:
+        return read_manifest(manifest, check_audio=False)
+    except UserError:  # missing or damaged
+        return None
+
+
+def format_summary(about: dict[str, Any]) -> str:
+    """Splits, what they have in common, rejections and rules of a dataset.json, for the screen: at most 45 lines."""
+    lines = [f"{'':22}{'hours':>10}{'share':>9}{'clips':>11}{'speakers':>11}{'sentences':>11}"]
+    hours = sum(split["hours"] for split in about["splits"].values()) or 1.0
+    for name, split in about["splits"].items():
+        counts = f"{split['clips']:11,}{split['speakers']:11,}{split['sentences']:11,}"
+        lines.append(f"{name:22}{split['hours']:10.3f}{split['hours'] / hours:9.1%}{counts}")
+    lines.append("in both")
+    for pair, both in about["overlap"].items():
+        lines.append(f"  {pair:50}{_figure(both['speakers']):>11}{both['sentences']:11,}")
+    lines.append(f"{'clips known from train':22}{'by speaker':>19}{'by sentence':>19}{'by neither':>19}")
+    for name, known in about["known_from_train"].items():
+        lines.append(
+            f"  {name:20}" + "".join(f"{_clips(known[what]):>19}" for what in ("speaker", "sentence", "neither"))
+        )
+    lines.append(f"rejected: {about['rejected']:,} of {about['rows']:,} rows")
+    by_count = sorted(about["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+    lines += [f"  {reason:30}{count:11,}{count / about['rows']:10.2%}" for reason, count in by_count]
+    lines += _foreign_characters(about["foreign_characters"])
+    rules = sorted(((rule, count) for rule, count in about["rules"].items() if count), key=lambda item: -item[1])
+    lines.append("texts changed by rule" + (f", {SHOWN_RULES} of {len(rules)}" if len(rules) > SHOWN_RULES else ""))
+    lines += [f"  {textwrap.shorten(rule, 58):60}{count:11,}" for rule, count in rules[:SHOWN_RULES]]
+    return "\n".join(lines)
+
+
+def _foreign_characters(found: list[dict[str, Any]]) -> list[str]:
+    """The few that cost most rows: what to add to the rules or to the alphabet."""
+    if not found:
+        return []
+    shown = found[:5]
+    more = f", {len(shown)} of {len(found)}; all in dataset.json" if len(shown) < len(found) else ""
+    return [f"foreign characters{more}", *(f"  {_character(one)}" for one in shown)]
+
+
+def _character(one: dict[str, Any]) -> str:
+    character = one["character"] if one["character"].isprintable() else " "
+    sentence = textwrap.shorten(printable(one["sentence"]), 60, placeholder="…")
+    return f"{character} U+{ord(one['character']):04X}{one['rows']:8,} rows  {sentence}"
+
+
+def _figure(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
+
+
+def _clips(counted: dict[str, float] | None) -> str:
+    return "unknown" if counted is None else f"{counted['clips']:,} ({counted['share']:.1%})"

@@ -1,0 +1,1 @@
+"""A model and audio -> log-probabilities -> text, greedily or by beam search with a language model."""

@@ -1,0 +1,1 @@
+"""A finished model with its model card, for others to use."""

@@ -1,0 +1,158 @@
+"""KenLM's own estimator, lmplz, for a text that does not fit in memory: it sorts on the disk.
+
+It estimates what ngrams.py does (interpolated modified Kneser-Ney; Heafield et al. 2013): log10 p is the same to 5e-7.
+It takes no <unk> in a text, so a word outside the vocabulary is written as RARE, which becomes <unk> afterwards: that
+spreads what is for words that do not occur over one word more, and log10 p differs by a few times 1 / number of words.
+"""
+
+import math
+import re
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from finetuning.errors import UserError, printable
+from finetuning.files import atomic_path
+from finetuning.language_model.kneser_ney import FALLBACK
+
+LEAST_PER_WORD, MOST_PER_WORD = 100, 300  # bytes that ngrams.py takes, measured: the same sentences, ever new ones
+RARE = "<rare>"  # no text has it: a note of a transcriber, as <unk> is
+SHARE = 0.5  # of the free memory that lmplz may sort in
+LEAST_TO_SORT, MOST_TO_SORT = 1 << 26, 1 << 31  # bytes: with less lmplz does not begin, more it fills in vain
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+SUBSTITUTED = re.compile(r"[Ss]ubstituting fallback discounts for order (\d+)")  # counted from 0
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process can still have, by the machine, its control groups and its own limit."""
+    free = list(_left_in_groups())
+    if found := re.search(r"^MemAvailable: +(\d+) kB", _read(PROC / "meminfo"), re.MULTILINE):
+        free.append(int(found[1]) * 1024)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    found = re.search(r"^VmSize:\s+(\d+) kB", _read(PROC / "self" / "status"), re.MULTILINE)
+    if limit != resource.RLIM_INFINITY and found:
+        free.append(limit - int(found[1]) * 1024)
+    return max(0, min(free, default=1 << 62))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes that each control group of this process, as of a container or a job, still gives.
+
+    What files were read from is given back when it is needed.
+    """
+    for line in _read(PROC / "self" / "cgroup").splitlines():
+        kinds, path = line.split(":", 2)[1:]
+        if kinds not in ("", "memory"):
+            continue
+        root = CGROUPS / kinds
+        limit, used = (
+            ("memory.max", "memory.current") if not kinds else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        group = root / path.lstrip("/")
+        for folder in [each for each in (group, *group.parents) if each.is_relative_to(root)]:
+            numbers = [_read(folder / name).strip() for name in (limit, used)]
+            if all(number.isdecimal() for number in numbers):
+                files = re.findall(r"^(?:in)?active_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+                yield int(numbers[0]) - int(numbers[1]) + sum(map(int, files))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def find_lmplz() -> str | None:
+    """Where lmplz lies on the PATH."""
+    return shutil.which("lmplz")
+
+
+def estimate_with_lmplz(
+    lmplz: str,
+    arpa: Path,
+    sentences: Iterable[Sequence[str]],
+    order: int,
+    prune: Sequence[int],
+    vocabulary: Iterable[str] | None,
+) -> list[int]:
+    """Write the ARPA file of a text that is read once; the orders whose discounts could not be estimated.
+
+    `vocabulary`: the words that the model may have, any other is <unk>; None: all. UserError when lmplz fails: nothing
+    is written then.
+    """
+    command = [
+        lmplz,
+        "-o",
+        str(order),
+        "-S",
+        f"{min(MOST_TO_SORT, max(LEAST_TO_SORT, int(SHARE * available_memory_bytes())))}b",
+    ]
+    command += ["-T", f"{arpa.parent}/", "--discount_fallback", *map(str, FALLBACK[1:])]
+    command += ["--prune", *map(str, prune)] if any(prune) else []
+    allowed = None if vocabulary is None else frozenset(vocabulary)
+    with atomic_path(arpa) as temporary, temporary.open("wb") as text, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        try:
+            if _feed(process.stdin, sentences, allowed):
+                text.writelines(_rare_as_unknown(process.stdout))
+            else:
+                shutil.copyfileobj(process.stdout, text)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.stdout.close()
+            status = process.wait()
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace")
+        if status:
+            raise _failed(lmplz, arpa, status, said)
+    return [int(number) + 1 for number in SUBSTITUTED.findall(said)]
+
+
+def _feed(stdin: BinaryIO, sentences: Iterable[Sequence[str]], allowed: frozenset[str] | None) -> bool:
+    """Write all sentences, a line each; whether RARE is among their words. A program that has ended gets no more."""
+    rare = False
+    try:
+        with stdin:
+            for words in sentences:
+                if allowed is not None:
+                    words = [word if word in allowed else RARE for word in words]
+                    rare = rare or RARE in words
+                stdin.write(" ".join(words).encode() + b"\n")
+    except BrokenPipeError:  # its status and its stderr say why
+        pass
+    return rare
+
+
+def _rare_as_unknown(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of lmplz's ARPA file with RARE and its <unk>, which stands first and in no n-gram, as one word."""
+    unknown = None
+    for line in lines:
+        if line.startswith(b"ngram 1="):
+            line = b"ngram 1=%d\n" % (int(line.partition(b"=")[2]) - 1)
+        elif unknown is None and b"\t<unk>" in line:
+            unknown = 10 ** float(line.split(b"\t")[0])
+            continue
+        elif RARE.encode() in line:
+            probability, gram, *rest = line.split(b"\t")
+            if gram.strip() == RARE.encode():
+                probability = b"%.7f" % math.log10(10 ** float(probability) + (unknown or 0.0))
+            words = [b"<unk>" if word == RARE.encode() else word for word in gram.rstrip(b"\n").split(b" ")]
+            end = b"" if rest else b"\n"
+            line = b"\t".join([probability, b" ".join(words) + end, *rest])
+        yield line
+
+
+def _failed(lmplz: str, arpa: Path, status: int, said: str) -> UserError:
+    last = printable(said.strip().splitlines()[-1])[:200] if said.strip() else "without a word"
+    ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    return UserError(
+        f"{lmplz} {ended} ({last}); nothing was written: give it more memory or disk space beside {arpa}, type "
+        "the same command again"
+    )

@@ -1,0 +1,53 @@
+"""The loss curve of a training run: training and validation loss per epoch."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetuning.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# of Okabe and Ito, told apart by the colour-blind, and in grey print by their lightness
+COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#009e73"}
+
+
+def save_loss_curve(metrics: "pd.DataFrame", title: str, path: Path) -> None:
+    """Draw training and validation loss per epoch, the frozen phase marked, as a PNG; `metrics` as in metrics.csv."""
+    drawn = render_loss_curve(metrics, title)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(drawn)
+
+
+def render_loss_curve(metrics: "pd.DataFrame", title: str) -> bytes:
+    """The picture of `loss_curve`; the same metrics give the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(mpl.rcParamsDefault):  # whatever the user's matplotlibrc says
+        figure, drawn = Figure(figsize=(8, 4.8), layout="constrained"), BytesIO()
+        axes = figure.subplots()
+        plot_losses(axes, metrics)
+        axes.set_title(title)
+        figure.savefig(drawn, dpi=150, format="png", metadata={"Software": None})
+    return drawn.getvalue()
+
+
+def plot_losses(axes: "Axes", metrics: "pd.DataFrame") -> None:
+    """Training and validation loss per epoch: epoch, phase, train_loss, val_loss (mean over utterances, nats)."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = metrics["epoch"]
+    frozen = (metrics["phase"] == "frozen").sum()
+    axes.plot(epochs, metrics["val_loss"], "o-", color="#0072b2", markersize=4, label="validation")
+    axes.plot(epochs, metrics["train_loss"], "s--", color="#d55e00", markersize=3.5, label="training")
+    if frozen:
+        axes.axvspan(epochs.min() - 0.5, frozen + 0.5, color="0.9", zorder=0, label="encoder frozen")
+    axes.set(xlabel="epoch", ylabel="CTC loss (nats per utterance)", yscale="log")
+    axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()

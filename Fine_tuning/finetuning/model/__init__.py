@@ -1,0 +1,1 @@
+"""The acoustic model: found, read from its file, built, given another vocabulary, saved."""

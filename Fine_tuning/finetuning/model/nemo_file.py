@@ -1,0 +1,221 @@
+"""The `.nemo` file of a character CTC model: its configuration and its weights, read without running anything in it."""
+
+import gzip
+import io
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import yaml
+
+CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
+MAX_CONFIG_BYTES = 1 << 19  # bytes; a QuartzNet15x5's has 10,000, one of 5,000 Chinese characters 160,000
+MAX_NODES = 100_000  # of the configuration, aliases written out
+MAX_NUMBER = 48_000  # any number in a network's configuration: Hz, samples, frames, channels
+MAX_COMPRESSION_RATIO = 10  # times its own size a compressed file may unpack to: weights hardly shrink at all
+MODULES = "nemo.collections.asr.modules"
+CLASSES = {  # of each section that NeMo instantiates
+    "preprocessor": f"{MODULES}.AudioToMelSpectrogramPreprocessor",
+    "spec_augment": f"{MODULES}.SpectrogramAugmentation",
+    "encoder": f"{MODULES}.ConvASREncoder",
+    "decoder": f"{MODULES}.ConvASRDecoder",
+}
+DEFINED_IN = ("audio_preprocessing", "conv_asr", "ctc_models")  # the modules below, by which they may be named too
+MODEL = "nemo.collections.asr.models.EncDecCTCModel"
+PLAIN = ("sample_rate", "labels", "ctc_reduction", "skip_nan_grad", "nemo_version")  # other keys that are kept
+NAMES = ("_target_", "cls", "target")  # keys by which Hydra, before 1.0 and after, is told what to call
+ORDERS = ("_args_", "_partial_", "_recursive_", "_convert_")  # and how
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-5 for a number, as OmegaConf does, and knows no merge keys, which can grow without end."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse what the base class would merge."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not understood", node.start_mark)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what `network_config` keeps of the configuration inside the file.
+
+    ValueError says what is wrong with it; an error of tarfile, gzip or YAML is raised as it comes.
+    """
+    with _open_member(path, CONFIG) as file:
+        return network_config(file.read(MAX_CONFIG_BYTES + 1))
+
+
+def network_config(text: bytes) -> dict[str, Any]:
+    """Return the sections of a model's YAML that describe its network, their classes under their current names.
+
+    What it was trained from, on and by (data sections, optimiser, decoding) is left out: nothing here uses it, and it
+    holds other people's paths. ValueError for a model that is not a character CTC model of convolutions, and for a
+    configuration that asks for anything else to be called, or for a value from outside itself.
+    """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"its configuration is longer than {MAX_CONFIG_BYTES:,} bytes")
+    tree = yaml.load(text, _Loader)
+    _check_size(tree)
+    tree = tree["model"] if isinstance(tree, dict) and isinstance(tree.get("model"), dict) else tree
+    if not isinstance(tree, dict):
+        raise ValueError("its configuration holds no sections")
+    _check_model_class(tree)
+    _check_classes(tree)
+    kept = {name: _interpolated(tree[name], tree) for name in (*CLASSES, *PLAIN) if tree.get(name) is not None}
+    for name in CLASSES.keys() & kept.keys():
+        section = _drop_names(kept[name])
+        arguments = _drop_names(section.pop("params", {}))  # as it was written before NeMo 1.0
+        kept[name] = {"_target_": CLASSES[name], **section, **arguments}
+    if missing := [name for name in CLASSES if name not in kept and name != "spec_augment"]:
+        raise ValueError(f"its configuration has no {missing[0]}")
+    sound = kept["preprocessor"] = {"sample_rate": 16000, **kept["preprocessor"]}
+    if not (sound.get("window_stride") or 0) > 0 or (sound.get("window_size") or 0) > 1:
+        raise ValueError("its preprocessor has no window_stride, or windows of more than a second")
+    return kept
+
+
+def _check_model_class(tree: dict[str, Any]) -> None:
+    """Raise ValueError for a model that writes sub-words, is a transducer, or is no speech recogniser."""
+    target = str(tree.get("target", MODEL))
+    if "tokenizer" in tree or target.endswith("BPE"):
+        raise ValueError("it does not write characters by CTC: it has a tokenizer and writes parts of words")
+    if "joint" in tree:
+        raise ValueError("it does not write characters by CTC: it is a transducer")
+    if not _is_class(target, MODEL):
+        raise ValueError(f"it does not write characters by CTC: target names {target}")
+
+
+def _check_size(tree: Any) -> None:
+    """Raise ValueError where aliases make more of a small file than anybody has written, or repeat themselves."""
+    waiting, nodes = [tree], 1
+    while waiting:
+        part = waiting.pop()
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        nodes += len(inner)
+        if nodes > MAX_NODES:
+            raise ValueError(f"its configuration has more than {MAX_NODES:,} entries")
+        waiting.extend(inner)
+
+
+def _check_classes(part: Any, place: tuple[str, ...] = ()) -> None:
+    """Raise ValueError where anything below `part` names what is to be called, other than CLASSES in their sections."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        here = (*place, str(key))
+        if key in ORDERS:
+            raise ValueError(f"its configuration holds {'.'.join(here)}, which this project does not support")
+        supported = MODEL if not place else CLASSES.get(place[0], "") if len(place) == 1 else ""
+        if key in NAMES and not _is_class(value, supported):
+            raise ValueError(f"{'.'.join(here)} names {value}, which is not among the classes this project supports")
+        _check_classes(value, here)
+
+
+def _is_class(name: Any, expected: str) -> bool:
+    """Tell whether `name` is the `expected` class, by its package or the module that defines it."""
+    package, _, own = expected.rpartition(".")
+    return name in (expected, *(f"{package}.{module}.{own}" for module in DEFINED_IN))
+
+
+def _drop_names(section: Any) -> dict[str, Any]:
+    if not isinstance(section, dict):
+        raise ValueError("its configuration holds a value where a section is needed")
+    return {key: value for key, value in section.items() if key not in NAMES}
+
+
+def _interpolated(part: Any, root: dict[str, Any], followed: bool = False) -> Any:
+    """Return `part` with `${key}` written out. ValueError for every other `${…}`, for `???` and for senseless numbers.
+
+    `followed`: `part` is what such a reference has led to, and may hold none itself.
+    """
+    if isinstance(part, dict):
+        return {str(key): _interpolated(value, root, followed) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_interpolated(value, root, followed) for value in part]
+    if part == "???":
+        raise ValueError("its configuration leaves a value of the network open (???)")
+    if isinstance(part, int | float) and not abs(part) <= MAX_NUMBER:
+        raise ValueError(f"its configuration holds the number {part:.6g}")
+    if not isinstance(part, str) or "${" not in part:
+        return part
+    reference = re.fullmatch(r"\$\{(?:model\.)?(\w+)\}", part)
+    if followed or not reference or isinstance(root.get(reference[1]), dict | None):
+        raise ValueError(f"its configuration refers to {part}, which is not looked up")
+    return _interpolated(root[reference[1]], root, followed=True)
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[IO[bytes]]:
+    """Open the weights inside the file for torch, to be loaded as weights only; ValueError where they are damaged."""
+    with _open_member(path, WEIGHTS) as file:
+        if zipfile.is_zipfile(file):
+            check_zip(file)
+        file.seek(0)
+        yield file
+
+
+def check_zip(file: IO[bytes]) -> None:
+    """Raise ValueError where torch's archive is damaged, which torch does not notice, or was made to unpack to more."""
+    with zipfile.ZipFile(file) as packed:
+        size, members = file.seek(0, io.SEEK_END), packed.infolist()
+        if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
+            raise ValueError("its weights unpack to more than they are")
+        if damaged := packed.testzip():
+            raise ValueError(f"its weights are damaged: {damaged} has another checksum than when it was written")
+
+
+@contextmanager
+def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """Open one file of the archive, plain or (as NeMo wrote before 1.7) gzipped, for reading at any place."""
+    with path.open("rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        most = path.stat().st_size * MAX_COMPRESSION_RATIO + (1 << 20)
+        source = _Bounded(gzip.GzipFile(fileobj=raw), most) if compressed else raw
+        with tarfile.open(fileobj=source, mode="r:") as archive:
+            member = _find_member(archive, name, path)
+            if not compressed:
+                yield archive.extractfile(member)
+                return
+            with tempfile.TemporaryFile() as unpacked:  # going back in a gzipped file means reading it anew
+                shutil.copyfileobj(archive.extractfile(member), unpacked)
+                unpacked.seek(0)
+                yield unpacked
+
+
+def _find_member(archive: tarfile.TarFile, name: str, path: Path) -> tarfile.TarInfo:
+    found = [member for member in archive if PurePosixPath(member.name).parts == (name,)]
+    if not found:
+        raise FileNotFoundError(2, f"there is no {name} in it", str(path / name))
+    if len(found) > 1 or not found[0].isreg() or found[0].issparse():
+        raise ValueError(f"its {name} is not one plain file")
+    return found[0]
+
+
+class _Bounded:
+    """A gzipped file that is not read beyond so many unpacked bytes, whatever the archive in it asks for."""
+
+    def __init__(self, file: gzip.GzipFile, most: int) -> None:
+        self.file, self.most = file, most
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        self._check_position(self.file.tell() + size)
+        return self.file.read(size)
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        self._check_position(position)
+        return self.file.seek(position, whence)
+
+    def _check_position(self, position: int) -> None:
+        if position > self.most:
+            raise ValueError(f"it would unpack to more than {MAX_COMPRESSION_RATIO} times its size")

@@ -1,0 +1,1 @@
+"""Step 2: fine-tuning in two phases, resumable to the last bit."""

@@ -1,0 +1,144 @@
+"""A recording of any length, read block by block -> segments that a model can take, cut where it is quiet."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetuning.audio.decoding import open_sound
+from finetuning.audio.stream import AudioError, to_mono
+from finetuning.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_SEGMENT_S = 17.0  # what is longer is cut: step 1 trains on clips of up to 16.7 s
+CUT_S = (4.0, 16.0)  # where; what follows a cut lasts a second at least
+PAUSE_S = 0.3  # over which loudness is averaged: longer than the closure of a p or a t
+MIN_SEGMENT_S = 0.05  # no model takes less
+INAUDIBLE = 2**-16  # of full scale: what a 16-bit wav cannot hold
+CANCELS = "has channels that cancel where they are mixed; one of them is taken"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a recording."""
+
+    start: int  # samples before it
+    samples: "np.ndarray"  # (time,) float32, mono
+
+    def is_audible(self, rate: int) -> bool:
+        """Whether there is something to hear: models write letters even for digital silence."""
+        return len(self.samples) >= MIN_SEGMENT_S * rate and bool(abs(self.samples).max() >= INAUDIBLE)
+
+
+def iter_segments(blocks: Iterable["np.ndarray"], rate: int) -> Iterator[Segment]:
+    """Cut a stream of mono blocks at `rate` Hz, of any size, into segments of at most LONGEST_S; no sample is lost.
+
+    Where the cuts are depends on the samples alone, not on the blocks. What comes before a UserError of `blocks` is
+    cut all the same, then it is raised.
+    """
+    import numpy as np
+
+    start, kept, failure = 0, np.zeros(0, np.float32), None
+    longest = round(MAX_SEGMENT_S * rate)
+    try:
+        for block in blocks:
+            kept = np.concatenate([kept, block])
+            while len(kept) > longest:
+                cut = quietest_point(kept[:longest], rate)
+                yield Segment(start, kept[:cut])
+                start, kept = start + cut, kept[cut:]
+    except UserError as error:
+        failure = error
+    if len(kept):
+        yield Segment(start, kept)
+    if failure:
+        raise failure
+
+
+def quietest_point(samples: "np.ndarray", rate: int) -> int:
+    """The sample between CUT_S around which there is least energy over PAUSE_S, to 10 ms."""
+    import numpy as np
+
+    frame = rate // 100
+    whole = len(samples) // frame * frame
+    energy = np.square(samples[:whole], dtype=np.float64).reshape(-1, frame).sum(axis=1)
+    smooth = np.convolve(energy, np.hanning(round(PAUSE_S * 100) + 2), mode="same")
+    first, last = (round(seconds * 100) for seconds in CUT_S)
+    return (first + int(smooth[first:last].argmin())) * frame + frame // 2
+
+
+def check_readable(path: Path) -> None:
+    """UserError unless `path` is a file that can be opened and may hold sound."""
+    try:
+        if path.is_dir():
+            os.scandir(path).close()
+            raise UserError(f"{path} is a folder without audio files")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is a device or a pipe; give a file")  # it could be read only once
+        with path.open("rb") as file:
+            head = file.read(7)
+        if not head:
+            raise UserError(f"{path} is empty (0 bytes)")
+        if head == b"#EXTM3U":  # ffmpeg would wait for what a broadcast adds to it
+            raise UserError(f"{path} is a playlist; give the files that it names")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+
+
+def read_blocks(path: Path, rate: int, notes: set[str] | None = None) -> Iterator["np.ndarray"]:
+    """The sound of a file as mono float32 blocks (time,) at `rate` Hz, silence where its clock says that nothing is.
+
+    UserError names the file: before the first block when nobody can read it, after the last when it is damaged. What
+    the user should know of it besides is added to `notes`.
+    """
+    import numpy as np
+    import soxr
+
+    check_readable(path)
+    read, resampler, notes = 0, None, set() if notes is None else notes
+    try:
+        sound = open_sound(path)
+        notes.update(sound.notes)
+        if sound.rate != rate:
+            resampler = soxr.ResampleStream(sound.rate, rate, 1, "float32")
+        for samples in sound.blocks:
+            mono, cancels = to_mono(samples)
+            notes.update([CANCELS] if cancels else [])
+            block = resampler.resample_chunk(mono) if resampler else mono
+            read += len(block)
+            yield block
+        fault = None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    except AudioError as bad:
+        fault = _fault(path, read / rate, bad)
+    if resampler and read:
+        rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        read += len(rest)
+        yield rest
+    if fault:
+        raise fault
+    notes.update(sound.notes)
+    if read < MIN_SEGMENT_S * rate:
+        raise UserError(f"{path} holds {f'less than {MIN_SEGMENT_S} s of' if read else 'no'} sound")
+
+
+def _fault(path: Path, read_s: float, bad: AudioError) -> UserError:
+    if read_s:
+        return UserError(
+            f"{path} is damaged, {read_s:.1f} s of it could be read ({bad.detail}); only they are transcribed"
+        )
+    if bad.passing:
+        return UserError(f"{path} cannot be read ({bad.detail})")
+    return UserError(f"{path} is no audio that can be read ({bad.detail})")
+
+
+def stated_duration_s(path: Path) -> float:
+    """Seconds of a recording as its header states or estimates them; 0 when nobody can say."""
+    try:
+        return open_sound(path).duration_s
+    except (AudioError, OSError):
+        return 0.0

@@ -1,0 +1,196 @@
+"""What is said in recordings: which files they are, their transcripts in three formats, and which are finished.
+
+In a folder of transcripts: one file a recording and `.transcribed.jsonl`, a line a transcript that says of which sound
+and by which model it is.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetuning.audio.stream import looks_like_audio
+from finetuning.errors import UserError, printable
+from finetuning.files import atomic_open, ensure_writable_dir, parse_json, remove_stale_temp_files, sha256
+from finetuning.transcription.subtitles import Word, format_srt
+
+SUFFIXES = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt"}
+LOG = ".transcribed.jsonl"
+NO_SUFFIX = {"raw", "mat4", "mat5", "sd2"}  # libsndfile's formats that do not say what they hold, or are no sound
+BY_FFMPEG = (
+    "aac ac3 aif aifc amr ape asf avi flv m2ts m4a m4b m4v mka mkv mov mp2 mp4 mpeg mpg oga ogv opus qta snd sph spx "
+    "vob weba webm wma wmv wv 3ga 3gp"
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file with sound and the name of its transcript, without suffix, relative to the folder of transcripts."""
+
+    audio: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What is said in a segment of a recording."""
+
+    start_s: float
+    duration_s: float
+    text: str  # as the model writes it
+    words: Sequence[Word]
+
+
+def find_recordings(given: Iterable[str]) -> tuple[list[Recording], list[Path]]:
+    """Each file that is given and, sorted, those below a folder that hold sound; and those below it that do not.
+
+    They are told by their content, and by the suffixes of sound: one of these that holds none is refused later on.
+    Hidden ones are neither. A folder without any stands for itself, as one that cannot be read does. A file that is
+    given twice is there once.
+    """
+    found: dict[Path, Recording] = {}
+    left_out: list[Path] = []
+    for path in map(Path, given):
+        inside, others = _inside(path)
+        left_out += others
+        for audio in inside or [path]:
+            name = str(audio.relative_to(path).with_suffix("")) if inside else audio.stem
+            found.setdefault(audio.absolute(), Recording(audio, name))
+    return list(found.values()), left_out
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The visible files below `folder` with sound, and those without; none where it is no folder, or unreadable."""
+    import soundfile
+
+    suffixes = {name.lower() for name in soundfile.available_formats()}.union(BY_FFMPEG.split()) - NO_SUFFIX
+    found: list[Path] = []
+    left_out: list[Path] = []
+
+    def keep(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for parent, folders, files in os.walk(folder, onerror=keep):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            known = path.suffix[1:].lower() in suffixes
+            (found if known or looks_like_audio(path) else left_out).append(path)
+    return sorted(path for path in found if path != folder), sorted(left_out)
+
+
+def format_transcript(style: str, audio: Path, passages: Sequence[Passage], named: bool = False) -> str:
+    """A transcript: a line a passage as plain text or as JSON with NeMo's field names, or subtitles.
+
+    Lines of text begin, when they are to be `named`, with the recording and a tab.
+    """
+    if style == "srt":
+        end_s = passages[-1].start_s + passages[-1].duration_s if passages else 0.0
+        return format_srt([word for passage in passages for word in passage.words], end_s)
+    if style == "text":
+        name = f"{printable(str(audio))}\t" if named else ""
+        return "".join(f"{name}{printable(passage.text).strip()}\n" for passage in passages)
+    return "".join(
+        _line({"audio_filepath": _utf8(audio), "offset": p.start_s, "duration": p.duration_s, "pred_text": p.text})
+        for p in passages
+    )
+
+
+class TranscriptFolder:
+    """The finished transcripts of a folder: of one format, by one model."""
+
+    def __init__(self, folder: Path, style: str, model: str) -> None:
+        """`model`: its SHA-256."""
+        self.folder, self.suffix, self.model = folder, SUFFIXES[style], model
+        self.log = _readable(folder / LOG)
+        self.changed: list[Path] = []  # transcripts of damaged recordings, changed since: they are left as they are
+
+    def path(self, recording: Recording) -> Path:
+        """Where its transcript goes."""
+        return self.folder / (recording.name + self.suffix)
+
+    def start(self, recordings: Sequence[Recording]) -> list[Recording]:
+        """Those without a transcript, and those that were damaged; what killed runs left half-written is removed.
+
+        UserError where two would have the same one, or where there is one that is not of this sound by this model.
+        """
+        owner: dict[Path, Recording] = {}
+        for recording in recordings:
+            other = owner.setdefault(self.path(recording), recording)
+            if other is not recording:
+                raise UserError(
+                    f"{other.audio} and {recording.audio} would both be written to {self.path(recording)}; transcribe "
+                    "one of them into another --output"
+                )
+        left = [recording for recording in recordings if not self._has(recording)]
+        for folder in {self.folder, *(path.parent for path in owner)}:
+            if folder.is_dir():
+                remove_stale_temp_files(folder)
+        with atomic_open(self.folder / LOG) as lines:  # without a line cut short
+            lines.writelines(map(_line, self.log.values()))
+        return left
+
+    def _has(self, recording: Recording) -> bool:
+        path = self.path(recording)
+        if not path.exists():
+            return False
+        entry = self.log.get(_utf8(path.relative_to(self.folder)))
+        if not entry or (entry["audio"], entry["model"]) != (sha256(recording.audio), self.model):
+            raise UserError(
+                f"{path} is there already and not known as a transcript of {recording.audio} by this model; delete it "
+                "or name another --output"
+            )
+        if not entry["whole"] and not self._is_as_written(path):
+            self.changed.append(path)
+            return True
+        return entry["whole"]
+
+    def _is_as_written(self, path: Path) -> bool:
+        """Whether nobody has changed a transcript: only then may another one take its place."""
+        entry = self.log.get(_utf8(path.relative_to(self.folder)), {})
+        return sha256(path) in entry.get("texts", ())
+
+    def write(self, recording: Recording, transcript: str, whole: bool) -> None:
+        """Write a transcript, whole or not at all; of a damaged recording it does not hold the `whole`.
+
+        UserError where there is one meanwhile that was not written here.
+        """
+        path = self.path(recording)
+        ensure_writable_dir(path.parent)
+        if path.exists() and not self._is_as_written(path):
+            raise UserError(f"{path} has appeared or was changed meanwhile; it is left as it is")
+        name = _utf8(path.relative_to(self.folder))
+        texts = (
+            [sha256(path)] if path.exists() else []
+        )  # which stays where this process is killed before it replaces it
+        texts.append(hashlib.sha256(transcript.encode()).hexdigest())
+        entry = {"transcript": name, "audio": sha256(recording.audio), "model": self.model, "whole": whole}
+        self.log[name] = entry | {"texts": texts}
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:  # first: what is not in it is never replaced
+            log.write(_line(self.log[name]))
+        with atomic_open(path) as text:
+            text.write(transcript)
+
+
+def _readable(log: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a log by transcript, the last one counts; a line cut short is as good as none."""
+    entries = {}
+    for line in log.read_bytes().split(b"\n") if log.is_file() else ():
+        try:
+            entry = parse_json(line)
+            found = {name: entry[name] for name in ("transcript", "audio", "model", "whole")}
+            entries[entry["transcript"]] = found | {"texts": list(map(str, entry.get("texts", ())))}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return entries
+
+
+def _line(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def _utf8(path: Path) -> str:
+    """A name of a file may hold any bytes, a line of JSON may not."""
+    return os.fsencode(path).decode(errors="replace")

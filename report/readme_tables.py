@@ -1,0 +1,182 @@
+"""The parts of the README that are made from what runs have written, as Markdown."""
+
+import re
+from typing import Any
+
+from finetuning.config.loading import load_config
+from wording import DECODINGS, RECIPES, short, spread
+
+
+def reaches(rows: dict[str, dict], measured: dict) -> str:
+    """What the demo gives, in a few sentences; `measured` over seeds, as in results/reference/recipes.json."""
+    variants = measured["variants"]
+    long = variants["warm"]["runs"][0]["epochs"]
+    said = [
+        (f"**{rows['quartznet_small_en']['wer']:.3f}**", "of the English model"),
+        *(
+            (f"**{spread(variants[variant], key)}**", when)
+            for variant, key, when in (
+                ("demo", "wer", "after fine-tuning"),
+                ("demo", "lm_wer", "with a language model"),
+                ("from scratch", "wer", f"without the English model in {long} epochs"),
+            )
+            if variant in variants and key in variants[variant]["mean"]
+        ),
+    ]
+    published = {p.model: p.wer for p in load_config("configs/italian.yaml", []).evaluation.published}
+    return (
+        "The demo's word error rate on unheard speakers of the sample, which is synthetic speech from a small grammar: "
+        f"{_and([' '.join(each) for each in said])} ({len(measured['seeds'])} seeds). On people's speech, Common Voice "
+        f"24 Italian, fine-tuning was published to reach {published['Model-IT-finetuned']:.3f}, and NVIDIA's own "
+        f"Italian model {published['stt_it_quartznet15x5']:.3f}; neither was measured here."
+    )
+
+
+def listed(text: str) -> str:
+    """Footnotes and comparisons as a list: Markdown would make one line of them."""
+    return re.sub(r"^(?=\[\d|.* minus )", "- ", text, flags=re.MULTILINE)
+
+
+def sizes(of: dict[str, Any]) -> str:
+    """How much there is of the sample."""
+    splits = list(of["splits"].values())
+    clips, hours, speakers = ([split[key] for split in splits] for key in ("clips", "hours", "speakers"))
+    return (
+        f"Train, validation and test are {_and(clips)} utterances ({_and([round(60 * h) for h in hours])} minutes) of "
+        f"{_and(speakers)} speakers."
+    )
+
+
+def _and(listed: list) -> str:
+    *first, last = map(str, listed)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def speed(of: dict) -> str:
+    """Step 1 beside other ways to the same wavs, and what it takes of a machine."""
+    ways = {
+        "archive": "`dataset_creation.py`, from the archive",
+        "folder": "`dataset_creation.py`, from the extracted folder",
+        "sox": "sox, as NeMo's script for Common Voice runs it",
+        "ffmpeg": "ffmpeg, a process a clip",
+        "original": "pydub in one process, as this project began",
+        "decoding": "only decoding, with libsndfile",
+    }
+    lines = ["| mp3 to 16 kHz wav | Clips/s | Reading from the archive is |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "archive" else f"{short(of['archive_to'][way]['median'])} × as fast"
+        lines.append(f"| {name} | {short(of['clips_per_s'][way]['median'])} | {ratio} |")
+    packed, extracted = of["archive_s"]["median"], of["extract_then_folder_s"]["median"]
+    (few, at_first), (many, at_last) = of["peak_mb"].items()
+    table = of["without_audio"]
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['data']}.",
+        f"The start-up, {of['start_up_s']['median']:.1f} s, is left out of the rates.",
+        f"With it, {of['clips']['archive']:,} clips took {short(packed)} s from the archive where it lies; extracting "
+        f"it and converting from the folder took {short(extracted)} s and {of['extracted_mb']:,} MB more of the disk.",
+        f"Peak memory with {int(few):,} and {int(many):,} clips: {at_first['main']} and {at_last['main']} MB, "
+        f"and {at_first['worker']} and {at_last['worker']} MB a worker.",
+        f"Without the audio, {table['rows']:,} rows took {table['s']:.0f} s and {table['peak_mb']} MB.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def training(of: dict) -> str:
+    """A training step beside stock NeMo's, what is padded, and that the gradients are the same."""
+    ways = {
+        "stock": "stock NeMo, random batches",
+        "convolutions": "channels last, random batches",
+        "and batches": "channels last, batches by duration",
+    }
+    lines = ["| A training step on the CPU | Seconds of audio/s | Faster than stock NeMo |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "stock" else f"{of['stock_to'][way]['median']:.2f} ×"
+        lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}, the ratios of those of each round; {of['model']}, "
+        f"batches of {of['batch']} or of as many seconds; {of['data']}.",
+        f"Padding, batches of 32: {of['padding']['random']:.0%} of what is computed with random batches, "
+        f"{of['padding']['by_duration']:.1%} with batches by duration.",
+        f"In double precision the loss differs from stock NeMo's by {of['difference']['loss']:.0e} of it and the "
+        f"gradients by {of['difference']['gradients']:.0e} of their norm.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def evaluation(of: dict) -> str:
+    """Step 3 beside NeMo's ways to the same transcripts."""
+    ways = {
+        "this": "`evaluate.py`",
+        "transcribe": f"NeMo's `transcribe()`, batches of {of['batch']}",
+        "transcribe 4": "NeMo's `transcribe()`, batches of 4, its default",
+        "original": "`Trainer.test()` twice, for WER and for CER, as this project began",
+    }
+    lines = ["| Test set on the CPU | Seconds of audio/s | `evaluate.py` is |", "|---|---:|---:|"]
+    for way, name in ways.items():
+        ratio = "" if way == "this" else f"{short(of['this_to'][way]['median'])} × as fast"
+        lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
+    found = of["difference"]
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}; {of['model']}; {of['data']}.",
+        f"Loading is left out; so is the export, {of['export_s']:.0f} s once a model.",
+        f"The log-probabilities differ from NeMo's by at most {found['log_probabilities']:.0e}; {found['identical']} "
+        f"of {found['transcripts']} transcripts, {found['distinct']} of them distinct, are identical.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def decoding(of: dict) -> str:
+    """The beam search beside other ways to decode the same log-probabilities."""
+    lacking = of["unknown_words"]
+    lines = [
+        "| Decoding | Test WER | Seconds of audio/s | WER, general text alone | Unknown words right |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for way, name in DECODINGS.items():
+        speed = short(of["audio_s_per_s"][way]["median"]) if way in of["audio_s_per_s"] else ""
+        there = (f"{lacking['wer'][way]:.4f}", str(lacking["written"][way])) if way in lacking["wer"] else ("", "")
+        lines.append(f"| {name} | {of['wer'][way]:.4f} | {speed} | {' | '.join(there)} |")
+    about = [
+        f"Medians of {of['rounds']} rounds on {of['machine']}, one thread but for `beam_batch`; {of['data']}.",
+        "The last two columns: WER with a language model of the general text alone, and how many of the "
+        f"{lacking['words']} words of the test set that it does not know are written right; the best path uses none.",
+    ]
+    return "\n".join([*lines, "", *about])
+
+
+def domain(of: dict) -> str:
+    """What a text of a domain brings on its sentences and on the others."""
+    general, mixture = of["runs"]["general"], of["runs"]["mixture"]
+    weights = " + ".join(f"{weight:.0%} {name}" for name, weight in of["weights"].items())
+    lines = ["| Language model | Timetable sentences | Others |", "|---|---:|---:|"]
+    for name, found in (("none", general["greedy"]), ("general", general["lm"]), (weights, mixture["lm"])):
+        lines.append(f"| {name} | {found['with its words']['wer']:.4f} | {found['without']['wer']:.4f} |")
+    on, off = (general["greedy"][part] for part in ("with its words", "without"))
+    texts = " and ".join(f"{source['sentences']} {source['name']}" for source in mixture["sources"])
+    about = (
+        f"Test WER; {on['utterances']} and {off['utterances']} utterances, synthetic speech. Texts: {texts} sentences, "
+        f"none of validation or test. Of the validation words the general text lacks {general['unknown_rate']:.1%}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def recipes(of: dict) -> str:
+    """What changes of the recipe bring, with the spread over seeds."""
+    reached = f"Epochs to validation WER {of['validation_wer']:g}"
+    lines = [f"| Recipe | Test WER | Test CER | {reached} |", "|---|---:|---:|---:|"]
+    for variant, found in of["variants"].items():
+        rates = [spread(found, key) for key in ("wer", "cer")]
+        epochs = ", ".join(str(run["reached"] or "never") for run in found["runs"])
+        lines.append(f"| {RECIPES[variant]} | {' | '.join(rates)} | {epochs} |")
+    demo = of["variants"]["demo"]
+    epochs = {variant: found["runs"][0]["epochs"] for variant, found in of["variants"].items()}
+    short_run, usual = epochs.pop("demo"), epochs["warm"]
+    about = (
+        f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
+        f"the demo {short_run} epochs, the others {usual}"
+        f"{', more where there are fewer utterances' if set(epochs.values()) != {usual} else ''}."
+    )
+    if "lm_wer" in demo["mean"]:
+        wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))
+        about += f" With the language model the demo has a WER of {wer} and a CER of {cer}."
+    return "\n".join([*lines, "", about])

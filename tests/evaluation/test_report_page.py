@@ -1,0 +1,541 @@
+"""report.html: what stands in it, and what a real browser makes of it, opened from the disk as a user does."""
+
+import json
+import re
+import shutil
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import browser as chromium
+from conftest import ROOT
+from finetuning.config.loading import load_config
+from finetuning.config.schema import Config
+from finetuning.data import shard_writer
+from finetuning.data.manifest import SPLITS, Utterance, read_manifest, write_manifest
+from finetuning.decoding import predictions
+from finetuning.decoding.predictions import Prediction
+from finetuning.errors import UserError
+from finetuning.evaluation import report_page, results, scoring
+from finetuning.metrics.confusions import (
+    AlignmentStats,
+    ErrorCounts,
+    accent_confusions,
+    char_diff,
+    collect_alignments,
+    most_frequent,
+)
+from finetuning.metrics.history import COLUMNS
+
+# an alert would stop the page; setting a mark shows that a script of the data ran
+HOSTILE = [
+    "<script>window.ran = 1</script>",
+    "</script><script>window.ran = 2</script>",
+    '"\'><img src=x onerror="window.ran=3">',
+    "<!-- <script> & &amp; &lt; @content@ @title@",
+    "right\u202eto left\u2066 isolated",
+    "line\u2028separator\u2029and \u0085 nel",
+    "una parola " + "lunghissima" * 60,
+    "${window.ran = 4} `window.ran = 5` \\u003c {{ran}}",
+    "שלום עולם " + "مرحبا",
+]
+TEXTS = [("perché è là", "perche e là casa"), ("è qui", "è qui"), ("un museo", ""), ("il caffè", "il caffé")]
+
+
+@dataclass
+class Evaluated:
+    """What evaluate.py has when it writes the page."""
+
+    config: Config
+    models: dict[str, str]
+    rows: list[results.Result]
+    utterances: list[Utterance]
+
+    def write(self) -> Path:
+        return report_page.write_report(self.config, self.models, self.rows, self.utterances)
+
+    def content(self) -> dict[str, Any]:
+        return content_of(self.write())
+
+
+def evaluated(folder: Path, said: dict[str, list[str]], texts: list[str], seconds: float = 0.5) -> Evaluated:
+    """An experiment on tones: what each model wrote for each of the texts."""
+    data = folder / "data"
+    (data / "wavs").mkdir(parents=True)
+    tone = 0.1 * np.sin(np.arange(int(16000 * seconds)) / 8)
+    utterances = []
+    for number, text in enumerate(texts):
+        wav = f"wavs/clip {number % 10}#.wav"  # a name that a link must quote
+        if number < 10:
+            soundfile.write(data / wav, tone, 16000)
+        speaker = f"{number % 3:08d}speaker"
+        utterances.append(Utterance(wav, seconds + number / 1000, text, text.upper(), speaker, "female_feminine"))
+    write_manifest(data / "test_manifest.json", utterances)
+    (data / "dataset.json").write_text(json.dumps({"release": "cv-corpus/it"}))
+    rows = []
+    for name, hypotheses in said.items():
+        work = folder / "run" / "predictions" / name
+        predictions.prepare_folder(work, {})
+        found = [
+            Prediction(u.audio_filepath, u.text, hypothesis, float(number), u.duration)
+            for number, (u, hypothesis) in enumerate(zip(utterances, hypotheses, strict=True))
+        ]
+        predictions.finish_predictions(work, found)
+        rows.append(
+            results.make_result(
+                name, scoring.score_predictions(found), 0.1, "", {"model": "0" * 64, "manifest": "1" * 64}
+            )
+        )
+        (folder / "run" / f"{name}.nemo").touch()
+    metrics = [",".join(COLUMNS), "1,frozen,90.5,80.5,1,1,0", "2,unfrozen,9,,1,1,0", ""]
+    (folder / "run" / "metrics.csv").write_text("\n".join(metrics))
+    given = {"dataset.output": data, "evaluation.predictions": folder / "run/predictions", "evaluation.results": folder}
+    config = load_config(str(ROOT / "configs" / "demo.yaml"), [f"{key}={value}" for key, value in given.items()])
+    return Evaluated(config, {name: str(folder / "run" / f"{name}.nemo") for name in said}, rows, utterances)
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    (found,) = re.findall(
+        r'<script type="application/json" id="content">(.*?)</script>', path.read_text(encoding="utf-8")
+    )
+    return json.loads(found)
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, as a browser finds them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Evaluated:
+    references, hypotheses = zip(*TEXTS, strict=True)
+    return evaluated(tmp_path, {"one": list(hypotheses), "other": list(references)}, list(references))
+
+
+def test_confusions_are_counted_as_by_hand() -> None:
+    found = collect_alignments(TEXTS)
+    letters = {(c.reference, c.hypothesis): (c.count, c.of) for c in most_frequent(found.characters)}
+    # perché -> perche, è -> e, " casa" inserted; "un museo" deleted; caffè -> caffé
+    assert letters[("è", "e")] == (1, 3)
+    assert letters[("è", "é")] == (1, 3)
+    assert letters[("é", "e")] == (1, 1)
+    assert letters[("u", "")] == (2, 3), "un and museo are deleted, qui is not"
+    assert letters[("", "a")] == (2, 0)
+    assert {(c.reference, c.hypothesis) for c in accent_confusions(most_frequent(found.characters))} == {
+        ("è", "e"), ("è", "é"), ("é", "e"),
+    }  # fmt: skip
+    words = [(c.reference, c.hypothesis, c.count, c.of) for c in most_frequent(found.words)]
+    assert ("", "casa", 1, 0) in words
+    assert ("è", "e", 1, 2) in words
+    assert ("museo", "", 1, 1) in words
+    assert len(words) == 6
+    assert found.utterances[0] == ErrorCounts(word_errors=3, words=3, character_errors=7, characters=11)
+    assert found.utterances[2] == ErrorCounts(2, 2, 8, 8)
+
+
+def test_frequent_pairs_come_first() -> None:
+    found = collect_alignments([("a b", "a c"), ("a b", "a c"), ("a b", "x b")])
+    assert [(c.reference, c.hypothesis, c.count, c.of) for c in most_frequent(found.words)] == [
+        ("b", "c", 2, 3),
+        ("a", "x", 1, 3),
+    ]
+
+
+def test_a_word_is_taken_to_pieces_where_it_differs() -> None:
+    assert char_diff("qui", "qui") == "qui"
+    assert char_diff("perché", "perche") == (["perch", "é"], ["perch", "e"])
+    assert char_diff("mercato", "marcaato") == (["m", "e", "rc", "", "ato"], ["m", "a", "rc", "a", "ato"])
+    assert char_diff("un", "") == (["", "un"], ["", ""])
+    assert char_diff("", "casa") == (["", ""], ["", "casa"])
+    assert ["".join(side) for side in char_diff("mercato", "mmtaa")] == ["mercato", "mmtaa"]
+
+
+def test_the_errors_are_those_of_the_results(small: Evaluated) -> None:
+    one, other = small.content()["models"]
+    for model in (one, other):
+        counts = np.array([shown["counts"] for shown in model["shown"]]).sum(axis=0)
+        row = model["result"]
+        assert counts[0] == row["substitutions"] + row["deletions"] + row["insertions"]
+        assert counts[1] == row["words"]
+        assert counts[2] / counts[3] == pytest.approx(row["cer"], abs=1e-6)
+        assert sum(errors for *_, errors in model["by_speaker"]) == counts[0]
+    assert (one["without_error"], other["without_error"]) == (1, 4)
+    assert one["by_speaker"] == [["00000000", 2, 5, 4], ["00000002", 1, 2, 2], ["00000001", 1, 2, 0]]
+    assert one["confusions"]["accents"][0] == ["è", "e", 1, 3, 1]
+    assert ["è", "é", 1, 3, 4] in one["confusions"]["letters"]
+    assert other["confusions"] == {"letters": [], "accents": [], "words": []}
+    assert one["loss_curve"] == [[1, "frozen", 90.5, 80.5], [2, "unfrozen", 9.0, None]]
+    assert one["shown"][3]["words"] == ["il", [["caff", "è"], ["caff", "é"]]]
+
+
+def test_everything_is_in_one_file_and_nothing_is_loaded(small: Evaluated, tmp_path: Path) -> None:
+    path = small.write()
+    assert path == tmp_path / "run" / "report.html"
+    elements = Elements(path).found
+    assert [tag for tag, _ in elements].count("script") == 2
+    assert [tag for tag, _ in elements].count("h1") == 1
+    assert not [tag for tag, _ in elements if tag in ("link", "img", "iframe", "audio", "base")]
+    assert all(attributes.get("href", "#").startswith("#") for _, attributes in elements)
+    assert not [name for _, attributes in elements for name in attributes if name.startswith("on") or name == "style"]
+    policy = next(a["content"] for _, a in elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'; " in policy
+    assert "unsafe" not in policy
+    labels = {attributes.get("for") for tag, attributes in elements if tag == "label"}
+    assert labels == {None}, "each label holds its field"
+
+
+def test_the_same_results_give_the_same_bytes_wherever_they_lie(small: Evaluated, tmp_path: Path) -> None:
+    first = small.write().read_bytes()
+    assert small.write().read_bytes() == first
+    assert str(tmp_path) not in first.decode()
+    moved = tmp_path / "moved" / "deeper"
+    shutil.copytree(tmp_path / "data", moved / "data")
+    shutil.copytree(tmp_path / "run", moved / "run")
+    given = {"dataset.output": moved / "data", "evaluation.predictions": moved / "run/predictions"}
+    config = load_config(str(ROOT / "configs/demo.yaml"), [f"{k}={v}" for k, v in given.items()])
+    models = {name: source.replace(str(tmp_path), str(moved)) for name, source in small.models.items()}
+    assert replace(small, config=config, models=models).write().read_bytes() == first
+
+
+def test_what_the_data_says_stays_text(tmp_path: Path) -> None:
+    given = evaluated(tmp_path, {"<b>model": HOSTILE[::-1]}, HOSTILE)
+    given.config.name = given.config.evaluation.note = "</title><script>window.ran = 6</script>"
+    path = given.write()
+    written = path.read_text(encoding="utf-8")
+    assert [tag for tag, _ in Elements(path).found].count("script") == 2
+    assert "\u2028" not in written
+    assert "</title><script>" not in written
+    found = content_of(path)
+    assert [shown["sentence"] for shown in found["shown"]] == [text.upper() for text in HOSTILE]
+    assert found["note"] == "</title><script>window.ran = 6</script>"
+    assert '<p id="note"></p>' in written
+    assert "&lt;b&gt;model" in written, "the summary for readers without JavaScript"
+
+
+@pytest.fixture
+def in_groups(small: Evaluated, tmp_path: Path) -> Evaluated:
+    """With intervals, groups and a comparison."""
+    comparison = {"one": "one", "other": "other", "wer_difference": -0.5, "wer_interval": [-0.7, -0.2]}
+    gone, chance = (
+        {**comparison, "other": "not now"},
+        {**comparison, "one": "other", "other": "one", "wer_interval": [-1, 1]},
+    )
+    (tmp_path / "comparisons.json").write_text(json.dumps([comparison, gone, chance]))
+    women = {"utterances": 4, "words": 9, "characters": 40, "wer": 0.5, "cer": 0.2}
+    slices = {"gender": {"female_feminine": women, "not stated": {**women, "wer": 0.25}}}
+    for row in small.rows:
+        row |= {"wer_interval": [0.1, 0.9], "resampled": "speakers", "resampled_units": 3, "slices": slices}
+    return small
+
+
+def test_intervals_groups_and_differences_are_taken_over(in_groups: Evaluated) -> None:
+    found = in_groups.content()
+    assert [(c["one"], c["other"]) for c in found["comparisons"]] == [("one", "other"), ("other", "one")]
+    assert found["models"][0]["result"] == in_groups.rows[0]
+
+
+def test_of_many_utterances_the_worst_of_each_model_and_a_random_sample_are_shown() -> None:
+    worse_to_the_end, best_at_the_end = AlignmentStats(), AlignmentStats()
+    for i in range(5000):
+        worse_to_the_end.utterances.append(ErrorCounts(i, 5000, i, 5000))
+        best_at_the_end.utterances.append(ErrorCounts(5000 - i, 5000, 0, 5000))
+    shown, drawn = report_page.choose_utterances([worse_to_the_end, best_at_the_end])
+    assert shown == sorted(set(shown))
+    assert set(shown) >= {*range(750), *range(4250, 5000)}
+    assert len(drawn) == 500
+    assert set(shown) - drawn <= {*range(750), *range(4250, 5000)}
+    assert 2200 < sum(drawn) / len(drawn) < 2800
+    assert report_page.choose_utterances([worse_to_the_end, best_at_the_end]) == (shown, drawn)
+    del worse_to_the_end.utterances[2000:]
+    assert report_page.choose_utterances([worse_to_the_end]) == (list(range(2000)), set())
+
+
+def test_audio_is_embedded_or_linked_by_its_length(small: Evaluated, tmp_path: Path) -> None:
+    found = small.content()
+    assert found["audio"] == "embedded"
+    decoded, rate = decode(found["shown"][0]["audio"])
+    assert (rate, len(decoded) / rate) == (16000, pytest.approx(0.5, abs=0.1))
+    (tmp_path / "data" / "wavs" / "clip 1#.wav").write_bytes(b"no audio")
+    assert [bool(shown["audio"]) for shown in small.content()["shown"]] == [True, False, True, True]
+
+    long = [replace(u, duration=500.0) for u in small.utterances]
+    linked = replace(small, utterances=long).content()
+    assert linked["audio"] == "linked"
+    assert linked["shown"][1]["audio"] == "../data/wavs/clip%201%23.wav"
+
+
+def test_audio_in_shards_is_embedded_too_and_never_linked(small: Evaluated, tmp_path: Path) -> None:
+    loose, folder = small.content(), tmp_path / "packed"
+    folder.mkdir()
+    exact = [replace(u, duration=0.5) for u in small.utterances]
+    stamps = {u.audio_filepath: "" for u in exact}
+    shard_writer.pack_dataset(tmp_path / "data", dict.fromkeys(SPLITS, exact), stamps, {}, folder)
+    utterances = read_manifest(folder / "test_manifest.json")
+    packed = replace(small, config=replace(small.config, dataset=replace(small.config.dataset, shards=str(folder))))
+    for name in small.models:
+        work = tmp_path / "run" / "predictions" / name
+        found = predictions.read_predictions(work)
+        predictions.prepare_folder(work, {})
+        named = zip(found, utterances, strict=True)
+        predictions.finish_predictions(work, [replace(p, audio_filepath=u.audio_filepath) for p, u in named])
+    found = replace(packed, utterances=utterances).content()
+    assert [shown["audio"] for shown in found["shown"]] == [shown["audio"] for shown in loose["shown"]]
+    long = [replace(u, duration=500.0) for u in utterances]
+    found = replace(packed, utterances=long).content()
+    assert found["audio"] == "packed" and not any(shown["audio"] for shown in found["shown"])
+
+
+def decode(mp3: str) -> tuple[np.ndarray, int]:
+    return soundfile.read(BytesIO(b64decode(mp3)))
+
+
+def test_predictions_of_another_manifest_are_refused(small: Evaluated) -> None:
+    with pytest.raises(UserError, match="not of the test manifest"):
+        replace(small, utterances=small.utterances[:-1]).write()
+
+
+def test_speakers_are_cut_to_what_tells_them_apart() -> None:
+    assert report_page.short_names(["a" * 128, "b" * 128, ""]) == ["a" * 8, "b" * 8, ""]
+    assert report_page.short_names(["x" * 9 + "a", "x" * 9 + "b"]) == ["x" * 9 + "a", "x" * 9 + "b"]
+
+
+@pytest.mark.parametrize(
+    ("release", "code"), [("cv-corpus-24.0/it", "it"), ("cv/sv-SE", "sv-SE"), ("", ""), ("a/my corpus", "")]
+)
+def test_the_language_is_that_of_the_release(release: str, code: str) -> None:
+    assert report_page.language(release) == code
+
+
+EXECUTABLE = chromium.find()
+in_a_browser = pytest.mark.skipif(
+    EXECUTABLE is None,
+    reason="no Chromium or Chrome here; on Debian and Ubuntu: apt-get install chromium-headless-shell",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
+    with chromium.running(EXECUTABLE, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+def numbers(shown: chromium.Page) -> list[int]:
+    """Of the utterances on the page, from above."""
+    return [int(heading.removeprefix("No. ")) for heading in shown.texts("article h3")]
+
+
+@in_a_browser
+def test_a_reader_sorts_and_filters(small: Evaluated, browser: chromium.Browser) -> None:
+    shown = browser.open(small.write())
+    assert shown.texts("h1") == ["demo: where the models fail"]
+    assert shown.texts("#model option") == ["one", "other"]
+    assert shown.run("document.querySelector('#model').value") == "1", "the model with the lowest WER"
+    shown.choose("#model", "0")
+    assert numbers(shown) == [3, 1, 4, 2], "WER: 1 with a CER of 1, 1, 1/2, 0"
+    shown.choose("#sort", "loss")
+    assert numbers(shown) == [4, 3, 2, 1]
+    shown.click("#reversed")
+    assert numbers(shown) == [1, 2, 3, 4]
+    shown.click("#errors")
+    assert numbers(shown) == [1, 3, 4]
+    shown.click("button[type=reset]")
+    shown.wait("document.querySelectorAll('article').length === 4")
+    shown.type("#text", "CAFFÉ")
+    assert numbers(shown) == [4], "what a model wrote is searched too"
+    assert shown.texts("#status") == ["1 of 4 utterances, 0.5 s"]
+    shown.click("#all")
+    shown.wait("document.querySelectorAll('article').length === 4")
+    shown.type("#least", "0.6")
+    assert numbers(shown) == [3, 1]
+    shown.choose("#speaker", "00000000")
+    assert numbers(shown) == [1]
+    assert shown.complaints() == []
+
+
+@in_a_browser
+def test_intervals_groups_and_differences_are_shown(in_groups: Evaluated, browser: chromium.Browser) -> None:
+    shown = browser.open(in_groups.write())
+    assert shown.texts("#table tbody tr:first-child td:nth-child(4) small") == ["[0.100, 0.900]"]
+    assert shown.texts("#differences li") == [
+        "one minus other: WER −0.5000 [−0.700, −0.200], a real difference.",
+        "other minus one: WER −0.5000 [−1.000, 1.000], may be chance, 0 lies within.",
+    ]
+    assert "3 speakers resampled; so few make them rough" in shown.texts("#footnotes")[0]
+    shown.choose("#model", "0")
+    assert shown.texts("#slices th[scope=rowgroup]") == ["gender", "speakers, the most errors first"]
+    widths = shown.run("[...document.querySelectorAll('#slices .bar')].map((bar) => bar.firstChild.style.width)")
+    assert widths[:2] == ["50%", "25%"], "the widest is the speaker with a WER of 1"
+    assert shown.texts("#training figcaption b") == ["one", "other"]
+    assert shown.run("document.querySelector('#training .frozen').getBoundingClientRect().width") > 20
+    assert shown.complaints() == []
+
+
+@in_a_browser
+def test_errors_are_read_without_colour(small: Evaluated, browser: chromium.Browser) -> None:
+    shown = browser.open(small.write())
+    shown.choose("#model", "0")
+    assert shown.texts("#u1 .sub .r") == ["perché", "è"]
+    assert shown.texts("#u1 .sub .h") == ["perche", "e"]
+    assert shown.texts("#u1 .sub .h u") == ["e", "e"]
+    assert shown.texts("#u1 .ins .h") == ["[casa]"]
+    assert shown.texts("#u3 .del .r") == ["un", "museo"]
+    decorated = "getComputedStyle(document.querySelector('{}')).textDecorationLine"
+    assert shown.run(decorated.format("#u3 .del .r")) == "line-through"
+    assert shown.run(decorated.format("#u1 .sub .h")) == "underline"
+    assert "Reference: perché è là. Written: perche e là casa." in shown.run(
+        "document.querySelector('#u1').textContent"
+    )
+    assert shown.run("document.querySelector('#u1 .said').lang") == "it"
+
+
+@in_a_browser
+def test_an_example_is_followed_and_models_are_compared(small: Evaluated, browser: chromium.Browser) -> None:
+    shown = browser.open(small.write())
+    shown.choose("#model", "0")
+    assert shown.texts("#lists tr:has(a[href='#u4']) th") == ["è → é", "è → é", "caffè → caffé"], (
+        "letters, accents, words"
+    )
+    shown.click("#lists a[href='#u4']")
+    shown.wait("document.querySelectorAll('article').length === 1")
+    assert numbers(shown) == [4]
+    shown.click("#all")
+    shown.wait("document.querySelectorAll('article').length === 4")
+    assert shown.run("document.querySelector('#sort [value=worse]').disabled")
+    shown.choose("#other", "1")
+    shown.choose("#sort", "worse")
+    assert numbers(shown) == [1, 3, 4, 2], "3, 2, 1 and 0 errors more"
+    assert shown.texts("#u1 .said > small") == ["one: WER 1.000", "other: WER 0.000"]
+    shown.click("#slices button")
+    assert numbers(shown) == [1, 4], "the speaker with the most errors"
+
+
+@in_a_browser
+@pytest.mark.parametrize("is_embedded", [True, False], ids=["embedded", "linked"])
+def test_audio_plays_from_the_disk(small: Evaluated, browser: chromium.Browser, is_embedded: bool) -> None:
+    if not is_embedded:
+        small = replace(small, utterances=[replace(u, duration=500.0) for u in small.utterances])
+    shown = browser.open(small.write())
+    assert not [address for address in shown.requests() if re.search(r"\.wav$|^data:audio", address)], "not asked for"
+    assert "The audio is " + ("in this file" if is_embedded else "linked") in shown.texts("#audio-note")[0]
+    shown.run("window.player = document.querySelector('#u2 audio'), player.play()")
+    shown.wait("player.ended || player.currentTime > 0.2")
+    assert shown.run("player.readyState >= 2 && player.error === null && Math.abs(player.duration - 0.5) < 0.1")
+    assert {address.partition(":")[0] for address in shown.requests()} <= {"file", "data"}
+    assert shown.complaints() == []
+
+
+@in_a_browser
+def test_a_wav_that_is_gone_is_said(small: Evaluated, browser: chromium.Browser, tmp_path: Path) -> None:
+    small = replace(small, utterances=[replace(u, duration=500.0) for u in small.utterances])
+    path = small.write()
+    (tmp_path / "data" / "wavs" / "clip 1#.wav").unlink()
+    shown = browser.open(path)
+    shown.run("document.querySelector('#u2 audio').play().catch(() => {})")
+    shown.wait("document.querySelector('#u2').innerText.includes('the audio is not where it was')")
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_the_data_runs_or_breaks_the_page(tmp_path: Path, browser: chromium.Browser, width: int) -> None:
+    name = "<img src=x onerror='window.ran=7'>" + "long" * 20
+    given = evaluated(tmp_path, {name: HOSTILE[::-1], "other": [*HOSTILE[:-1], ""]}, HOSTILE)
+    given.config.name = given.config.evaluation.note = "</title><script>window.ran = 6</script>"
+    shown = browser.open(given.write(), width, 844)
+    shown.choose("#other", "0")
+    assert shown.run("window.ran") is None
+    assert shown.complaints() == []
+    assert shown.texts("#note") == ["</title><script>window.ran = 6</script>"]
+    assert shown.run("document.querySelectorAll('script, img').length") == 2
+    assert shown.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    beyond = """[...document.querySelectorAll("article *")].filter((e) => e.checkVisibility()
+      && e.getBoundingClientRect().right > innerWidth && !e.closest(".unseen")).length"""
+    assert shown.run(beyond) == 0, "cut off at the edge"
+    for number, text in enumerate(HOSTILE, start=1):
+        written = shown.run(f"[...document.querySelectorAll('#u{number} .said:last-of-type .words > span > .r')]"
+                            ".map((e) => e.textContent).filter(Boolean)")  # fmt: skip
+        assert written == [word.strip() for word in text.split(" ") if word.strip()]
+
+
+@in_a_browser
+def test_the_pages_policy_keeps_a_strange_script_from_running(small: Evaluated, browser: chromium.Browser) -> None:
+    path = small.write()
+    path.write_text(path.read_text(encoding="utf-8").replace("</main>", "<script>window.ran = 8</script></main>"))
+    shown = browser.open(path)
+    assert shown.run("window.ran") is None
+    assert any("Content Security Policy" in json.dumps(complaint) for complaint in shown.complaints())
+
+
+@in_a_browser
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+def test_text_has_contrast(small: Evaluated, browser: chromium.Browser, is_dark: bool) -> None:
+    """4.5 to 1, WCAG 2.2 success criterion 1.4.3."""
+    shown = browser.open(small.write(), dark=is_dark)
+    shown.choose("#model", "0")
+    colours = shown.run("""
+        [...document.querySelectorAll("p, th, td, a, small, h2, li, label, .r, .h, .legend span, .facts span, button")]
+          .filter((e) => e.textContent.trim() && e.checkVisibility())
+          .map((e) => {
+            let behind = e;
+            while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+            return [e.outerHTML.slice(0, 80), getComputedStyle(e).color, getComputedStyle(behind).backgroundColor];
+          })""")
+    assert len(colours) > 50
+    for element, ink, paper in colours:
+        lighter, darker = sorted((luminance(ink), luminance(paper)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (element, ink, paper)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of rgb(…), after WCAG 2.2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+              for c in (int(c) / 255 for c in re.findall(r"\d+", colour)[:3])]  # fmt: skip
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+@in_a_browser
+def test_two_thousand_utterances(tmp_path: Path, browser: chromium.Browser, record_property) -> None:
+    rng = Random(0)
+    words = ["".join(rng.choices("aeiouctlmnè", k=rng.randint(2, 8))) for _ in range(3000)]
+    texts = [" ".join(rng.choices(words, k=11)) for _ in range(2100)]
+    said = [" ".join(w if rng.random() < 0.85 else rng.choice(words) for w in text.split()) for text in texts]
+    given = evaluated(tmp_path, {"one": said, "other": texts[1:] + texts[:1]}, texts, seconds=1.0)
+    start = time.monotonic()
+    path = given.write()
+    record_property("written_s", time.monotonic() - start)
+    start = time.monotonic()
+    shown = browser.open(path, 390, 844)
+    record_property("opened_s", time.monotonic() - start)
+    assert shown.texts("#choice")[0].startswith("Of 2,100 utterances this page shows ")
+    first = len(numbers(shown))
+    assert first < 200, "not all at once"
+    shown.run("document.querySelector('#more').scrollIntoView()")
+    shown.wait(f"document.querySelectorAll('article').length > {first}")
+    for character in "con":
+        start = time.monotonic()
+        shown.type("#text", character)
+        shown.run("new Promise(requestAnimationFrame)")
+        record_property("keystroke_s", time.monotonic() - start)
+    known = content_of(path)["shown"]
+    expected = sum("con" in (texts[u["number"] - 1] + "\n" + said[u["number"] - 1]) for u in known)
+    assert shown.texts("#status")[0].startswith(f"{expected} of ")
+    shown.click("#drawn")
+    assert int(shown.texts("#status")[0].split()[0]) < expected
+    assert shown.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert shown.complaints() == []

@@ -1,0 +1,183 @@
+import math
+import random
+from collections.abc import Sequence
+
+import kaldialign
+import numpy as np
+import pytest
+
+from finetuning.data.manifest import Utterance
+from finetuning.decoding.predictions import Prediction
+from finetuning.evaluation.bootstrap import ResamplingUnits, percentile_interval, resample, resampling_units
+from finetuning.evaluation.scoring import Score, nemo_word_error_rate, score_predictions
+from finetuning.metrics.error_rates import (
+    ErrorCounts,
+    character_error_rate,
+    character_errors,
+    word_error_rate,
+    word_errors,
+)
+
+
+def prediction(text: str, pred_text: str, loss: float | None = 1.0) -> Prediction:
+    return Prediction("a.wav", text, pred_text, loss, 1.0)
+
+
+def test_counts_worked_out_by_hand() -> None:
+    reference, hypothesis = ["il gatto nero dorme qui"], ["un gatto dorme qui ora"]
+    assert word_errors(reference, hypothesis) == ErrorCounts(3, 1, 1, 1)  # il/un, nero deleted, ora inserted
+    assert word_error_rate(reference, hypothesis) == 3 / 5
+    # perché -> perche: one of six letters; e' -> è: one substituted, one deleted
+    assert character_errors(["perché"], ["perche"]) == ErrorCounts(5, 1, 0, 0)
+    assert character_errors(["e'"], ["è"]) == ErrorCounts(0, 1, 1, 0)
+
+
+def test_rates_are_over_the_corpus_not_the_mean_of_utterances() -> None:
+    references, hypotheses = ["a b c d e f g h i", "a"], ["a b c d e f g h i", "b"]
+    assert word_error_rate(references, hypotheses) == 1 / 10  # the mean of utterances would be 1 / 2
+    assert character_error_rate(["abcdefghi", "a"], ["abcdefghi", "b"]) == 1 / 10
+
+
+def test_spaces_count_as_characters_within_a_text_only() -> None:
+    assert character_error_rate(["a b"], ["ab"]) == 1 / 3
+    assert character_error_rate(["a b"], [" a b "]) == 0
+    assert word_error_rate(["a  b"], ["a b"]) == 0
+
+
+def test_empty_hypotheses_and_references() -> None:
+    assert word_errors(["a b", "c"], ["", "c"]) == ErrorCounts(1, 0, 2, 0)
+    assert character_errors(["a b", "c"], ["", "c"]) == ErrorCounts(1, 0, 3, 0)
+    assert word_errors(["", "c"], ["a b", "c"]) == ErrorCounts(1, 0, 0, 2)
+    assert word_error_rate(["", "c"], ["a b", "c"]) == 2
+    assert math.isnan(word_error_rate([""], ["a"]))
+
+
+def distance(reference: list[str] | str, hypothesis: list[str] | str) -> int:
+    """Levenshtein's distance by the textbook recurrence."""
+    row = list(range(len(hypothesis) + 1))
+    for i, r in enumerate(reference, start=1):
+        before, row[0] = row[0], i
+        for j, h in enumerate(hypothesis, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (r != h))
+    return row[-1]
+
+
+def test_agrees_with_the_textbook_on_random_text() -> None:
+    rng = random.Random(0)
+    words = ["l'altro", "è", "a", "casa", "perché", "no"]
+    pairs = [[" ".join(rng.choices(words, k=rng.randint(1, 8))) for _ in range(2)] for _ in range(200)]
+    references, hypotheses = [list(column) for column in zip(*pairs, strict=True)]
+    by_words = sum(distance(r.split(), h.split()) for r, h in pairs) / sum(len(r.split()) for r in references)
+    by_characters = sum(distance(r, h) for r, h in pairs) / sum(map(len, references))
+    assert word_error_rate(references, hypotheses) == pytest.approx(by_words, abs=1e-12)
+    assert character_error_rate(references, hypotheses) == pytest.approx(by_characters, abs=1e-12)
+
+
+def test_loss_is_the_mean_of_the_finite_ones_and_the_others_are_counted() -> None:
+    found = score_predictions([prediction("a b", "a b", 2.0), prediction("a", "b", 4.0), prediction("a", "", None)])
+    assert (found.loss, found.loss_left_out) == (3.0, 1)
+    assert found.words == ErrorCounts(2, 1, 1, 0)
+    assert score_predictions([prediction("a", "a", None)]).loss is None
+
+
+def test_the_counts_of_utterances_add_up_to_those_of_the_corpus() -> None:
+    pairs = [("il gatto nero", "il gatto"), ("è", ""), ("un po' di più", "un po di piu si"), ("a", "a")]
+    found = score_predictions([prediction(reference, hypothesis) for reference, hypothesis in pairs])
+    references, hypotheses = zip(*pairs, strict=True)
+    assert found.word_counts.tolist() == [[2, 0, 1, 0], [0, 0, 1, 0], [2, 2, 0, 1], [1, 0, 0, 0]]
+    assert found.words == word_errors(references, hypotheses) == ErrorCounts(5, 2, 2, 1)
+    assert found.characters == character_errors(references, hypotheses)
+
+
+def test_nemos_own_wer_by_hand() -> None:
+    said = [prediction("perché è un po' 'sta", "perche un po' 'sta"), prediction("sì", "s")]
+    found = score_predictions(said)
+    assert found.words == ErrorCounts(3, 2, 1, 0)
+    letters = " abcdefghijklmnopqrstuvwxyz"
+    assert nemo_word_error_rate(said, found, [*letters, "'"]) == 3 / 5  # perch|perche, po'|po''sta, 'sta deleted
+    assert nemo_word_error_rate(said, found, [*letters, *"'èéì"]) == 5 / 6  # and è deleted, sì|s
+    assert nemo_word_error_rate(said[1:], score_predictions(said[1:]), [*letters]) == 0  # s
+    assert math.isnan(nemo_word_error_rate(said, found, [*" 0"]))
+
+
+# --- intervals
+
+
+def speaking(*speakers: str) -> list[Utterance]:
+    return [Utterance(f"{number}.wav", 1.0, "a", speaker=speaker) for number, speaker in enumerate(speakers)]
+
+
+def counted(errors: Sequence[int], words: Sequence[int]) -> Score:
+    """A score with these substitutions in these many words, of one character each."""
+    counts = np.array([[n - wrong, wrong, 0, 0] for wrong, n in zip(errors, words, strict=True)])
+    return Score(None, 0, counts, counts)
+
+
+def test_speakers_are_drawn_with_all_of_their_utterances() -> None:
+    """Of a, 1 word of 4 is wrong; of b, 2 of 16. Drawn are aa, ab, ba, bb."""
+    drawn_from = resampling_units(speaking("b", "a", "b"))
+    assert (drawn_from.kind, drawn_from.count, drawn_from.number.tolist()) == ("speakers", 2, [1, 0, 1])
+    samples = resample(counted([2, 1, 0], [8, 4, 8]), drawn_from)
+    assert samples.shape == (1000, 2)
+    rates, times = np.unique(samples[:, 0], return_counts=True)
+    assert rates.tolist() == [2 / 16, 3 / 20, 1 / 4]
+    assert times == pytest.approx([250, 500, 250], abs=50)  # three standard deviations: 41, 47, 41
+    assert percentile_interval(samples[:, 0]) == percentile_interval(samples[:, 1]) == (2 / 16, 1 / 4)
+
+
+def test_the_interval_leaves_out_a_fortieth_at_either_end() -> None:
+    assert percentile_interval(np.arange(1001)[::-1]) == (25, 975)
+
+
+def test_what_is_drawn() -> None:
+    assert resampling_units(speaking("", "")).kind == resampling_units(speaking("a", "a", "")).kind == "utterances"
+    assert resampling_units(speaking("", "", "")).number.tolist() == [0, 1, 2]
+    assert resampling_units(speaking("a", "", "b", "")).number.tolist() == [2, 0, 3, 1]  # who is unnamed speaks once
+    utterances = speaking("c", "a", "", "b", "a")
+    found = counted([1, 0, 3, 2, 1], [5, 4, 3, 8, 7])
+    order = [3, 1, 4, 2, 0]
+    turned = Score(None, 0, found.word_counts[order], found.character_counts[order])
+    assert np.array_equal(
+        resample(turned, resampling_units([utterances[n] for n in order])),
+        resample(found, resampling_units(utterances)),
+    )
+
+
+def test_two_models_are_compared_on_the_same_resamples() -> None:
+    """12 speakers of 5 utterances of 20 words, some far easier than others; the other model errs once more on each."""
+    drawn_from = resampling_units(speaking(*(f"speaker {n % 12}" for n in range(60))))
+    wrong = [n % 12 for n in range(60)]
+    one = resample(counted(wrong, [20] * 60), drawn_from)
+    other = resample(counted([w + (n < 12) for n, w in enumerate(wrong)], [20] * 60), drawn_from)
+    assert percentile_interval((other - one)[:, 0]) == pytest.approx((1 / 100, 1 / 100))
+    assert percentile_interval(one[:, 0])[1] > percentile_interval(other[:, 0])[0] + 0.1, (
+        "which the two intervals do not show"
+    )
+    assert percentile_interval((one - one)[:, 0]) == (0, 0)
+
+
+def test_the_interval_holds_the_true_rate_as_often_as_it_says() -> None:
+    """200 test sets of 50 speakers, some easier than others, whose words are wrong in a fifth of all cases."""
+    rng, held, held_by_utterances = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        of = np.repeat(np.arange(50), rng.integers(1, 12, 50))
+        words = rng.integers(3, 13, len(of))
+        found = counted(rng.binomial(words, rng.beta(2, 8, 50)[of]), words)
+        low, high = percentile_interval(resample(found, ResamplingUnits("speakers", of))[:, 0])
+        held += low <= 0.2 <= high
+        low, high = percentile_interval(resample(found, ResamplingUnits("utterances", np.arange(len(of))))[:, 0])
+        held_by_utterances += low <= 0.2 <= high
+    assert 0.90 <= held / 200 <= 0.99
+    assert held_by_utterances / 200 < 0.85, "why speakers are drawn"
+
+
+def test_the_interval_is_another_tools() -> None:
+    """kaldialign's, which draws utterances and takes 1.96 standard deviations."""
+    rng = random.Random(1)
+    references = [["a"] * rng.randint(3, 12) for _ in range(300)]
+    hypotheses = [[word if rng.random() < 0.8 else "b" for word in reference] for reference in references]
+    said = [prediction(" ".join(r), " ".join(h)) for r, h in zip(references, hypotheses, strict=True)]
+    theirs = kaldialign.bootstrap_wer_ci(references, hypotheses, replications=10000)
+    low, high = percentile_interval(resample(score_predictions(said), resampling_units(speaking(*[""] * 300)))[:, 0])
+    width = theirs["ci95max"] - theirs["ci95min"]
+    assert (low, high) == pytest.approx((theirs["ci95min"], theirs["ci95max"]), abs=width / 20)

@@ -1,0 +1,191 @@
+"""Texts that do not fit in memory: KenLM's lmplz where it is installed, and what is said where it cannot help."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_language_model import both, options, prepare
+
+from conftest import ROOT, Script, assert_refused
+from finetuning.config.schema import Config, TextSource
+from finetuning.errors import UserError
+from finetuning.language_model import arpa, corpus, kenlm, kneser_ney, lmplz
+
+FIXTURES = ROOT / "tests" / "fixtures"
+SENTENCES = [line.split() for line in (FIXTURES / "lmplz.txt").read_text(encoding="utf-8").splitlines()]
+real = pytest.mark.skipif(
+    shutil.which("lmplz") is None, reason="lmplz, which KenLM's sources build, is not on the PATH"
+)
+
+
+@real
+@pytest.mark.parametrize(("order", "prune"), [(4, ()), (4, (0, 0, 1)), (3, (0, 1))])
+def test_it_writes_what_is_estimated_here(tmp_path: Path, order: int, prune: tuple[int, ...]) -> None:
+    ours = kneser_ney.estimate_model(SENTENCES, order, prune)
+    assert lmplz.estimate_with_lmplz(lmplz.find_lmplz(), tmp_path / "a.arpa", iter(SENTENCES), order, prune, None) == []
+    theirs = arpa.read_arpa(tmp_path / "a.arpa")
+    assert theirs.words == ours.words and arpa.read_unigrams(tmp_path / "a.arpa")[1] == ours.words[3:]
+    for level, same in zip(ours.levels, theirs.levels, strict=True):
+        assert (level.keys == same.keys).all()
+        assert same.log_probability == pytest.approx(level.log_probability, abs=5e-7)
+        assert same.back_off == pytest.approx(level.back_off, abs=5e-7)
+
+
+@real
+def test_rare_words_are_unknown_there_too(tmp_path: Path) -> None:
+    """Over one word more lmplz spreads what is for words that do not occur: the same to a few times 1 / 100."""
+    words = kneser_ney.frequent_words(SENTENCES, 2)
+    ours = kneser_ney.estimate_model(SENTENCES, 3, (), words)
+    lmplz.estimate_with_lmplz(lmplz.find_lmplz(), tmp_path / "a.arpa", iter(SENTENCES), 3, (), words)
+    theirs = arpa.read_arpa(tmp_path / "a.arpa")
+    assert theirs.words == ours.words
+    for level, same in zip(ours.levels, theirs.levels, strict=True):
+        assert (level.keys == same.keys).all(), "also of the n-grams with <unk>"
+        assert same.log_probability == pytest.approx(level.log_probability, abs=0.05)
+    assert sum(10 ** theirs.levels[0].log_probability) == pytest.approx(1, abs=1e-5)
+
+
+@real
+@pytest.mark.parametrize("settings", [[], ["language_model.min_count=2", "language_model.prune=[0,0,1]"]])
+def test_a_text_that_does_not_fit_gives_the_same_model(
+    run_in_process: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    folder = prepare(tmp_path)
+    texts = [" ".join(words).replace(" ' ", "'") for words in SENTENCES]
+    (folder / "extra.txt").write_text("\n".join([*texts, "Москва", "la rossa"]), encoding="utf-8")
+    given = [*options(folder, f"{{name: extra, file: '{folder}/extra.txt'}}"), *settings]
+    found, said = {}, {}
+    for by in ("here", "lmplz"):
+        process = run_in_process("train_language_model.py", *given, f"language_model.output={folder}/{by}")
+        assert process.returncode == 0, process.stderr
+        found[by] = json.loads((folder / by / kenlm.ABOUT).read_text(encoding="utf-8"))
+        said[by] = [line for line in process.stdout.splitlines() if line.startswith("extra: ")]
+        (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemAvailable:       0 kB\n")
+        monkeypatch.setattr(lmplz, "PROC", tmp_path)
+    assert (
+        found["lmplz"].pop("estimated_by") == "lmplz"
+        and f"{lmplz.find_lmplz()} estimates the model on" in process.stdout
+    )
+    assert said["here"] == said["lmplz"] and len(said["here"]) == 1
+    perplexities = [found[by].pop("validation").pop("perplexity") for by in ("here", "lmplz")]
+    assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-2 if settings else 1e-5)
+    lexicons = [(folder / by / kenlm.LEXICON).read_bytes() for by in ("here", "lmplz")]
+    assert lexicons[0] == lexicons[1] and len({found[by].pop("sha256")["lexicon"] for by in found}) == 1
+    assert found["here"] == found["lmplz"]
+
+
+@real
+def test_discounts_that_cannot_be_estimated_are_named(tmp_path: Path) -> None:
+    fallbacks = lmplz.estimate_with_lmplz(lmplz.find_lmplz(), tmp_path / "a.arpa", iter(SENTENCES[:8]), 3, (), None)
+    assert tuple(fallbacks) == kneser_ney.estimate_model(SENTENCES[:8], 3).fallbacks == (2, 3)
+
+
+def program(folder: Path, script: str) -> Path:
+    """Something else that is called lmplz."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "lmplz"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'no space left' >&2; exit 1", ["ended with status 1 (no space left)"]),
+        ("kill -9 $$", ["was ended by signal 9 (without a word)"]),
+        ("cat > /dev/null; echo half an ARPA; kill -9 $$", ["was ended by signal 9"]),
+        ("head -c 10 > /dev/null; printf '\\033[31mred\\n' >&2; exit 3", ["ended with status 3 ( [31mred)"]),
+    ],
+)
+def test_when_it_fails_nothing_is_written(tmp_path: Path, script: str, words: list[str]) -> None:
+    target, many = tmp_path / "out" / "a.arpa", (sentence for _ in range(2000) for sentence in SENTENCES)
+    target.parent.mkdir()
+    target.write_text("as it was")
+    with pytest.raises(UserError, match="nothing was written: give it more memory or disk space") as refused:
+        lmplz.estimate_with_lmplz(str(program(tmp_path, script)), target, many, 3, (), None)
+    assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value)
+    assert target.read_text() == "as it was" and [*target.parent.iterdir()] == [target]
+
+
+def test_it_ends_when_the_text_fails(tmp_path: Path) -> None:
+    def text() -> Iterator[list[str]]:
+        yield ["la", "casa"]
+        raise KeyboardInterrupt
+
+    asleep = program(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    while_asleep = text()
+    with pytest.raises(KeyboardInterrupt):
+        lmplz.estimate_with_lmplz(str(asleep), tmp_path / "a.arpa", while_asleep, 3, (), None)
+    assert not (tmp_path / "a.arpa").exists()
+    if (tmp_path / "pid").exists():  # it may have been ended before its first word
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+NO_LMPLZ = "/usr/bin:/bin" if shutil.which("lmplz", path="/usr/bin:/bin") is None else "/nowhere"
+
+
+def test_what_cannot_fit_in_memory_is_said_before_it_is_begun(tmp_path: Path) -> None:
+    """In a process that may have 0.5 GB, 5 million words of at least 100 bytes each."""
+    folder = prepare(tmp_path)
+    (folder / "extra.txt").write_text("la casa è rossa\n" * 1_250_000, encoding="utf-8")
+    script, one = ROOT / "Fine_tuning" / "train_language_model.py", f"{{name: extra, file: '{folder}/extra.txt'}}"
+    limited = ["bash", "-c", 'ulimit -v 500000; exec "$@"', "-", sys.executable, str(script), *options(folder, one)]
+    env = {**os.environ, "PATH": NO_LMPLZ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    refused = subprocess.run(limited, env=env, capture_output=True, text=True)
+    assert_refused(refused, "5,000,000 words take about 0.5 to 1.5 GB of memory", " GB are free; shorten ", "put lmplz")
+    assert [*(folder / "lm").iterdir()] == []
+
+
+def test_where_no_memory_is_free_lmplz_helps_with_a_single_source(
+    run_in_process: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare(tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemAvailable:       0 kB\n")
+    monkeypatch.setattr(lmplz, "PROC", tmp_path)
+    monkeypatch.setenv("PATH", NO_LMPLZ)
+    refused = run_in_process("train_language_model.py", *both(folder))
+    assert_refused(refused, "only a single source can be estimated on the disk", "several are mixed in memory")
+    failing = program(tmp_path / "bin", "echo 'Cannot allocate' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{failing.parent}:{NO_LMPLZ}")
+    refused = run_in_process("train_language_model.py", *options(folder))
+    assert f"are free: {failing} estimates the model on the disk" in refused.stdout
+    assert_refused(refused, f"{failing} ended with status 1 (Cannot allocate); nothing was written")
+    assert [*(folder / "lm").iterdir()] == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_a_container_or_a_job_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """What has been read from files is not in use."""
+    before = lmplz.available_memory_bytes()
+    limit, used = (
+        ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    job = tmp_path / ("" if version == 2 else "memory") / "slurm" / "job_1"
+    (job / "step").mkdir(parents=True)
+    (job / limit).write_text("5000000\n")
+    (job / used).write_text("3000000\n")
+    (job / "memory.stat").write_text("anon 1\ninactive_file 600000\nactive_file 400000\nfile_mapped 7\n")
+    (job / "step" / limit).write_text("max\n" if version == 2 else "9223372036854771712\n")
+    (job / "step" / used).write_text("2000000\n")
+    (tmp_path / "self").mkdir()
+    own = "0::/slurm/job_1/step\n" if version == 2 else "12:cpu,cpuacct:/\n4:memory:/slurm/job_1/step\n0::/\n"
+    (tmp_path / "self" / "cgroup").write_text(own)
+    monkeypatch.setattr(lmplz, "CGROUPS", tmp_path)
+    monkeypatch.setattr(lmplz, "PROC", tmp_path)
+    assert lmplz.available_memory_bytes() == 3_000_000 < before
+
+
+def test_words_are_counted_over_the_ends_of_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BLOCK", 3)  # so that words go on from block to block
+    (tmp_path / "a.txt").write_text("una  casa\n\nè\trossa\n" * 1000, encoding="utf-8")
+    assert corpus.count_words(TextSource(file=str(tmp_path / "a.txt")), Config()) == 4000

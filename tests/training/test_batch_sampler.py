@@ -1,0 +1,92 @@
+"""Which utterances make a batch."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetuning.training.batch_sampler import MAX_DURATION_RATIO, EpochBatchSampler, padding_share
+
+DURATIONS = st.lists(st.floats(0.1, 16.7), min_size=1, max_size=200)
+
+
+def like_common_voice(count: int) -> list[float]:
+    rng = random.Random(1)
+    return [min(16.7, max(0.8, rng.lognormvariate(math.log(5.1), 0.35))) for _ in range(count)]
+
+
+def indexes(batches: EpochBatchSampler) -> list[list[int]]:
+    return [[index for _, index in batch] for batch in batches]
+
+
+@given(DURATIONS, st.integers(1, 9), st.none() | st.floats(1, 60), st.integers(0, 3))
+def test_each_epoch_holds_each_utterance_once(
+    durations_s: list[float], size: int, seconds: float | None, epoch: int
+) -> None:
+    batches = EpochBatchSampler(durations_s, size, seconds, seed=0)
+    batches.epoch = epoch
+    drawn = list(batches)
+    assert len(drawn) == len(batches)
+    assert {number for batch in drawn for number, _ in batch} == {epoch}
+    assert sorted(index for batch in drawn for _, index in batch) == list(range(len(durations_s)))
+    for batch in drawn:
+        longest = max(durations_s[index] for _, index in batch)
+        if seconds is None:
+            assert len(batch) <= size
+        else:
+            assert len(batch) == 1 or len(batch) * longest <= seconds + 1e-6
+
+
+@given(DURATIONS, st.integers(1, 5), st.none() | st.floats(1, 60), st.integers(1, 4))
+def test_several_processes_share_an_epoch_without_overlap(
+    durations_s: list[float], size: int, seconds: float | None, ranks: int
+) -> None:
+    drawn = [indexes(EpochBatchSampler(durations_s, size, seconds, 0, rank, ranks)) for rank in range(ranks)]
+    assert len({len(batches) for batches in drawn}) == 1
+    trained = [index for batches in drawn for batch in batches for index in batch]
+    assert len(trained) == len(set(trained))
+
+    validated = set()
+    for rank in range(ranks):
+        batches = EpochBatchSampler(durations_s, size, seconds, 0, rank, ranks, shuffle=False)
+        counted = [batch for number, batch in enumerate(indexes(batches)) if not batches.repeats(number)]
+        assert not validated.intersection(*counted) if counted else True
+        validated.update(index for batch in counted for index in batch)
+    assert validated == set(range(len(durations_s)))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    durations_s = like_common_voice(100)
+
+    def drawn(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
+        batches = EpochBatchSampler(durations_s, 8, 40.0, seed)
+        batches.epoch, batches.start = epoch, start
+        return indexes(batches)
+
+    assert drawn(0, 3) == drawn(0, 3)
+    assert drawn(0, 3) != drawn(0, 4)
+    assert drawn(0, 3) != drawn(1, 3)
+    assert drawn(0, 3, start=5) == drawn(0, 3)[5:]
+    fixed = EpochBatchSampler(durations_s, 8, 40.0, 0, shuffle=False)
+    assert indexes(fixed) == indexes(fixed)
+
+
+def test_who_meets_whom_changes_from_epoch_to_epoch():
+    batches = EpochBatchSampler(like_common_voice(2000), 32, 170.0, 0)
+    first = {frozenset(batch) for batch in indexes(batches)}
+    batches.epoch = 1
+    assert len(first & {frozenset(batch) for batch in indexes(batches)}) < len(first) / 10
+
+
+def test_by_duration_at_most_a_twentieth_is_padding_where_random_batches_pad_nearly_half():
+    durations_s = like_common_voice(20_000)
+    assert padding_share(durations_s, iter(EpochBatchSampler(durations_s, 32, 32 * 5.4, 0))) < 0.05
+    assert padding_share(durations_s, iter(EpochBatchSampler(durations_s, 32, None, 0))) > 0.3
+    together = [durations_s[index] for index in indexes(EpochBatchSampler(durations_s, 32, 32 * 5.4, 0))[0]]
+    assert max(together) <= MAX_DURATION_RATIO * min(together)
+
+
+def test_padding_is_what_is_computed_and_not_spoken():
+    assert padding_share([1.0, 3.0, 2.0], iter([[(0, 0), (0, 1)], [(0, 2)]])) == pytest.approx(1 - 6 / 8)

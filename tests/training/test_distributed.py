@@ -1,0 +1,162 @@
+"""Two processes that train together on the CPU."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, Script, assert_refused
+
+pytestmark = pytest.mark.nemo
+
+TOGETHER = ("training.devices=2", "training.accelerator=cpu", "training.workers=0", "training.batch_size=3")
+ONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+# what each process ends with, beside what train.py writes
+EACH_RANK = """
+import os, sys
+import torch
+sys.path.insert(0, {folder!r})
+from pathlib import Path
+from finetuning.config import loading, schema
+from finetuning.training import fine_tuning
+arguments = sys.argv[1:]
+experiment = loading.load_config(arguments[0], arguments[1:])
+model = fine_tuning.load_starting_model(experiment, schema.resolve_path(experiment.model.base))
+fine_tuning.fit(model, experiment, Path(experiment.training.output))
+torch.save(model.state_dict(), f"{{experiment.training.output}}/rank {{os.environ['RANK']}}.pt")
+"""
+
+
+def test_all_processes_end_with_the_same_weights_after_as_many_steps(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path
+):
+    import torch
+
+    script = tmp_path / "each_rank.py"
+    script.write_text(EACH_RANK.format(folder=str(ROOT / "Fine_tuning")))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run([*torchrun, str(tiny_config), *TOGETHER, f"training.output={tmp_path}"], env=ONE, check=True)
+    one, other = (torch.load(tmp_path / f"rank {rank}.pt") for rank in (0, 1))
+    learnt = [name for name in one if "running_" not in name and "num_batches" not in name]
+    assert len(learnt) > 50
+    assert not [name for name in learnt if not torch.equal(one[name], other[name])]
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert state["global_step"] == 3 * (10 // 2)  # 28 utterances in 10 batches of 3, 3 epochs
+
+
+def test_two_processes_learn_what_one_learns_with_batches_of_twice_the_size(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    rows = {}
+    for name, overrides in (("two", TOGETHER), ("one", ("training.batch_size=6",))):
+        trained = run_script(
+            "train.py", "--config", str(tiny_config), *overrides, f"training.output={tmp_path / name}", env=ONE
+        )
+        assert trained.returncode == 0, trained.stderr[-2000:]
+        assert trained.stdout.count("epoch   3") == 1  # one of them speaks
+        rows[name] = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert record["epochs"] == 3
+    assert len(rows["one"]) == len(rows["two"]) == 4
+    losses = [float(lines[-1].split(",")[3]) for lines in rows.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert (tmp_path / "two" / "Model-IT-finetuned.nemo").is_file()
+
+
+def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_later(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    arguments = ["--config", str(tiny_config), *TOGETHER, f"training.output={tmp_path / 'run'}"]
+    script = str(ROOT / "Fine_tuning" / "train.py")
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments], env=ONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while not last.is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    (child,) = (int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(child, signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert_refused(
+        subprocess.CompletedProcess([], process.returncode, out, err), "trains together", "the same command goes on"
+    )
+    resumed = run_script("train.py", *arguments, env=ONE)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert resumed.stdout.count("Going on from") == 1
+    assert (tmp_path / "run" / "Model-IT-finetuned.nemo").is_file()
+
+
+def started_by_slurm(command: list[str], port: int) -> list[subprocess.Popen[str]]:
+    """Two processes with what srun tells each of them."""
+    job = {"JOB_ID": "7", "JOB_NAME": "italian", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "NODEID": "0"}
+    job |= {"NODELIST": "127.0.0.1", "JOB_NODELIST": "127.0.0.1"}
+    told = [{**job, "PROCID": number, "LOCALID": number} for number in "01"]
+    return [
+        subprocess.Popen(
+            command,
+            env={**ONE, "MASTER_PORT": str(port), **{f"SLURM_{key}": value for key, value in each.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in told
+    ]
+
+
+def test_a_job_of_slurm_is_stopped_at_its_time_limit_and_goes_on(tiny_config: Path, tiny_dataset: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(ROOT / "Fine_tuning" / "train.py")
+    overrides = (*TOGETHER, f"training.output={tmp_path}")
+    command = [sys.executable, script, "--config", str(tiny_config), *overrides]
+    processes = started_by_slurm(command, port)
+    while not (tmp_path / "checkpoints" / "last.ckpt").is_file():
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        time.sleep(0.05)
+    for process in processes:
+        process.terminate()
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], said
+    processes = started_by_slurm(command, port)
+    first, second = (process.communicate(timeout=300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], (first, second)
+    assert first[0].count("Going on from") == 1 and "Going on from" not in second[0]
+    assert (tmp_path / "Model-IT-finetuned.nemo").is_file()
+
+
+def test_another_number_of_processes_than_the_job_has_is_told_in_words(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    job = {"SLURM_JOB_NAME": "italian", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "0"}
+    command = ["train.py", "--config", str(tiny_config), *TOGETHER, f"training.output={tmp_path}"]
+    refused = run_script(*command, env={**ONE, **job, "SLURM_LOCALID": "0", "SLURM_NODEID": "0"})
+    assert_refused(refused, "--ntasks-per-node equal to training.devices", "start with srun")
+
+
+@pytest.mark.parametrize(
+    ("told", "number"),
+    [
+        ({}, 0),
+        ({"RANK": "5", "LOCAL_RANK": "1", "SLURM_PROCID": "2"}, 5),
+        ({"SLURM_PROCID": "3"}, 3),
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 1),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "2"}, 9),
+    ],
+    ids=["alone", "torchrun", "srun", "Lightning in a job", "Lightning on several machines"],
+)
+def test_the_number_of_a_process(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], number: int):
+    from finetuning.training.run_record import process_rank
+
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert process_rank(devices=4) == number

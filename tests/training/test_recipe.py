@@ -1,0 +1,240 @@
+"""The recipe of step 2 on a real small model: what learns when and how fast, what is masked, what is watched."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from conftest import ROOT, Script
+from finetuning.config import loading
+from finetuning.errors import UserError
+from small import ENGLISH, lively_model
+
+if TYPE_CHECKING:
+    import torch
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    from finetuning.config.schema import Config
+
+pytestmark = pytest.mark.nemo
+CONVOLUTIONS = ".conv.weight"
+
+
+@pytest.fixture
+def tiny(tiny_config: Path, tiny_dataset: Path, tmp_path: Path):
+    """The experiment of the tiny dataset with a few keys changed: tiny("training.max_epochs=1", …)."""
+
+    def load(*overrides: str) -> "Config":
+        fixed = [f"training.output={tmp_path}", "training.workers=0", "training.keep_best=0"]
+        return loading.load_config(str(tiny_config), [*fixed, *overrides])
+
+    return load
+
+
+def start(config: "Config") -> "EncDecCTCModel":
+    from finetuning.training import fine_tuning
+
+    return fine_tuning.load_starting_model(config, ROOT / "models/demo/quartznet_small_en.nemo")
+
+
+def state(model: "EncDecCTCModel") -> dict[str, "torch.Tensor"]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def trained(config: "Config") -> tuple["EncDecCTCModel", set[str]]:
+    """The model after training, and the names of what is not as it was."""
+    from finetuning.training import fine_tuning
+
+    model = start(config)
+    before = state(model)
+    fine_tuning.fit(model, config, Path(config.training.output))
+    return model, {name for name, value in model.state_dict().items() if not before[name].equal(value)}
+
+
+def with_text(dataset: Path, folder: Path, **texts: str) -> None:
+    """Manifests in `folder` of the same wavs, in which the first text of a split is another."""
+    for split, text in texts.items():
+        lines = (dataset / f"{split}_manifest.json").read_text().replace("wavs/", f"{dataset}/wavs/")
+        first, *rest = lines.splitlines(keepends=True)
+        changed = json.dumps(json.loads(first) | {"text": text}) + "\n"
+        (folder / f"{split}_manifest.json").write_text("".join([changed, *rest]))
+
+
+def of_encoder(names: set[str], kind: str = "") -> set[str]:
+    return {name for name in names if name.startswith("encoder.") and kind in name}
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+def test_what_adapts_while_the_encoder_is_frozen(tiny, batch_norm: str):
+    model, changed = trained(
+        tiny("training.max_epochs=1", "training.frozen_epochs=1", f"training.batch_norm={batch_norm}")
+    )
+    assert not of_encoder(changed, CONVOLUTIONS)
+    assert {name for name in changed if name.startswith("decoder.")}
+    normalisation = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if "BatchNorm" in type(module).__name__
+        for own in module.state_dict()
+    }
+    assert of_encoder(changed) == (normalisation if batch_norm == "train" else set())
+
+
+def test_masks_fall_on_every_training_batch_and_on_no_validation_batch(tiny):
+    from finetuning.training import fine_tuning
+
+    config = tiny("training.max_epochs=2", "training.frozen_epochs=1")
+    model = start(config)
+    masked: list[tuple[bool, bool]] = []
+    before: list[Any] = []
+    model.spec_augmentation.register_forward_pre_hook(
+        lambda _, __, inputs: before.append(inputs["input_spec"].clone()), with_kwargs=True
+    )
+    model.spec_augmentation.register_forward_hook(
+        lambda _, __, inputs, output: masked.append((model.training, not output.equal(before.pop()))),
+        with_kwargs=True,
+    )
+    fine_tuning.fit(model, config, Path(config.training.output))
+    assert masked == [(True, True)] * model.trainer.global_step
+    assert model.trainer.global_step == 2 * 6
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
+    config = tiny("training.max_epochs=4", "training.schedule.warmup_ratio=0.25")
+    _, _ = trained(config)
+    rows = (Path(config.training.output) / "metrics.csv").read_text().splitlines()[1:]
+    found = [float(row.split(",")[-1]) for row in rows]
+    peak, lowest, steps, warm = 3e-3, 3e-5, 4 * 6, 6
+
+    def rate(step: int) -> float:
+        if step < warm:
+            return peak * (step + 1) / (warm + 1)
+        return lowest + (peak - lowest) * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+
+    assert found == pytest.approx([rate(6), rate(12), rate(18), rate(24)], rel=1e-3)
+
+
+def test_the_encoder_learns_at_a_rate_of_its_own(tiny, tmp_path: Path):
+    overrides = ("training.max_epochs=1", "training.frozen_epochs=0", "training.schedule.warmup_ratio=0")
+    model, _ = trained(tiny(*overrides, "training.encoder_lr_scale=0.1"))
+    groups = model.trainer.optimizers[0].param_groups
+    by_rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    assert len(by_rate) == len(list(model.parameters()))
+    assert all(by_rate[id(p)] == pytest.approx(3e-4) for p in model.encoder.parameters())
+    assert all(by_rate[id(p)] == pytest.approx(3e-3) for p in model.decoder.parameters())
+
+    still = ("training.encoder_lr_scale=0", "training.schedule.min_lr=0", f"training.output={tmp_path / 'other'}")
+    _, changed = trained(tiny(*overrides, *still))
+    assert not of_encoder(changed, ".weight")
+    assert {name for name in changed if name.startswith("decoder.")}
+
+
+def test_a_recipe_that_fails_is_told_in_words_and_stays_on_record(tiny, capsys: pytest.CaptureFixture[str]):
+    from finetuning.training import fine_tuning
+
+    config = tiny(
+        "training.max_epochs=3", "training.frozen_epochs=0", "training.batch_size=2", "training.gradient_clip=null",
+        "training.optimizer.name=novograd", "training.optimizer.lr=5", "training.optimizer.betas=[0.95,0.5]",
+        "training.schedule.warmup_ratio=0.5",
+    )  # fmt: skip
+    said = fine_tuning.fit(start(config), config, Path(config.training.output))
+    text = "\n".join(said)
+    assert "the training loss rises" in text
+    assert "writes the blank" in text
+    shown = capsys.readouterr().out
+    assert all(sentence in shown for sentence in said)
+    assert " left, " in shown
+
+
+def test_utterances_too_short_for_their_texts_are_left_out_and_counted(
+    tiny, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from finetuning.training import fine_tuning
+
+    with_text(tiny_dataset, tmp_path, train="a" * 2000, validation="ciao")
+    config = tiny("training.max_epochs=1", "training.frozen_epochs=1", f"dataset.output={tmp_path}")
+    fine_tuning.fit(start(config), config, tmp_path)
+    shown = capsys.readouterr().out
+    assert "train: 1 of 28 utterances are left out" in shown
+    assert "validation: " not in shown
+
+
+def test_batches_by_duration_train(tiny):
+    config = tiny("training.max_epochs=1", "training.frozen_epochs=0", "training.batch_duration_s=20")
+    model, changed = trained(config)
+    assert of_encoder(changed, CONVOLUTIONS)
+    assert model.trainer.global_step == len(model._train_dl.batch_sampler) > 1
+
+
+def test_the_self_test_learns_utterances_by_heart_and_writes_nothing(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    output = tmp_path / "run"
+    with_text(tiny_dataset, tmp_path, train="ciao", validation="una í e ù")
+    learnt = run_script(
+        "train.py", "--config", str(tiny_config), "training.overfit=2", f"training.output={output}",
+        "training.workers=0", f"dataset.output={tmp_path}",
+    )  # fmt: skip
+    assert learnt.returncode == 0, learnt.stderr[-2000:]
+    assert "no training text holds í," in learnt.stdout
+    assert "Self-test passed: 2 utterances" in learnt.stdout
+    assert not output.exists()
+
+
+def test_the_self_test_names_what_cannot_be_learnt(tiny):
+    from finetuning.training.overfit_check import check_overfit
+
+    config = tiny("training.overfit=2")
+    model = start(config)
+    with pytest.raises(UserError, match=r"after 20 steps on 2 utterances the WER is .*Listen to these"):
+        check_overfit(model, config, steps=20)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config["preprocessor"].update(sample_rate=8000), r"8,000 Hz.*16,000 Hz.*model\.base"),
+        (lambda config: config["encoder"]["jasper"][6].update(stride=[2]), r"25 frames a second.*need 50"),
+        (lambda config: config["preprocessor"].update(window_stride=0.02), r"25 frames a second.*need 50"),
+    ],
+    ids=["8 kHz", "stride 4", "windows 20 ms apart"],
+)
+def test_a_model_that_step_3_would_refuse_is_refused_before_training(tiny, tmp_path: Path, change: Any, words: str):
+    from finetuning.model.ctc_model import save_model
+    from finetuning.training import fine_tuning
+
+    config = yaml.safe_load((ROOT / "configs/models/quartznet_small.yaml").read_text(encoding="utf-8"))
+    change(config)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=words):
+        fine_tuning.load_starting_model(tiny("model.base=null", f"model.architecture={tmp_path}/other.yaml"), None)
+    base = lively_model(ENGLISH, tmp_path / "other.yaml")
+    save_model(base, tmp_path / "other.nemo")
+    with pytest.raises(UserError, match=words):
+        fine_tuning.load_starting_model(tiny(), tmp_path / "other.nemo")
+    fits = tiny("dataset.encoder_frames_per_second=25")
+    if "frames" in words:
+        assert fine_tuning.load_starting_model(fits, tmp_path / "other.nemo")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_wavs_that_step_3_would_refuse_are_named(tiny, tiny_dataset: Path, tmp_path: Path, channels: int):
+    """NeMo takes other sample rates and several channels."""
+    from finetuning.training import fine_tuning
+
+    with_text(tiny_dataset, tmp_path, train="ciao", validation="ciao")
+    wav = tmp_path / "foreign.wav"
+    samples, rate = soundfile.read(next((tiny_dataset / "wavs").iterdir()))
+    soundfile.write(wav, samples if channels == 1 else np.stack([samples] * 2, axis=1), rate * (3 - channels))
+    manifest = tmp_path / "train_manifest.json"
+    first, *rest = manifest.read_text().splitlines(keepends=True)
+    changed = json.loads(first) | {"audio_filepath": str(wav), "duration": len(samples) / rate / 2}
+    manifest.write_text("".join([json.dumps(changed) + "\n", *rest]))
+    config = tiny("training.max_epochs=1", "training.frozen_epochs=1", f"dataset.output={tmp_path}")
+    with pytest.raises(UserError, match=r"foreign\.wav \(it has .* Hz and . channel\(s\), not 16000 Hz and 1\)"):
+        fine_tuning.fit(start(config), config, tmp_path)

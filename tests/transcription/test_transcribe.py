@@ -1,0 +1,280 @@
+"""Recordings transcribed as a user has it done, with the demo's English model and its sample."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+from test_transcripts import parse
+
+from conftest import ROOT, Script, assert_refused
+from finetuning.data.manifest import Utterance
+from finetuning.transcription.segmentation import MAX_SEGMENT_S, Segment, iter_segments
+from finetuning.transcription.transcripts import Passage, format_transcript
+
+RATE = 16000
+MODEL = ROOT / "models" / "demo" / "quartznet_small_en.nemo"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # small matrices: a second thread costs more than it does
+ENGLISH = ROOT / "datasets" / "sample" / "cv-corpus-sample-en.tar.gz"
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[tuple[np.ndarray, str]]:
+    """44 clips, 16 kHz mono, and what is said in them."""
+    from finetuning.audio.decoding import decode_audio, to_mono_16k
+
+    with tarfile.open(ENGLISH) as archive:
+        members = {Path(member.name).name: member for member in archive if member.isfile()}
+        header, *rows = archive.extractfile(members["validated.tsv"]).read().decode().splitlines()
+        rows = [dict(zip(header.split("\t"), row.split("\t"), strict=True)) for row in rows[:44]]
+        mp3s = [archive.extractfile(members[row["path"]]).read() for row in rows]
+    texts = ["".join(c for c in row["sentence"].lower() if c.isalpha() or c in " '") for row in rows]
+    return [(to_mono_16k(*decode_audio(mp3)), text) for mp3, text in zip(mp3s, texts, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def talks(clips: list[tuple[np.ndarray, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: a clip as step 1 writes it, one in stereo, no audio, a damaged mp3, three minutes."""
+    folder = tmp_path_factory.mktemp("talks")
+    soundfile.write(folder / "a.wav", clips[0][0], RATE)
+    soundfile.write(folder / "b.flac", np.stack([clips[1][0]] * 2, axis=1), RATE)
+    (folder / "bad.wav").write_text("hello")
+    mp3 = io.BytesIO()
+    soundfile.write(mp3, np.concatenate([clip for clip, _ in clips[:6]]), RATE, format="MP3")
+    (folder / "cut.mp3").write_bytes(mp3.getvalue()[: len(mp3.getvalue()) // 2])
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(folder / "long.wav", "w", RATE, 1) as long:
+        for clip, _ in clips:
+            long.write(clip)
+            long.write(rng.normal(size=round(RATE * rng.uniform(0.3, 0.8))) * 5e-4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def transcribed(talks: Path, run_script: Script, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where the transcripts are, and the last words, of a run that was killed in the long one and started again."""
+    out = tmp_path_factory.mktemp("transcripts") / "out"
+    command = [str(MODEL), str(talks), "--format", "jsonl", "--output", str(out)]
+    script = [sys.executable, str(ROOT / "Fine_tuning" / "transcribe.py"), *command]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(script, env={**os.environ, **ONE_THREAD}, stdout=null, stderr=null) as process:
+        while process.poll() is None and not (out / "cut.jsonl").is_file():
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert sorted(path.name for path in out.glob("*.jsonl")) == [
+        ".transcribed.jsonl",
+        "a.jsonl",
+        "b.jsonl",
+        "cut.jsonl",
+    ]
+    again = run_script("transcribe.py", *command, env=ONE_THREAD)
+    assert_refused(again, "2 of 5 recordings are transcribed already", "bad.wav is no audio", "cut.mp3 is damaged, ")
+    assert_refused(again, "2 of 5 recordings are not transcribed, or not wholly, for the reasons above")
+    assert again.stdout == ""
+    return out, again.stderr
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    import torch
+
+    from finetuning.decoding.inference import prepare_for_inference
+    from finetuning.model import ctc_model
+
+    torch.set_num_threads(1)
+    return prepare_for_inference(ctc_model.restore_model(MODEL))
+
+
+@pytest.fixture(scope="session")
+def network(model: Any) -> Any:
+    from finetuning.decoding import openvino_runtime
+
+    return openvino_runtime.load_network(model, MODEL)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def evaluated(model: Any, folder: Path, wavs: list[np.ndarray]) -> list[str]:
+    """The texts that evaluate.py writes for these wavs."""
+    from finetuning.decoding.inference import transcribe
+
+    utterances = [Utterance(f"{number}.wav", len(wav) / RATE, "") for number, wav in enumerate(wavs)]
+    for utterance, wav in zip(utterances, wavs, strict=True):
+        soundfile.write(folder / utterance.audio_filepath, wav, RATE)
+    return transcribe(model, utterances, folder)
+
+
+@pytest.mark.nemo
+def test_a_killed_run_goes_on_and_what_is_wrong_is_named(transcribed: tuple[Path, str]) -> None:
+    out, said = transcribed
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["a.jsonl", "b.jsonl", "cut.jsonl", "long.jsonl"]
+    assert sum(line["duration"] for line in lines(out / "cut.jsonl")) > 5
+    for chatter in ("NeMo W", "NeMo I", "OneLogger", "Warning", "Traceback", "Illegal"):
+        assert chatter not in said
+
+
+@pytest.mark.nemo
+def test_again_nothing_is_run(transcribed: tuple[Path, str], talks: Path, run_script: Script) -> None:
+    given = [str(talks / name) for name in ("a.wav", "b.flac", "long.wav")]
+    again = run_script("transcribe.py", str(MODEL), *given, "--format", "jsonl", "--output", str(transcribed[0]))
+    assert again.returncode == 0, again.stderr
+    assert "3 of 3 recordings are transcribed already" in again.stderr
+    assert "loading" not in again.stderr
+
+
+@pytest.mark.nemo
+def test_a_short_wav_reads_as_evaluate_reads_it(
+    transcribed: tuple[Path, str], talks: Path, clips: list[tuple[np.ndarray, str]], model: Any, tmp_path: Path
+) -> None:
+    (line,) = lines(transcribed[0] / "a.jsonl")
+    samples, _ = soundfile.read(talks / "a.wav")
+    assert line == {
+        "audio_filepath": str(talks / "a.wav"),
+        "offset": 0.0,
+        "duration": round(len(samples) / RATE, 3),
+        "pred_text": evaluated(model, tmp_path, [samples])[0],
+    }
+    assert jiwer.wer(clips[0][1], line["pred_text"]) < 0.2
+    assert jiwer.wer(clips[1][1], lines(transcribed[0] / "b.jsonl")[0]["pred_text"]) < 0.2
+
+
+@pytest.mark.nemo
+def test_a_long_recording_reads_as_its_segments_do(
+    transcribed: tuple[Path, str], talks: Path, clips: list[tuple[np.ndarray, str]], model: Any, tmp_path: Path
+) -> None:
+    found = lines(transcribed[0] / "long.jsonl")
+    samples, _ = soundfile.read(talks / "long.wav", dtype="float32")
+    assert len(samples) / RATE > 150 and all(line["duration"] <= MAX_SEGMENT_S for line in found)
+    ends = [line["offset"] + line["duration"] for line in found]
+    assert [line["offset"] for line in found] == pytest.approx([0, *ends[:-1]], abs=2e-3)
+    assert ends[-1] == pytest.approx(len(samples) / RATE, abs=2e-3)
+    cuts = [segment.start for segment in iter_segments([samples], RATE)][1:]
+    assert [line["pred_text"] for line in found] == evaluated(model, tmp_path, np.split(samples, cuts))
+    spoken, heard = (" ".join(texts) for texts in ([t for _, t in clips], [line["pred_text"] for line in found]))
+    assert jiwer.wer(spoken, heard) < 0.45  # it was trained on single sentences without a pause before or after
+
+
+@pytest.fixture(scope="session")
+def passages(talks: Path, model: Any) -> list[Passage]:
+    from finetuning.transcription.recognizer import transcribe_segments
+
+    samples, _ = soundfile.read(talks / "long.wav", dtype="float32")
+    return [
+        passage for segment in iter_segments([samples], RATE) for passage in transcribe_segments(model, None, [segment])
+    ]
+
+
+@pytest.mark.nemo
+def test_batches_do_not_matter(passages: list[Passage], talks: Path, model: Any, network: Any) -> None:
+    from finetuning.transcription.recognizer import transcribe_segments
+
+    samples, _ = soundfile.read(talks / "long.wav", dtype="float32")
+    quiet = Segment(0, np.zeros(3 * RATE, np.float32))
+    found = [quiet, *iter_segments([samples], RATE)]
+    assert transcribe_segments(model, None, found)[1:] == passages
+    assert transcribe_segments(model, network, found)[1:] == passages
+    assert transcribe_segments(model, network, found[:4])[1:] == passages[:3]
+
+
+@pytest.mark.nemo
+def test_subtitles_stand_where_the_words_are_said(
+    passages: list[Passage], talks: Path, clips: list[tuple[np.ndarray, str]], model: Any
+) -> None:
+    from finetuning.transcription.recognizer import transcribe_segments
+
+    found = parse(format_transcript("srt", talks / "long.wav", passages))
+    times = [time for start, end, _ in found for time in (start, end)]
+    assert times == sorted(times) and times[-1] <= soundfile.info(talks / "long.wav").duration
+    assert all(end - start <= 7 and len(said) <= 2 and max(map(len, said)) <= 42 for start, end, said in found)
+    texts = [" ".join(" ".join(said) for *_, said in found), " ".join(passage.text for passage in passages)]
+    assert texts[0].split() == texts[1].split()
+    first, second = clips[2][0], clips[3][0]
+    (both,) = transcribe_segments(
+        model, None, [Segment(RATE, np.concatenate([first, np.zeros(RATE // 2, np.float32), second]))]
+    )
+    before = [word for word in both.words if word.start_s < 1 + len(first) / RATE]
+    assert abs(len(before) - len(clips[2][1].split())) <= 2
+    assert abs(len(both.words) - len(before) - len(clips[3][1].split())) <= 2
+
+
+@pytest.mark.nemo
+def test_nothing_is_heard_in_silence(model: Any, network: Any) -> None:
+    from finetuning.decoding.greedy import greedy_decode
+    from finetuning.decoding.inference import compute_log_probs
+    from finetuning.model.ctc_model import get_vocabulary
+    from finetuning.transcription.recognizer import transcribe_segments
+
+    silence = np.zeros(5 * RATE, np.float32)
+    assert greedy_decode(compute_log_probs(model, [silence])[0], get_vocabulary(model)), (
+        "the model itself hears nothing"
+    )
+    for way in (None, network):
+        assert transcribe_segments(model, way, [Segment(RATE, silence)]) == [Passage(1.0, 5.0, "", [])]
+
+
+@pytest.mark.nemo
+def test_printed_transcripts_are_all_that_is_printed(
+    transcribed: tuple[Path, str], talks: Path, run_script: Script, tmp_path: Path
+) -> None:
+    """Given relative to where the user is; of a recording without any speech that is said."""
+    quiet, odd = tmp_path / "quiet.wav", tmp_path / "odd.wav"
+    soundfile.write(quiet, np.zeros(RATE), RATE)
+    samples, _ = soundfile.read(talks / "a.wav")
+    soundfile.write(odd, np.stack([samples, -samples], axis=1), RATE)
+    given = ["a.wav", "cut.mp3", "gone.wav", str(quiet), str(odd)]
+    printed = run_script("transcribe.py", str(MODEL), *given, cwd=talks, env=ONE_THREAD)
+    assert_refused(printed, "cannot read gone.wav", "cut.mp3 is damaged", "2 of 5 recordings are not")
+    assert f"nothing is said in {quiet}" in printed.stderr
+    assert f"{odd} has channels that cancel" in printed.stderr
+    expected = [
+        f"{name}\t{line['pred_text'].strip()}"
+        for name, of in (("a.wav", "a.jsonl"), ("cut.mp3", "cut.jsonl"), (odd, "a.jsonl"))
+        for line in lines(transcribed[0] / of)
+    ]
+    assert printed.stdout.splitlines() == expected
+
+
+def test_refusals_before_any_model_is_loaded(run_script: Script, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "zero.wav").touch()
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / name, np.zeros(RATE), RATE)
+    refused = run_script("transcribe.py", str(MODEL), "empty", "zero.wav", "gone.wav", cwd=tmp_path)
+    assert_refused(refused, "empty is a folder without audio files", "zero.wav is empty", "cannot read gone.wav")
+    assert_refused(refused, "3 of 3 recordings are not transcribed")
+    (tmp_path / "some").mkdir()
+    for name in ("cover.jpg", "notes.txt", "zero.wav", ".hidden"):
+        (tmp_path / "some" / name).touch()
+    refused = run_script("transcribe.py", str(MODEL), "some", cwd=tmp_path)
+    assert_refused(refused, "left out, for they do not look like sound: 2 files (cover.jpg, notes.txt)")
+    assert_refused(refused, "zero.wav is empty", "1 of 1 recordings are not transcribed")
+    assert_refused(run_script("transcribe.py", "gone.nemo", "a.wav", cwd=tmp_path), "there is no model gone.nemo")
+    several = ("transcribe.py", str(MODEL), "a.wav", "a.flac", "--format", "srt")
+    assert_refused(run_script(*several, cwd=tmp_path), "cannot be printed as one; type --output FOLDER")
+    assert_refused(run_script(*several, "--output", "out", cwd=tmp_path), "would both be written to out/a.srt")
+    assert_refused(run_script(*several, "--output", "a.wav", cwd=tmp_path), "cannot write to the folder a.wav")
+    assert_refused(run_script("transcribe.py", str(MODEL)), "FILE_OR_FOLDER")
+
+
+def test_names_are_those_of_the_configuration_and_a_path_needs_none(
+    run_script: Script, talks: Path, tmp_path: Path
+) -> None:
+    own, broken = tmp_path / "own.yaml", tmp_path / "broken.yaml"
+    own.write_text("extends: configs/demo.yaml\nmodel: {registry: {mine: {url: http://127.0.0.1:9/mine.nemo}}}\n")
+    broken.write_text("model: [")
+    wav = str(talks / "a.wav")
+    assert_refused(run_script("transcribe.py", "none", wav, "--config", str(own)), "no model none", "mine")
+    assert_refused(run_script("transcribe.py", "mine", wav, "--config", str(broken)), "broken.yaml")
+    assert_refused(run_script("transcribe.py", "x.nemo", wav, "--config", str(broken)), "there is no model x.nemo")

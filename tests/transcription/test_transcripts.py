@@ -1,0 +1,298 @@
+"""Which recordings there are, their transcripts as text, JSON lines and subtitles, and which of them are finished."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetuning.audio.ffmpeg import find_ffmpeg
+from finetuning.errors import UserError
+from finetuning.transcription.segmentation import read_blocks
+from finetuning.transcription.subtitles import LINES, MAX_CUE_S, WIDTH, Word, format_srt, make_cues
+from finetuning.transcription.transcripts import (
+    LOG,
+    Passage,
+    Recording,
+    TranscriptFolder,
+    find_recordings,
+    format_transcript,
+)
+from releases import tone
+
+AUDIO = Path("talks/monday.mp3")
+PASSAGES = [
+    Passage(0.0, 4.5, "ciao a tutti", [Word("ciao", 0.5, 0.8), Word("a", 0.9, 0.92), Word("tutti", 1.0, 1.4)]),
+    Passage(4.5, 5.25, " è così", [Word("è", 6.0, 6.02), Word("così", 6.1, 6.5)]),
+]
+CUE = re.compile(r"(\d+)\n(\d\d):(\d\d):(\d\d),(\d{3}) --> (\d\d):(\d\d):(\d\d),(\d{3})\n(.+(?:\n.+)*)\n(?:\n|$)")
+
+
+def parse(subtitles: str) -> list[tuple[float, float, list[str]]]:
+    """Start, end and lines of each cue of a file that is nothing but cues, numbered from 1."""
+    found = []
+    while subtitles:
+        cue = CUE.match(subtitles)
+        assert cue, subtitles
+        hours, minutes, seconds, thousandths = ([int(cue[number + i]) for i in (0, 4)] for number in (2, 3, 4, 5))
+        times = [
+            ((h * 60 + m) * 60_000 + s * 1000 + t) / 1000
+            for h, m, s, t in zip(hours, minutes, seconds, thousandths, strict=True)
+        ]
+        assert int(cue[1]) == len(found) + 1
+        found.append((*times, cue[10].split("\n")))
+        subtitles = subtitles[cue.end() :]
+    return found
+
+
+# --- which files
+
+
+def test_a_folder_stands_for_its_files_with_sound_sorted_without_what_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their content; one whose suffix is a sound's is refused later on when it holds none."""
+    for name in ("b.mp3", "a.WAV", "notes.txt", "sub/c.m4a", ".d.wav", ".git/e.wav", "f.raw", "x.y.opus"):
+        (tmp_path / "talks" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "talks" / name).touch()
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "talks" / "pipe")
+    monkeypatch.chdir(tmp_path)
+    given = ["talks/notes.txt", "talks", "empty", "gone.wav", "./talks/b.mp3", str(tmp_path / "gone.wav")]
+    found, left_out = find_recordings(given)
+    assert [(str(recording.audio), recording.name) for recording in found] == [
+        ("talks/notes.txt", "notes"),  # whoever names a file gets it
+        ("talks/a.WAV", "a"),
+        ("talks/b.mp3", "b"),
+        ("talks/sub/c.m4a", "sub/c"),
+        ("talks/x.y.opus", "x.y"),
+        ("empty", "empty"),  # read later on, and refused there
+        ("gone.wav", "gone"),
+    ]
+    assert [str(path) for path in left_out] == ["talks/f.raw", "talks/notes.txt", "talks/pipe"]
+
+
+FFMPEG = {  # name: how it is made
+    "qta": "-c:a aac -f mov", "3ga": "-c:a aac -f mp4", "weba": "-c:a libopus -f webm", "mts": "-c:a aac -f mpegts",
+    "m2ts": "-c:a aac -f mpegts -mpegts_m2ts_mode 1", "ts": "-c:a mp2 -f mpegts", "vob": "-c:a mp2 -f vob",
+    "adts": "-c:a aac -f adts", "lame": "-b:a 64k -write_xing 0 -id3v2_version 0 -f mp3", "asf": "-c:a wmav2 -f asf",
+    "flv": "-c:a aac -f flv", "mka": "-c:a flac -f matroska", "caf": "-c:a pcm_s16le -f caf", "au": "-f au",
+    "wavpack": "-c:a wavpack -f wv", "tta": "-c:a tta -f tta", "ac3": "-c:a ac3 -f ac3", "oga": "-c:a flac -f ogg",
+}  # fmt: skip
+NO_SOUND = {
+    "cover.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256)) * 20,
+    "page.html": b"<!doctype html><title>404</title>" * 99,
+    "types.ts": b"export const GREETING: string = 'Good morning';\nGET(GREETING);\n" * 99,
+    "photo.heic": b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(5000),
+    "weights": np.random.default_rng(0).bytes(50000),
+    "picture.webp": b"RIFF\x10\x27\0\0WEBPVP8 " + bytes(9999),
+    "list.m3u8": b"#EXTM3U\nhttp://127.0.0.1:9/a.ts\n",
+    "utf16.txt": "notes\n".encode("utf-16") * 99,
+    "zeros": bytes(5000),
+    "nothing": b"",
+}
+
+
+def test_files_are_told_by_their_content_whatever_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "source.wav"
+    source.write_bytes(tone(440, 44100, 1, 1.0, "WAV"))
+    for name, options in FFMPEG.items():
+        subprocess.run(
+            [find_ffmpeg(), "-v", "error", "-i", source, *options.split(), tmp_path / "in" / name], check=True
+        )
+        (tmp_path / "in" / name).rename(tmp_path / "in" / (f"a.{name}" if name in ("ts", "qta") else name))
+    for name, data in NO_SOUND.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    monkeypatch.setenv("PATH", "")  # no program is asked
+    found, left_out = find_recordings([str(tmp_path / "in")])
+    assert {path.name for path in left_out} == NO_SOUND.keys()
+    assert len(found) == len(FFMPEG)
+    monkeypatch.undo()
+    assert all(len(np.concatenate(list(read_blocks(recording.audio, 16000)))) > 15000 for recording in found)
+
+
+# --- three formats
+
+
+def test_text_is_a_line_a_passage() -> None:
+    assert format_transcript("text", AUDIO, PASSAGES) == "ciao a tutti\nè così\n"
+    assert format_transcript("text", AUDIO, PASSAGES, named=True) == f"{AUDIO}\tciao a tutti\n{AUDIO}\tè così\n"
+    assert format_transcript("text", AUDIO, []) == ""
+
+
+def test_json_lines_have_nemos_names_and_the_text_as_it_is() -> None:
+    first, second = map(json.loads, format_transcript("jsonl", AUDIO, PASSAGES).splitlines())
+    assert first == {"audio_filepath": str(AUDIO), "offset": 0.0, "duration": 4.5, "pred_text": "ciao a tutti"}
+    assert second == {"audio_filepath": str(AUDIO), "offset": 4.5, "duration": 5.25, "pred_text": " è così"}
+    assert "è" in format_transcript("jsonl", AUDIO, PASSAGES)
+
+
+def test_a_name_that_is_no_utf8_does_not_spoil_the_json() -> None:
+    odd = Path(os.fsdecode(b"caf\xe9.wav"))
+    assert (
+        json.loads(format_transcript("jsonl", odd, PASSAGES).encode().splitlines()[0])["audio_filepath"]
+        == "caf\ufffd.wav"
+    )
+
+
+def test_subtitles_by_hand() -> None:
+    assert format_transcript("srt", AUDIO, PASSAGES) == (
+        "1\n00:00:00,500 --> 00:00:01,500\nciao a tutti\n\n"  # a second at least
+        "2\n00:00:06,000 --> 00:00:07,000\nè così\n"
+    )
+    late = [Word("ora", 3661.25, 3661.5), Word("basta", 3661.6, 3662.9996)]
+    assert format_srt(late, 3662.5) == "1\n01:01:01,250 --> 01:01:02,500\nora basta\n"
+    assert format_srt([], 10.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        ([Word("a", 0, 1), Word("b", 1.9, 2)], ["a b"]),
+        ([Word("a", 0, 1), Word("b", 2.1, 3)], ["a", "b"]),  # a pause
+        ([Word("a", 0, 3.5), Word("b", 3.6, 7), Word("c", 7.01, 7.1)], ["a b", "c"]),  # 7 s
+        ([Word("x" * 41, i, i + 0.9) for i in range(3)], [f"{'x' * 41} {'x' * 41}", "x" * 41]),  # two lines
+        ([Word("x" * 90, 0, 1), Word("b", 1, 2), Word("c", 2, 3)], [f"{'x' * 90} b c"]),  # not divided
+    ],
+)  # fmt: skip
+def test_what_begins_a_new_cue(words: list[Word], texts: list[str]) -> None:
+    assert [" ".join(word.text for word in cue) for cue in make_cues(words)] == texts
+
+
+steps = st.tuples(st.integers(1, 4000), st.integers(20, 3000), st.text("aè'", min_size=1, max_size=WIDTH))
+
+
+@settings(derandomize=True, deadline=None, database=None)
+@given(st.lists(steps, max_size=60))
+def test_cues_hold_every_word_once_and_neither_overlap_nor_overflow(steps: list[tuple[int, int, str]]) -> None:
+    """Words of up to 3 s with up to 4 s between them, in milliseconds."""
+    words, now = [], 0
+    for pause, length, text in steps:
+        words.append(Word(text, (now + pause) / 1000, (now + pause + length) / 1000))
+        now += pause + length
+    found = parse(format_srt(words, now / 1000))
+    assert [word for *_, lines in found for word in " ".join(lines).split()] == [word.text for word in words]
+    assert all(len(lines) <= LINES and max(map(len, lines)) <= WIDTH for *_, lines in found)
+    assert all(start < end <= start + MAX_CUE_S + 1e-6 for start, end, _ in found)
+    times = [time for start, end, _ in found for time in (start, end)]
+    assert times == sorted(times)
+    assert not times or times[-1] <= now / 1000
+
+
+# --- finished
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> list[Recording]:
+    """Three files with something in them."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.wav", "b.wav", "sub/a.mp3"):
+        (tmp_path / "in" / name).write_text(name)
+    return find_recordings([str(tmp_path / "in")])[0]
+
+
+def test_what_is_written_is_not_left(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    finished = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    assert finished.start(talks) == talks
+    finished.write(talks[0], "uno\n", whole=True)
+    finished.write(talks[1], "due\n", whole=False)
+    finished.write(talks[2], "tre\n", whole=True)
+    assert (tmp_path / "out" / "sub" / "a.txt").read_text() == "tre\n"
+    (tmp_path / "out" / "a.txt").write_text("corrected by hand\n")
+
+    again = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    assert again.start(talks) == [talks[1]], "a damaged recording is asked again"
+    assert (tmp_path / "out" / "a.txt").read_text() == "corrected by hand\n"
+    assert TranscriptFolder(tmp_path / "out", "srt", "model 1").start(talks) == talks, (
+        "another format has its own files"
+    )
+    (tmp_path / "out" / "a.txt").unlink()
+    assert TranscriptFolder(tmp_path / "out", "text", "model 1").start(talks) == talks[:2]
+
+
+def test_a_transcript_that_was_corrected_is_never_replaced(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    finished = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    for recording in talks:
+        finished.write(recording, "uno\n", whole=False)
+    (tmp_path / "out" / "a.txt").write_text("corrected\n")
+    again = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    assert again.start(talks) == talks[1:], "of a damaged recording, unless its text was changed"
+    assert again.changed == [tmp_path / "out" / "a.txt"]
+    (tmp_path / "out" / "b.txt").write_text("corrected while the next run was at work\n")
+    with pytest.raises(UserError, match=r"b\.txt has appeared or was changed meanwhile; it is left as it is"):
+        again.write(talks[1], "due\n", whole=True)
+    again.write(talks[2], "tre\n", whole=True)
+    texts = [(tmp_path / "out" / name).read_text() for name in ("a.txt", "b.txt", "sub/a.txt")]
+    assert texts == ["corrected\n", "corrected while the next run was at work\n", "tre\n"]
+    third = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    assert third.start(talks) == []
+
+
+def test_a_transcript_is_known_on_either_side_of_a_kill(tmp_path: Path, talks: list[Recording]) -> None:
+    """The log is written first: where the process is killed then, the older text is still its own."""
+    (tmp_path / "out").mkdir()
+    first = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    first.write(talks[0], "uno\n", whole=False)
+    second = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    second.start(talks)
+    second.write(talks[0], "due\n", whole=False)
+    for text in ("uno\n", "due\n"):
+        (tmp_path / "out" / "a.txt").write_text(text)
+        assert TranscriptFolder(tmp_path / "out", "text", "model 1").start(talks[:1]) == talks[:1]
+
+
+def test_a_log_of_before_knows_no_texts_and_nothing_is_replaced(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    TranscriptFolder(tmp_path / "out", "text", "model 1").write(talks[0], "uno\n", whole=False)
+    log = tmp_path / "out" / LOG
+    entry = json.loads(log.read_text())
+    del entry["texts"]
+    log.write_text(json.dumps(entry) + "\n[1]\n{}\nnull\n" + '{"transcript": ["a"]}\n' + "[" * 9999 + "\n")
+    again = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    assert again.start(talks[:1]) == [] and again.changed == [tmp_path / "out" / "a.txt"]
+
+
+def test_nothing_that_is_there_is_overwritten(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    finished = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    finished.write(talks[0], "uno\n", whole=True)
+    with pytest.raises(
+        UserError, match=r"a\.txt is there already .* by this model; delete it or name another --output"
+    ):
+        TranscriptFolder(tmp_path / "out", "text", "model 2").start(talks)
+    other = Recording(talks[1].audio, talks[0].name)
+    with pytest.raises(UserError, match=r"a\.txt is there already and not known as a transcript of .*b\.wav"):
+        TranscriptFolder(tmp_path / "out", "text", "model 1").start([other])
+    (tmp_path / "out" / "b.txt").write_text("notes\n")
+    with pytest.raises(UserError, match=r"b\.txt is there already"):
+        TranscriptFolder(tmp_path / "out", "text", "model 1").start(talks)
+    assert (tmp_path / "out" / "b.txt").read_text() == "notes\n"
+
+
+def test_two_recordings_with_one_transcript_are_refused(tmp_path: Path, talks: list[Recording]) -> None:
+    given = [str(recording.audio) for recording in talks]
+    with pytest.raises(UserError, match=r"in/a\.wav and .*sub/a\.mp3 would both be written to .*out/a\.jsonl"):
+        TranscriptFolder(tmp_path / "out", "jsonl", "model").start(find_recordings(given)[0])
+
+
+def test_a_log_cut_short_by_a_crash_keeps_its_whole_lines(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    TranscriptFolder(tmp_path / "out", "text", "model").write(talks[0], "uno\n", whole=True)
+    with (tmp_path / "out" / LOG).open("a") as log:
+        log.write('{"transcript": "b.txt", "aud')
+    (tmp_path / "out" / ".finetuning-99999999-0123456789abcdef-b.txt").write_text("half")
+    again = TranscriptFolder(tmp_path / "out", "text", "model")
+    assert again.start(talks) == talks[1:]
+    again.write(talks[1], "due\n", whole=True)
+    assert TranscriptFolder(tmp_path / "out", "text", "model").start(talks) == [talks[2]]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [LOG, "a.txt", "b.txt"]
