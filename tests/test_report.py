@@ -224,6 +224,18 @@ def test_the_paper_says_better_or_worse_only_of_runs_that_lie_apart():
     assert told(recipes)["recipes"]["variants"]["0 frozen epochs"]["beside"] == "overlaps"
 
 
+def test_the_recipes_do_not_change_with_the_demo(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from recipes import LONG, VARIANTS
+
+    assert set(VARIANTS) == set(RECIPES)
+    demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))["training"]
+    stated = {override.partition("=")[0].removeprefix("training.") for override in LONG}
+    assert demo.keys() - stated == {"output", "workers", "accelerator"}
+    training = load_config("configs/demo.yaml", list(VARIANTS["0 frozen epochs"])).training
+    assert (training.max_epochs, training.frozen_epochs, training.optimizer.lr) == (36, 0, 3e-3)
+
+
 def test_seeds_are_drawn_where_a_language_model_was_measured():
     recipes = made_up("demo")
     without = copy.deepcopy(recipes)
