@@ -12,12 +12,13 @@ from wording import DECODINGS, RECIPES, short, spread
 def seeds(measured: dict) -> str:
     """Return the demo's word error rates over seeds; `measured` as in results/reference/recipes.json."""
     variants = measured["variants"]
+    long = variants["warm"]["runs"][0]["epochs"]
     rates = [
         f"**{spread(variants[variant], key)}** {when}"
         for variant, key, when in (
-            ("warm", "wer", "after fine-tuning"),
-            ("warm", "lm_wer", "with the language model"),
-            ("from scratch", "wer", "when trained from scratch, without the English model"),
+            ("demo", "wer", "after fine-tuning"),
+            ("demo", "lm_wer", "with the language model"),
+            ("from scratch", "wer", f"when trained from scratch, without the English model, for {long} epochs"),
         )
         if variant in variants and key in variants[variant]["mean"]
     ]
@@ -218,12 +219,13 @@ def recipes(of: dict) -> str:
         rates = [spread(found, key) for key in ("wer", "cer")]
         epochs = ", ".join(str(run["reached"] or "never") for run in found["runs"])
         lines.append(f"| {RECIPES[variant]} | {' | '.join(rates)} | {epochs} |")
-    demo = of["variants"]["warm"]
-    usual = demo["runs"][0]["epochs"]
-    others = any(found["runs"][0]["epochs"] != usual for found in of["variants"].values())
+    demo = of["variants"]["demo"]
+    epochs = {variant: found["runs"][0]["epochs"] for variant, found in of["variants"].items()}
+    short_run, usual = epochs.pop("demo"), epochs["warm"]
     about = (
         f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
-        f"{usual} epochs each{', more where there are fewer utterances' if others else ''}."
+        f"the demo {short_run} epochs, the others {usual}"
+        f"{', more where there are fewer utterances' if set(epochs.values()) != {usual} else ''}."
     )
     if "lm_wer" in demo["mean"]:
         wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))
