@@ -53,7 +53,7 @@ demo-scratch: demo
 		evaluation.results=results/demo_scratch $(GREEDY)
 
 test: .venv/.complete
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/.complete
 	.venv/bin/ruff check

@@ -16,6 +16,8 @@ if sys.version_info >= (3, 13):
     collect_ignore_glob += ["*/language_model/*", *(f"*test_{name}.py" for name in of_flashlight)]
 if sys.version_info < (3, 11, 4):
     collect_ignore_glob += ["*test_mozilla_data_collective.py"]
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process of tests, and for what it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
