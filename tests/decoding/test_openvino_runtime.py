@@ -191,11 +191,11 @@ def test_on_a_full_disk_the_model_runs_in_torch_and_nothing_is_left(
 
 
 def test_two_that_export_at_once_leave_one_whole_file(path: Path) -> None:
-    from finetuning.decoding.openvino_runtime import HASH, _export, load_network
+    from finetuning.decoding.openvino_runtime import HASH_DIGITS, _export, load_network
     from finetuning.files import sha256
 
     model = restored(path)
-    export = path.with_name(f"{path.stem}.{sha256(path)[:HASH]}.onnx")
+    export = path.with_name(f"{path.stem}.{sha256(path)[:HASH_DIGITS]}.onnx")
     forked = multiprocessing.get_context("fork")  # torch computes in one thread here
     both = [forked.Process(target=_export, args=(model, path, export)) for _ in range(2)]
     for process in both:
