@@ -79,8 +79,10 @@ def main() -> None:
     from finetuning.evaluation import results, slices
     from finetuning.language_model import kenlm
 
-    sources = results.row_names(config)
     with_lm = config.evaluation.decoder == "lm"
+    if with_lm:
+        kenlm.require_flashlight()
+    sources = results.row_names(config)
     test = read_data(manifest_path(experiment.manifest_folder(config), "test"))
     groups = slices.make_groups(test.utterances, read_training(test.folder), config.evaluation.topics)
     print(f"{config.name}: {len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)")

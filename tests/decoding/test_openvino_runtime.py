@@ -213,6 +213,7 @@ def test_a_signal_is_survived_when_networks_have_come_and_gone(path: Path) -> No
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / "Fine_tuning")!r})
+import finetuning.startup  # as in the scripts: torch's threads sleep while they wait, on a busy machine they would spin
 from pathlib import Path
 from finetuning.decoding.inference import prepare_for_inference
 from finetuning.decoding.openvino_runtime import load_network
@@ -225,5 +226,5 @@ while networks:
 signal.signal(signal.SIGINT, lambda *_: print("handled"))
 os.kill(os.getpid(), signal.SIGINT)
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
     assert (ended.returncode, ended.stdout.strip()) == (0, "handled"), ended.stderr[-2000:]

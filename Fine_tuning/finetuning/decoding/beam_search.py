@@ -14,14 +14,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions, SmearingMode, Trie
 
 from finetuning.config.schema import resolve_path
 from finetuning.decoding.greedy import ctc_collapse, greedy_path
 from finetuning.errors import UserError
 from finetuning.language_model.kenlm import UNKNOWN, find_language_model, load_kenlm
+
+if TYPE_CHECKING:
+    from flashlight.lib.text.decoder import Trie
 
 BEAM_THRESHOLD = 25.0  # a hypothesis this much worse than the best of its frame is dropped
 MAX_TOKENS = 16  # tokens tried in a frame, the most probable ones
@@ -85,11 +88,13 @@ class BeamSearch:
         """Return the text of the best hypothesis; `log_probs`: (T, vocabulary + 1)."""
         return " ".join(ctc_collapse(self.decode(log_probs, settings), self.vocabulary).split())
 
-    def _make_trie(self, spellings: Iterable[str]) -> Trie:
+    def _make_trie(self, spellings: Iterable[str]) -> "Trie":
         """Return a trie of the spellings, each with the space that ends it and the score of its words without context.
 
         An unknown word ends with a space of its own, which `_search` charges unknown_score for.
         """
+        from flashlight.lib.text.decoder import SmearingMode, Trie
+
         trie, unknown = Trie(len(self.vocabulary) + 2, self.index[" "]), self.dictionary.get_index(UNKNOWN)
         unknown_lm_score = self.lm.score(self.start, unknown)[1]
         for spelling in spellings:
@@ -102,13 +107,15 @@ class BeamSearch:
         trie.smear(SmearingMode.MAX)
         return trie
 
-    def _search(self, trie: Trie, log_probs: np.ndarray, settings: Settings, max_tokens: int) -> list[np.ndarray]:
+    def _search(self, trie: "Trie", log_probs: np.ndarray, settings: Settings, max_tokens: int) -> list[np.ndarray]:
         """Return paths, (T,), the best first.
 
         A frame is appended in which the space that ends the last word is free, and a column for the space that ends an
         unknown word. flashlight's own unknown_score would apply to any beginning of a word in the trie, without a space
         behind it, so it is off.
         """
+        from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions
+
         frames, blank, space = len(log_probs), len(self.vocabulary), self.index[" "]
         padded = np.full((frames + 1, blank + 2), -math.inf, dtype=np.float32)
         padded[:frames, : blank + 1] = log_probs

@@ -47,7 +47,7 @@ def load_network(model: EncDecCTCModel, path: Path) -> "openvino.CompiledModel |
         reason = "what NeMo exports of it computes something else"
     except Exception as error:  # of NeMo, torch, ONNX or the disk: torch runs any model
         reason = next(iter(printable(str(error)).strip().splitlines()), "") or type(error).__name__
-    print(f"{path.name} runs in torch, which is slower: its export cannot be used ({reason})", file=sys.stderr)
+    print(f"{path.name} runs in torch, which is slower, for its export cannot be used: {reason}", file=sys.stderr)
     return None
 
 

@@ -62,7 +62,7 @@ def _footnotes(row: Result) -> list[str]:
         letters = " ".join(row["letters_missing"])
         nemo = nemo and f"{nemo}: it drops these letters from the references."
         footnotes.append(
-            f"The loss is over the letters this model has; it lacks: {letters}. CER and WER are over all.{nemo}"
+            f"The vocabulary lacks: {letters}. The loss is over the letters it has, CER and WER over all.{nemo}"
         )
     elif nemo:
         footnotes.append(f"{nemo.strip()}: it drops the space before an apostrophe from the hypotheses.")
@@ -80,11 +80,11 @@ def _interval_note(rows: Sequence[Result]) -> str:
     if not resampled:
         return ""
     units = " or ".join(f"{count:,} {kind}" for kind, count in resampled)
-    few = [kind for kind, count in resampled if count < FEW_UNITS]
+    few = any(count < FEW_UNITS for _, count in resampled)
     return (
-        f"In brackets: 95 % interval, bootstrap with {RESAMPLES:,} resamples of {units}"
-        + (f"; approximate, likely too narrow: few {' and '.join(few)}." if few else ".")
-        + (" No two speakers are named: the interval may be too narrow." if "utterances" in dict(resampled) else "")
+        f"In brackets: 95 % interval, bootstrap with {RESAMPLES:,} resamples of {units}."
+        + (" With so few, it is approximate and likely too narrow." if few else "")
+        + (" No two speakers are named: it may be too narrow." if "utterances" in dict(resampled) else "")
     )
 
 
