@@ -2,8 +2,8 @@
 
     python Fine_tuning/evaluate.py [--config FILE] [section.key=value …]
 
-Each model of evaluation.models runs over the test manifest once. Interrupted and started again, it goes on; what is
-finished is not run again.
+Each model of evaluation.models is run over the test manifest once. Rerun the same command to resume after an
+interruption; what is finished is not computed again.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -26,38 +26,32 @@ from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config
 from finetuning.data.manifest import Utterance, manifest_path, read_manifest
-from finetuning.decoding import predictions
-from finetuning.decoding.predictions import Prediction
+from finetuning.decoding import prediction_cache, predictions
+from finetuning.decoding.predictions import ModelOutput
 from finetuning.errors import UserError, is_out_of_memory, printable, run_script
-from finetuning.files import code_fingerprint, ensure_writable_dir, exclusive_locks, read_json, sha256, write_json
+from finetuning.files import code_fingerprint, ensure_writable_dir, exclusive_locks, sha256, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from nemo.collections.asr.models import EncDecCTCModel
 
-    from finetuning.evaluation.results import Result
+    from finetuning.decoding.beam_search import BeamSearch, Settings
+    from finetuning.evaluation.results import Row
     from finetuning.evaluation.slices import Groups
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a row of the table is of."""
+    """A model to evaluate."""
 
-    name: str  # in the table
+    name: str  # of its row in the table
     path: Path
     sha256: str
-
-    @property
-    def beside(self) -> str:
-        """What the row is called of the same model decoded with the language model."""
-        from finetuning.evaluation.results import WITH_LM
-
-        return f"{self.name}{WITH_LM}"
 
 
 @dataclass(frozen=True)
 class Data:
-    """A manifest as it was read."""
+    """The utterances of a manifest, and the hash of the file they were read from."""
 
     manifest: Path
     sha256: str
@@ -65,142 +59,84 @@ class Data:
 
     @property
     def folder(self) -> Path:
-        """To which the wavs' paths are relative."""
+        """Return the folder that the wavs' paths are relative to."""
         return self.manifest.parent
+
+    @property
+    def hours(self) -> float:
+        """Return the duration of all utterances."""
+        return sum(utterance.duration for utterance in self.utterances) / 3600
 
     @cached_property
     def audio(self) -> str:
-        """The state of the wavs before they are read: another one after a wav has changed."""
-        return predictions.audio_state(self.utterances, self.folder)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table and what it is shown with."""
-
-    result: "Result"
-    resampled: "np.ndarray"  # WER and CER of each resample, (RESAMPLES, 2)
-    speed: str
+        """Return the state of the wavs when this is first asked for; a wav that changes has another state."""
+        return prediction_cache.audio_state(self.utterances, self.folder)
 
 
 def main() -> None:
-    """Evaluate what there is, print the tables, and end with an error when a model could not be evaluated."""
+    """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
     config = from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
     from finetuning.evaluation import results, slices
     from finetuning.language_model import kenlm
 
-    if config.evaluation.decoder == "lm":
+    with_lm = config.evaluation.decoder == "lm"
+    if with_lm:
         kenlm.require_flashlight()
-    named = results.row_names(config)
+    sources = results.row_names(config)
     test = read_data(manifest_path(experiment.manifest_folder(config), "test"))
     groups = slices.make_groups(test.utterances, read_training(test.folder), config.evaluation.topics)
-    hours = sum(utterance.duration for utterance in test.utterances) / 3600
-    print(f"{config.name}: {len(test.utterances):,} test utterances, {hours:.2f} h, {len(named)} model(s)")
-    if config.evaluation.decoder == "lm":
-        kenlm.find_language_model(config.language_model.output, config.file)  # before any model is run for nothing
+    print(f"{config.name}: {len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)")
+    if with_lm:
+        kenlm.find_language_model(config.language_model.output, config.file)  # fails early where there is none
 
-    missing: list[str] = []
+    failed: list[str] = []
     rows: list[Row] = []
     paths: dict[str, Path] = {}
-    for name, source in named.items():  # a download holds the models' folder, which may be one of those below
-        with not_in_vain(name, missing):
-            paths[name] = find(source, config)
+    for name, source in sources.items():  # before the locks: a download locks the models' folder, maybe one of those
+        with report_failure(name, failed):
+            paths[name] = find_model(source, config)
     folders = map(experiment.resolve_path, (config.evaluation.predictions, config.evaluation.results))
     with exclusive_locks(*map(ensure_writable_dir, folders)):
         for name, path in paths.items():
-            restore.cache_clear()  # two models need not fit into memory
-            with not_in_vain(name, missing):
+            restore.cache_clear()  # two models may not fit into memory
+            with report_failure(name, failed):
                 model = Model(name, path, sha256(path))
-                greedy = evaluated(model, test, config)
-                rows.append(row(model.name, greedy, test, groups, config))
-                if config.evaluation.decoder == "lm":
-                    named[model.beside] = named[name]
-                    with not_in_vain(model.beside, missing):
-                        found, settings = with_language_model(model, test, greedy, config)
-                        rows.append(row(model.beside, found, test, groups, config, settings))
+                greedy = predict(model, test, config)
+                rows.append(score_model(name, greedy, input_hashes(model, test), test, groups, config))
+                if with_lm:
+                    lm_name = results.lm_row_name(name)
+                    sources[lm_name] = sources[name]
+                    with report_failure(lm_name, failed):
+                        output, hashes, settings = predict_with_lm(model, test, greedy, config)
+                        rows.append(score_model(lm_name, output, hashes, test, groups, config, settings))
         if rows:
-            conclude(rows, named, test, config)
-    if missing:
-        raise UserError(f"not evaluated, for the reasons above: {', '.join(name for name in named if name in missing)}")
-
-
-def conclude(rows: list[Row], named: dict[str, str], test: Data, config: Config) -> None:
-    """Print the tables and write what is of all `rows` together; `named`: the model behind each of them."""
-    from finetuning.evaluation import report_page, results, slices
-
-    folder, found = experiment.resolve_path(config.evaluation.results), [row.result for row in rows]
-    compared = results.compare_models(found, [row.resampled for row in rows])
-    write_json(folder / f"{results.COMPARISONS}.json", compared)
-    print(f"\n{results.format_table(found, config.evaluation, compared)}\n\n{slices.format_slices(found)}")
-    if config.evaluation.decoder == "lm":
-        print(f"\n{results.format_decoder_table(found)}")
-    print(f"\nReal-time factor, processing time / duration of the audio: {', '.join(row.speed for row in rows)}.")
-    print(f"\nresults in {folder}, one file a model")
-    print(f"where they fail, utterance by utterance: {report_page.write_report(config, named, found, test.utterances)}")
-
-
-@contextmanager
-def not_in_vain(name: str, missing: list[str]) -> Iterator[None]:
-    """Whatever goes wrong with one row is said, and its `name` goes among the `missing`: the others have theirs."""
-    try:
-        yield
-    except BrokenPipeError:  # nobody reads the table
-        raise
-    except Exception as error:
-        if _is_interruption(error):
-            raise
-        print(f"\n{printable(f'{name} is not evaluated: {reason(error)}')}", file=sys.stderr)
-        missing.append(name)
-
-
-def reason(error: Exception) -> str:
-    """Why, in one sentence, whatever was raised."""
-    if isinstance(error, UserError):
-        return str(error)
-    if is_out_of_memory(error):
-        return "not enough memory; what is finished is kept: make some free, type it again"
-    if isinstance(error, OSError) and error.filename:
-        return f"cannot read or write {error.filename} ({error.strerror}); mend that, type it again"
-    said = next(iter(str(error).strip().splitlines()), "")
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno}); mend it or leave it out"
-
-
-def _is_interruption(error: BaseException | None) -> bool:
-    """Whether a library has made `error` of Ctrl-C or SIGTERM."""
-    while error:
-        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+            write_summary(rows, sources, test, config)
+    if failed:
+        raise UserError(
+            f"not evaluated, for the reasons above: {', '.join(name for name in sources if name in failed)}"
+        )
 
 
 def read_data(manifest: Path) -> Data:
-    """The manifest's utterances, each with a text to score against, and its hash."""
+    """Return the manifest's utterances and its hash; raise UserError where one has no text to score against."""
     before = sha256(manifest) if manifest.is_file() else ""
-    utterances = read_references(manifest)
-    if sha256(manifest) != before:
-        raise UserError(f"{manifest} was replaced while it was read; type the same command again")
-    return Data(manifest, before, utterances)
-
-
-def read_references(manifest: Path) -> list[Utterance]:
-    """The utterances of the test manifest, each with a text to score against."""
     utterances = read_manifest(manifest)
     for number, utterance in enumerate(utterances, start=1):
         if not utterance.text.strip():
             raise UserError(f"{manifest}, utterance {number} has an empty text to score against; run step 1 again")
-    return utterances
+    if sha256(manifest) != before:
+        raise UserError(f"{manifest} was replaced while it was read; rerun the same command")
+    return Data(manifest, before, utterances)
 
 
 def read_training(folder: Path) -> list[Utterance] | None:
-    """The utterances of the training manifest in `folder`; None where there is none."""
+    """Return the utterances of the training manifest in `folder`, None where there is none."""
     manifest = manifest_path(folder, "train")
     return read_manifest(manifest, check_audio=False) if manifest.is_file() else None
 
 
-def find(source: str, config: Config) -> Path:
-    """The model's file; UserError with the command that makes or fetches it."""
+def find_model(source: str, config: Config) -> Path:
+    """Return the model's file; raise UserError with the command that makes or fetches it."""
     from finetuning.model import pretrained
 
     made_by_step_2 = experiment.resolve_path(config.training.output) / f"{config.training.name}.nemo"
@@ -209,141 +145,208 @@ def find(source: str, config: Config) -> Path:
     return pretrained.locate_model(source, config.model)
 
 
-def evaluated(model: Model, data: Data, config: Config, part: str = "") -> list[Prediction]:
-    """The predictions by the best path: those that are stored, or one pass of the model over the utterances.
-
-    `part`: a folder beside the model's predictions for another manifest than the test set's.
-    """
-    from finetuning.evaluation import results
-
-    work = experiment.resolve_path(config.evaluation.predictions) / model.name / part
-    hashes = {"model": model.sha256, "manifest": data.sha256, "code": code_fingerprint("decoding.inference")}
-    inputs = {
-        "sha256": hashes,
-        "alphabet": config.text.alphabet,
-        "versions": results.package_versions(),
-        "audio": data.audio,
-    }
-    keeps, said = config.evaluation.decoder == "lm", f"{model.name}, {part}" if part else model.name
-    found, why = predictions.load_cached(work, inputs, data.utterances, keeps)
-    if found is not None:
-        print(f"{said}: model and manifest are as before, predictions are reused from {work}")
-        return found
-    if why:
-        print(f"{said}: predictions are made again ({why})")
-    restored = restore(model)
-    predictions.prepare_folder(work, inputs)
-    from finetuning.decoding.inference import run_inference
-
-    batch_size = config.evaluation.batch_size
-    found = run_inference(said, restored, model.path, data.utterances, data.folder, work, batch_size, keeps)
-    if predictions.audio_state(data.utterances, data.folder) != data.audio:
-        predictions.discard_predictions(work)
-        raise UserError(f"wavs of {data.manifest} were changed while they were read; type the same command again")
-    return found
-
-
-def with_language_model(
-    model: Model, test: Data, greedy: list[Prediction], config: Config
-) -> tuple[list[Prediction], dict[str, Any]]:
-    """The predictions by beam search with the language model, over the log-probabilities that `evaluated` has kept, and
-    its settings.
-
-    Its weights are tuned on the validation set once, for this model and this language model, and kept in decoder.json.
-    """
-    from finetuning.decoding import beam_search, weight_search
-    from finetuning.language_model import kenlm
-
-    *_, hashes = kenlm.find_language_model(config.language_model.output, config.file)
-    folder = experiment.resolve_path(config.evaluation.predictions)
-    work = folder / model.beside
-    validation = read_data(manifest_path(test.folder, "validation"))
-    tuned_on = replace(validation, utterances=weight_search.sample_utterances(validation.utterances))
-    made_from = {**hashes, "model": model.sha256, "manifest": test.sha256, "validation": validation.sha256}
-    made_from["code"] = code_fingerprint("decoding.inference", "decoding.weight_search")
-    audio = {"test": test.audio, "validation": tuned_on.audio}
-    inputs = {"sha256": made_from, "versions": {"flashlight-text": version("flashlight-text")}, "audio": audio}
-    found, why = predictions.load_cached(work, inputs, test.utterances)
-    if found is not None and weight_search.is_decoder_current(
-        work / weight_search.DECODER, made_from, audio["validation"]
-    ):
-        print(f"{work.name}: model, language model and manifests are as before, predictions are reused from {work}")
-        return found, asdict(weight_search.read_decoder(work / weight_search.DECODER)[0])
-    if why:
-        print(f"{work.name}: predictions are made again ({why})")
-    predictions.prepare_folder(work, inputs)
-    letters = predictions.read_vocabulary(folder / model.name)
-    write_json(work / predictions.VOCABULARY, letters)
-    search = beam_search.load_beam_search(config.language_model.output, config.file, letters, hashes)
-    if not weight_search.is_decoder_current(work / weight_search.DECODER, made_from, audio["validation"]):
-        heard = evaluated(model, tuned_on, config, "validation")
-        settings, trials = weight_search.search_weights(
-            search, frames_of(model, tuned_on, config, "validation"), heard, work.name
-        )
-        record = weight_search.decoder_record(config, settings, trials, heard, made_from, audio["validation"])
-        write_json(work / weight_search.DECODER, record)
-    settings, *_ = weight_search.read_decoder(work / weight_search.DECODER)
-    return weight_search.decode_utterances(search, settings, frames_of(model, test, config), greedy, work), asdict(
-        settings
-    )
-
-
-def frames_of(model: Model, data: Data, config: Config, part: str = "") -> "list[np.ndarray]":
-    """The log-probabilities that `evaluated` has kept; damaged ones are made again."""
-    work = experiment.resolve_path(config.evaluation.predictions) / model.name / part
-    try:
-        return predictions.read_log_probs(work)
-    except UserError as error:
-        print(f"{str(error).partition(';')[0]}; it is made again")
-        predictions.discard_predictions(work)
-        evaluated(model, data, config, part)
-        return predictions.read_log_probs(work)
-
-
-def row(
-    name: str,
-    found: list[Prediction],
-    test: Data,
-    groups: "Groups",
-    config: Config,
-    settings: dict[str, Any] | None = None,
-) -> Row:
-    """The row called `name` with all that stands behind it; `settings` of the beam search that found the texts."""
-    from finetuning.evaluation import bootstrap, results, scoring, slices
-
-    work = experiment.resolve_path(config.evaluation.predictions) / name
-    letters, inputs = predictions.read_vocabulary(work), read_json(work / predictions.INPUTS)
-    needed = set(config.text.alphabet).union(*(utterance.text for utterance in test.utterances))
-    units, hours = (
-        bootstrap.resampling_units(test.utterances),
-        sum(utterance.duration for utterance in test.utterances) / 3600,
-    )
-    score = scoring.score_predictions(tqdm(found, desc="scoring", unit=" utterances", delay=2, leave=False))
-    resampled = bootstrap.resample(score, units)
-    nemo = None if settings else results.round_or_none(scoring.nemo_word_error_rate(found, score, letters))
-    result = {
-        **results.make_result(name, score, hours, "".join(sorted(needed - set(letters))), inputs["sha256"]),
-        **results.interval_fields(resampled, units),
-        "nemo_wer": nemo,
-        **results.dataset_origin(experiment.manifest_folder(config)),
-        "slices": slices.score_slices(groups, score),
-    }
-    if settings:
-        result["decoder"] = {"name": "lm", **settings}
-    results.write_result(experiment.resolve_path(config.evaluation.results), result)
-    return Row(result, resampled, results.format_real_time_factor(name, predictions.read_timing(work)))
-
-
 @lru_cache(maxsize=1)
 def restore(model: Model) -> "EncDecCTCModel":
-    """The model of its file; UserError where that was replaced after its hash was taken."""
+    """Return the restored model; raise UserError where its file was replaced after its hash was taken."""
     print(f"loading {model.path.name} (NeMo takes a while)")
     from finetuning.model import ctc_model
 
     restored = ctc_model.restore_model(model.path)
     if sha256(model.path) != model.sha256:
-        raise UserError(f"{model.path} was replaced while it was read; type the same command again")
+        raise UserError(f"{model.path} was replaced while it was read; rerun the same command")
     return restored
+
+
+def input_hashes(model: Model, data: Data) -> dict[str, str]:
+    """Return the hashes of all that greedy predictions depend on, but for the wavs."""
+    return {"model": model.sha256, "manifest": data.sha256, "code": code_fingerprint("decoding.inference")}
+
+
+def output_folder(model: Model, config: Config, part: str = "") -> Path:
+    """Return the folder of a model's predictions; `part`: of another manifest than the test set's."""
+    return experiment.resolve_path(config.evaluation.predictions) / model.name / part
+
+
+def predict(model: Model, data: Data, config: Config, part: str = "") -> ModelOutput:
+    """Return the greedy predictions: the saved ones, or those of one pass of the model over the utterances.
+
+    `part`: the folder beside the model's predictions for another manifest than the test set's.
+    """
+    from finetuning.evaluation import results
+
+    work, name = output_folder(model, config, part), f"{model.name}, {part}" if part else model.name
+    inputs = {
+        "sha256": input_hashes(model, data),
+        "alphabet": config.text.alphabet,
+        "versions": results.package_versions(),
+        "audio": data.audio,
+    }
+    save_log_probs = config.evaluation.decoder == "lm"
+    cached, reason = prediction_cache.load_cached(work, inputs, data.utterances, save_log_probs)
+    if cached:
+        print(f"{name}: model and manifest are as before, predictions are reused from {work}")
+        return cached
+    if reason:
+        print(f"{name}: predictions are made again ({reason})")
+    restored = restore(model)
+    prediction_cache.prepare_folder(work, inputs)
+    from finetuning.decoding.inference import run_inference
+
+    batch_size = config.evaluation.batch_size
+    output = run_inference(name, restored, model.path, data.utterances, data.folder, work, batch_size, save_log_probs)
+    if prediction_cache.audio_state(data.utterances, data.folder) != data.audio:
+        prediction_cache.discard_predictions(work)
+        raise UserError(f"wavs of {data.manifest} were changed while they were read; rerun the same command")
+    return output
+
+
+def predict_with_lm(
+    model: Model, test: Data, greedy: ModelOutput, config: Config
+) -> tuple[ModelOutput, dict[str, str], "Settings"]:
+    """Return the predictions by beam search with the language model, the hashes of their inputs, and the settings.
+
+    The search is over the log-probabilities that `predict` has saved. Its weights are tuned on the validation set once
+    for this model and this language model, and saved in decoder.json.
+    """
+    from finetuning.decoding import beam_search, weight_search
+    from finetuning.evaluation import results
+    from finetuning.language_model import kenlm
+
+    *_, lm_hashes = kenlm.find_language_model(config.language_model.output, config.file)
+    name = results.lm_row_name(model.name)
+    work = experiment.resolve_path(config.evaluation.predictions) / name
+    validation = read_data(manifest_path(test.folder, "validation"))
+    sample = replace(validation, utterances=weight_search.sample_utterances(validation.utterances))
+    hashes = {**lm_hashes, "model": model.sha256, "manifest": test.sha256, "validation": validation.sha256}
+    hashes["code"] = code_fingerprint("decoding.inference", "decoding.weight_search")
+    audio = {"test": test.audio, "validation": sample.audio}
+    inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}, "audio": audio}
+    cached, reason = prediction_cache.load_cached(work, inputs, test.utterances)
+    settings = weight_search.read_current_settings(work / predictions.DECODER, hashes, sample.audio)
+    if cached and settings:
+        print(f"{name}: model, language model and manifests are as before, predictions are reused from {work}")
+        return cached, hashes, settings
+    if reason:
+        print(f"{name}: predictions are made again ({reason})")
+    prediction_cache.prepare_folder(work, inputs)
+    write_json(work / predictions.VOCABULARY, greedy.vocabulary)
+    search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
+    settings = settings or tune(search, model, sample, hashes, work, config)
+    log_probs = read_log_probs(model, test, config)
+    return weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work), hashes, settings
+
+
+def tune(
+    search: "BeamSearch", model: Model, sample: Data, hashes: dict[str, str], work: Path, config: Config
+) -> "Settings":
+    """Return the settings that are best on the validation `sample`, and write them to decoder.json in `work`."""
+    from finetuning.decoding import weight_search
+
+    greedy = predict(model, sample, config, "validation").predictions
+    log_probs = read_log_probs(model, sample, config, "validation")
+    settings, trials = weight_search.search_weights(search, log_probs, [p.text for p in greedy], work.name)
+    record = weight_search.decoder_record(config, settings, trials, greedy, hashes, sample.audio)
+    write_json(work / predictions.DECODER, record)
+    return settings
+
+
+def read_log_probs(model: Model, data: Data, config: Config, part: str = "") -> "list[np.ndarray]":
+    """Return the log-probabilities that `predict` has saved; where they are damaged, the model is run again."""
+    work = output_folder(model, config, part)
+    try:
+        return predictions.read_log_probs(work)
+    except UserError as error:
+        print(f"{str(error).partition(';')[0]}; it is made again")
+        prediction_cache.discard_predictions(work)
+        predict(model, data, config, part)
+        return predictions.read_log_probs(work)
+
+
+def score_model(
+    name: str,
+    output: ModelOutput,
+    hashes: dict[str, str],
+    test: Data,
+    groups: "Groups",
+    config: Config,
+    settings: "Settings | None" = None,
+) -> "Row":
+    """Return the row `name` of the table, and write its result; `settings`: of the beam search, None for greedy."""
+    from finetuning.evaluation import bootstrap, results, results_table, scoring, slices
+
+    characters = set(config.text.alphabet).union(*(utterance.text for utterance in test.utterances))
+    missing = "".join(sorted(characters - set(output.vocabulary)))
+    units = bootstrap.resampling_units(test.utterances)
+    bar = tqdm(output.predictions, desc="scoring", unit=" utterances", delay=2, leave=False)
+    score = scoring.score_predictions(bar)
+    resampled = bootstrap.resample(score, units)
+    nemo_wer = None if settings else scoring.nemo_word_error_rate(output.predictions, score, output.vocabulary)
+    result = {
+        **results.make_result(name, score, test.hours, missing, hashes),
+        **results.interval_fields(resampled, units),
+        "nemo_wer": results.round_or_none(nemo_wer),
+        **results.dataset_origin(experiment.manifest_folder(config)),
+        "slices": slices.score_slices(groups, score),
+    }
+    if settings:
+        result["decoder"] = {"name": "lm", **asdict(settings)}
+    results.write_result(experiment.resolve_path(config.evaluation.results), result)
+    speed = results_table.format_real_time_factor(name, output.timing)
+    return results.Row(result, output.predictions, score, resampled, speed)
+
+
+def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config: Config) -> None:
+    """Print the tables, and write the comparisons and the report page; `sources`: the model behind each row."""
+    from finetuning.evaluation import report_page, results, results_table, slices
+
+    folder, found = experiment.resolve_path(config.evaluation.results), [row.result for row in rows]
+    comparisons = results.compare_models(found, [row.resampled for row in rows])
+    write_json(folder / f"{results.COMPARISONS}.json", comparisons)
+    print(f"\n{results_table.format_table(found, config.evaluation, comparisons)}\n\n{slices.format_slices(found)}")
+    if config.evaluation.decoder == "lm":
+        print(f"\n{results_table.format_decoder_table(found)}")
+    speeds = ", ".join(row.real_time_factor for row in rows)
+    print(f"\nReal-time factor, processing time / duration of the audio: {speeds}.")
+    print(f"\nresults in {folder}, one file a model")
+    page = report_page.write_report(config, sources, rows, test.utterances, comparisons)
+    print(f"where they fail, utterance by utterance: {page}")
+
+
+@contextmanager
+def report_failure(name: str, failed: list[str]) -> Iterator[None]:
+    """Print why row `name` could not be evaluated and add it to `failed`, so that the other rows are."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads the table
+        raise
+    except Exception as error:
+        if _is_interruption(error):
+            raise
+        print(f"\n{printable(f'{name} is not evaluated: {describe_failure(error)}')}", file=sys.stderr)
+        failed.append(name)
+
+
+def describe_failure(error: Exception) -> str:
+    """Return the reason in one sentence, whatever was raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "not enough memory; what is finished is kept: free some memory and rerun the same command"
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot read or write {error.filename} ({error.strerror}); fix this and rerun"
+    message = next(iter(str(error).strip().splitlines()), "")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {message} ({where}); fix this or leave the model out"
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Return whether a library has turned Ctrl-C or SIGTERM into `error`."""
+    while error:
+        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

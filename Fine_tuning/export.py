@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Gather, write and check; then push or say how."""
-    arguments = typed()
+    arguments = command_line()
     config = load_config(arguments.config, arguments.overrides)
     from finetuning.export import card_metadata, model_card
 
@@ -62,8 +62,8 @@ def main() -> None:
             print(f"Nothing was sent. These {len(files)} files go to the hub, for everybody to see, with:\n  {again}")
 
 
-def typed() -> argparse.Namespace:
-    """What was typed; UserError for a licence the hub does not know and for what is not OWNER/NAME."""
+def command_line() -> argparse.Namespace:
+    """Return the arguments; raise UserError for a licence the hub does not know and for what is not OWNER/NAME."""
     parser = config_parser(__doc__)
     parser.add_argument(
         "--license",
@@ -91,7 +91,7 @@ def typed() -> argparse.Namespace:
 
 
 def validate_repository(repository: str) -> None:
-    """UserError when it is not of the form OWNER/NAME."""
+    """Raise UserError when `repository` is not of the form OWNER/NAME."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -107,13 +107,13 @@ def validate_repository(repository: str) -> None:
 
 
 def command(script: str, arguments: argparse.Namespace, *more: str) -> str:
-    """What to type for the same experiment."""
+    """Return the command that runs `script` on the same experiment."""
     own = ["--config", arguments.config, *arguments.overrides, *more]
     return f"python Fine_tuning/{script} {shlex.join(own)}"
 
 
 def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "TrainedModel":
-    """What the three steps say of `model`; UserError with what to type where one of them is not of this model."""
+    """Return what the three steps recorded of `model`; raise UserError with the command to run where one is missing."""
     from finetuning.export.trained_model import TrainedModel, read_network
     from finetuning.metrics.history import read_metrics
     from finetuning.training import run_record
@@ -130,7 +130,7 @@ def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Train
         raise UserError(f"there is no dataset in {data}; make it with: {command('dataset_creation.py', arguments)}")
     if record["made_from"].get("train_manifest") != sha256(train):
         raise UserError(f"{model} was trained on other data than {train}; train another one on them: {again}")
-    rows = list(evaluated(model, record["model"], config, arguments))
+    rows = list(read_results(model, record["model"], config, arguments))
     stated = record["config"].get("evaluation")
     notes = (config.evaluation.note, stated.get("note") if isinstance(stated, dict) else "")
     return TrainedModel(
@@ -141,13 +141,13 @@ def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Train
         dataset=dataset,
         metrics=read_metrics(model.parent / "metrics.csv"),
         rows=rows,
-        compared=compared(rows, config),
+        compared=read_comparisons(rows, config),
         synthetic=any("synthetic" in str(note).lower() for note in notes),
     )
 
 
-def evaluated(model: Path, digest: str, config: Config, arguments: argparse.Namespace) -> Iterator["Result"]:
-    """The results of `model` on the test set as it is: by the best path and, where there are some, with +LM."""
+def read_results(model: Path, digest: str, config: Config, arguments: argparse.Namespace) -> Iterator["Result"]:
+    """Yield the results of `model` on the present test set: greedy and, if any, with the language model."""
     from finetuning.evaluation import results
 
     test = manifest_path(experiment.manifest_folder(config), "test")
@@ -168,8 +168,8 @@ def evaluated(model: Path, digest: str, config: Config, arguments: argparse.Name
         yield row
 
 
-def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
-    """What step 3 compared of these results, as far as it is of the same run."""
+def read_comparisons(rows: list["Result"], config: Config) -> list["Comparison"]:
+    """Return step 3's comparisons of these results that are from the same run."""
     from finetuning.evaluation.results import COMPARISONS, round_or_none
 
     path = experiment.resolve_path(config.evaluation.results) / f"{COMPARISONS}.json"
@@ -182,7 +182,7 @@ def compared(rows: list["Result"], config: Config) -> list["Comparison"]:
 
 
 def link(model: Path, path: Path) -> None:
-    """`path` becomes `model`, without a second copy on the disk where the file system allows it."""
+    """Make `path` a hard link to `model`, a copy where the file system has no links."""
     with atomic_path(path) as temporary:
         temporary.unlink()
         try:
@@ -192,14 +192,14 @@ def link(model: Path, path: Path) -> None:
 
 
 def push(repository: str, files: list[Path]) -> str:
-    """Upload `files` in one commit and give its address; UserError in one sentence where that fails."""
+    """Upload `files` in one commit and return its address; raise UserError in one sentence where that fails."""
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HTTPError
 
     if not get_token():
         raise UserError(
-            f"cannot push to {repository} without a token of the hub; type: hf auth login (or set HF_TOKEN), then the "
-            "same command again"
+            f"cannot push to {repository} without a token of the hub; type: hf auth login (or set HF_TOKEN), then "
+            "rerun the same command"
         )
     hub = HfApi()
     try:
@@ -207,11 +207,13 @@ def push(repository: str, files: list[Path]) -> str:
         added = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in files]
         return hub.create_commit(repository, added, commit_message=f"{files[0].stem} and its card").commit_url
     except (HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:  # the library lets them all through
-        raise UserError(f"cannot push to {repository}: {reason(error)}, and type the same command again") from error
+        raise UserError(
+            f"cannot push to {repository}: {describe_failure(error)}, and rerun the same command"
+        ) from error
 
 
-def reason(error: BaseException) -> str:
-    """Why, in our words, and what to do: the library's are long, and hold addresses."""
+def describe_failure(error: BaseException) -> str:
+    """Return the reason and what to do, in our words: the library's messages are long and may hold signed addresses."""
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     while not isinstance(error, HTTPError | OfflineModeIsEnabled) and error.__cause__:
@@ -220,12 +222,12 @@ def reason(error: BaseException) -> str:
         return "HF_HUB_OFFLINE is set; unset it"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None and isinstance(error, HTTPError):
-        return "the hub cannot be reached; mend the network"
+        return "the hub cannot be reached; check the network"
     if status is None:
-        said = re.sub(r"https?://\S+", "…", printable(str(error)))[:300]  # an address may be signed
+        message = re.sub(r"https?://\S+", "…", printable(str(error)))[:300]  # an address may be signed
         if isinstance(error, ValueError | KeyError):
-            return f"its answer is not understood ({said}); look at the card and at HF_ENDPOINT"
-        return f"the upload broke off ({said}); mend that"
+            return f"its answer is not understood ({message}); look at the card and at HF_ENDPOINT"
+        return f"the upload broke off ({message}); fix this"
     advice = {
         401: "log in with a token that is valid: hf auth login, or HF_TOKEN",
         403: "take a token that may write there, or another OWNER",

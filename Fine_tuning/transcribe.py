@@ -4,8 +4,8 @@
                                      [--language-model DECODER.JSON] [--config FILE]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where it is
-quiet. With --output each recording gets a file of its own, and the same command goes on with those that have none yet;
-without, transcripts are printed. Notices and the progress bar go to stderr.
+quiet. With --output each recording gets a file of its own, and a rerun resumes with those that have none yet; without,
+transcripts are printed. Notices and the progress bar go to stderr.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -136,7 +136,7 @@ def is_readable(recording: "Recording") -> bool:
 
 
 def restore(path: Path, decoder: Path | None) -> "Hear":
-    """Tells of segments what is said in them: the model of `path`, by its best path or a decoder.json's beam search."""
+    """Tells of segments what is said in them: the model of `path`, greedily or by a decoder.json's beam search."""
     say(f"loading {path.name} (NeMo takes a while)")
     from finetuning.model import ctc_model
 

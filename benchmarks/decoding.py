@@ -39,7 +39,7 @@ from finetuning.decoding import predictions, weight_search
 from finetuning.decoding.beam_search import Settings
 from finetuning.decoding.greedy import ctc_collapse, greedy_decode
 from finetuning.decoding.predictions import Prediction
-from finetuning.files import read_json, write_json
+from finetuning.files import write_json
 from finetuning.language_model import arpa, corpus, kenlm, kneser_ney
 from finetuning.language_model.kenlm import load_kenlm
 from finetuning.metrics.error_rates import word_errors
@@ -73,7 +73,7 @@ def main() -> None:
 
 def measure(folder: Path, rounds: int) -> dict:
     """What the JSON holds."""
-    letters = read_json(WORK / MODEL / "letters.json")
+    letters = predictions.read_vocabulary(WORK / MODEL)
     test = list(zip(predictions.read_predictions(WORK / MODEL), predictions.read_log_probs(WORK / MODEL), strict=True))
     tuned_on = WORK / MODEL / "validation"
     validation = [

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from finetuning.config.schema import Config, Evaluation
-from finetuning.evaluation.results import format_published
+from finetuning.evaluation.results_table import format_published
 from paper_numbers import WAV_BYTES_PER_S, gpu_hours
 from wording import DECODINGS, RECIPES, short, spread
 

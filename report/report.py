@@ -24,7 +24,8 @@ import readme_tables
 from finetuning.config.loading import ArgumentParser, load_config
 from finetuning.config.schema import ROOT
 from finetuning.errors import UserError, run_script
-from finetuning.evaluation.results import COMPARISONS, format_decoder_table, format_table
+from finetuning.evaluation.results import COMPARISONS
+from finetuning.evaluation.results_table import format_decoder_table, format_table
 from finetuning.files import atomic_path, ensure_writable_dir, read_json
 from finetuning.metrics import loss_curve
 from finetuning.metrics.history import read_metrics

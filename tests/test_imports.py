@@ -127,7 +127,26 @@ print("IMPORTED", *sys.modules)
     assert process.returncode == 0, process.stderr
     text, _, modules = process.stdout.partition("IMPORTED")
     assert "usage: " in text
-    assert not {name.split(".")[0] for name in modules.split()} & (HEAVY | {"pandas", "librosa", "matplotlib"})
+    assert not {name.split(".")[0] for name in modules.split()} & (
+        HEAVY | {"openvino", "pandas", "librosa", "matplotlib"}
+    )
+
+
+def test_openvino_is_imported_only_where_a_cpu_runs_a_model() -> None:
+    """Not with the modules: a GPU machine, and scoring, do without it."""
+    named = {name_of(path): imported(parse(path)) for path in [*MODULES, *SCRIPTS]}
+    assert [name for name, names in named.items() if "openvino" in names] == ["decoding.openvino_runtime"]
+    code = f"""
+import sys
+sys.path.insert(0, {str(LIBRARY.parent)!r})
+import finetuning.evaluation.report_page, finetuning.evaluation.scoring, finetuning.decoding.weight_search
+assert not {{"torch", "nemo", "openvino"}} & sys.modules.keys()
+import finetuning.transcription.recognizer
+assert "torch" in sys.modules
+assert "openvino" not in sys.modules
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-2000:]
 
 
 def test_datasets_is_not_a_package() -> None:

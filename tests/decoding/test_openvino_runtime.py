@@ -191,11 +191,11 @@ def test_on_a_full_disk_the_model_runs_in_torch_and_nothing_is_left(
 
 
 def test_two_that_export_at_once_leave_one_whole_file(path: Path) -> None:
-    from finetuning.decoding.openvino_runtime import HASH, _export, load_network
+    from finetuning.decoding.openvino_runtime import HASH_DIGITS, _export, load_network
     from finetuning.files import sha256
 
     model = restored(path)
-    export = path.with_name(f"{path.stem}.{sha256(path)[:HASH]}.onnx")
+    export = path.with_name(f"{path.stem}.{sha256(path)[:HASH_DIGITS]}.onnx")
     forked = multiprocessing.get_context("fork")  # torch computes in one thread here
     both = [forked.Process(target=_export, args=(model, path, export)) for _ in range(2)]
     for process in both:
@@ -213,6 +213,7 @@ def test_a_signal_is_survived_when_networks_have_come_and_gone(path: Path) -> No
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / "Fine_tuning")!r})
+import finetuning.startup  # as in the scripts: torch's threads sleep while they wait, on a busy machine they would spin
 from pathlib import Path
 from finetuning.decoding.inference import prepare_for_inference
 from finetuning.decoding.openvino_runtime import load_network
@@ -225,5 +226,5 @@ while networks:
 signal.signal(signal.SIGINT, lambda *_: print("handled"))
 os.kill(os.getpid(), signal.SIGINT)
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
     assert (ended.returncode, ended.stdout.strip()) == (0, "handled"), ended.stderr[-2000:]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from conftest import ROOT
 from finetuning import files
 from finetuning.data.manifest import Utterance
-from finetuning.decoding import predictions
+from finetuning.decoding import partial_predictions, prediction_cache, predictions
 from finetuning.decoding.predictions import (
     DECODER,
     INPUTS,
@@ -23,7 +23,7 @@ from finetuning.decoding.predictions import (
     Prediction,
 )
 from finetuning.errors import UserError
-from finetuning.evaluation import results
+from finetuning.evaluation import results_table
 from finetuning.files import write_json
 from mutations import mutated
 
@@ -32,30 +32,30 @@ OWN = [np.random.default_rng(n).normal(size=(count, 4)).astype(np.float32) for n
 PART = f"{PREDICTIONS}.part"
 
 
-def append(folder: Path, *numbers: int, columns: int = 4) -> None:
+def append(folder: Path, *numbers: int, vocab_size: int = 4) -> None:
     """What a run does that is stopped after these utterances."""
-    with predictions.open_partial(folder, columns) as part:
+    with partial_predictions.open_partial(folder, vocab_size) as part:
         for number in numbers:
             part.append(number, ROWS[number], OWN[number])
 
 
 def finish(folder: Path) -> None:
     """The end of a run that has all utterances."""
-    done = predictions.read_partial(folder, ROWS, 4)
+    done = partial_predictions.read_partial(folder, ROWS, 4)
     found, spans = zip(*(done[number] for number in range(3)), strict=True)
     predictions.finish_predictions(folder, found, spans, 4)
 
 
 def test_an_interrupted_run_keeps_what_it_finished(tmp_path: Path) -> None:
-    predictions.prepare_folder(tmp_path, {"model": "x"})
-    append(tmp_path, 2, 0, columns=0)
+    prediction_cache.prepare_folder(tmp_path, {"model": "x"})
+    append(tmp_path, 2, 0, vocab_size=0)
     with (tmp_path / PART).open("ab") as part:
         part.write('{"utterance": 1, "audio_filepath": "1.wav", "text": "è'.encode()[:-1])  # cut within a letter
-    predictions.prepare_folder(tmp_path, {"model": "x"})
+    prediction_cache.prepare_folder(tmp_path, {"model": "x"})
     assert predictions.read_predictions(tmp_path) is None
-    assert predictions.read_partial(tmp_path, ROWS) == {2: (ROWS[2], None), 0: (ROWS[0], None)}
-    append(tmp_path, 1, columns=0)
-    assert predictions.read_partial(tmp_path, ROWS) == {number: (row, None) for number, row in enumerate(ROWS)}
+    assert partial_predictions.read_partial(tmp_path, ROWS) == {2: (ROWS[2], None), 0: (ROWS[0], None)}
+    append(tmp_path, 1, vocab_size=0)
+    assert partial_predictions.read_partial(tmp_path, ROWS) == {number: (row, None) for number, row in enumerate(ROWS)}
     predictions.finish_predictions(tmp_path, ROWS)
     assert predictions.read_predictions(tmp_path) == ROWS
     assert not (tmp_path / LOG_PROBS).exists()
@@ -64,7 +64,7 @@ def test_an_interrupted_run_keeps_what_it_finished(tmp_path: Path) -> None:
 
 def test_log_probabilities_come_back_in_manifest_order(tmp_path: Path) -> None:
     append(tmp_path, 2, 0, 1)
-    assert predictions.read_partial(tmp_path, ROWS) == {
+    assert partial_predictions.read_partial(tmp_path, ROWS) == {
         2: (ROWS[2], (0, 2)),
         0: (ROWS[0], (2, 3)),
         1: (ROWS[1], (5, 1)),
@@ -84,7 +84,7 @@ def test_what_was_cut_short_is_made_anew_and_nothing_is_displaced(
     for name, more in ((LOG_PROBS, OWN[0].tobytes()[:bytes_more]), (PART, text_more)):
         with (tmp_path / name).open("ab") as file:
             file.write(more)
-    assert predictions.read_partial(tmp_path, ROWS, 4) == {2: (ROWS[2], (0, 2))}
+    assert partial_predictions.read_partial(tmp_path, ROWS, 4) == {2: (ROWS[2], (0, 2))}
     append(tmp_path, 0)
     append(tmp_path, 1)
     assert (tmp_path / LOG_PROBS).stat().st_size == 16 * (2 + bytes_more // 16 + 3 + 1)
@@ -95,11 +95,11 @@ def test_what_was_cut_short_is_made_anew_and_nothing_is_displaced(
 
 
 def test_a_prediction_without_log_probabilities_is_not_done_where_they_are_needed(tmp_path: Path) -> None:
-    append(tmp_path, 0, columns=0)
+    append(tmp_path, 0, vocab_size=0)
     append(tmp_path, 1)
-    append(tmp_path, 1, columns=0)  # a later run that did not need them
-    assert predictions.read_partial(tmp_path, ROWS, 4) == {1: (ROWS[1], (0, 1))}
-    assert set(predictions.read_partial(tmp_path, ROWS)) == {0, 1}
+    append(tmp_path, 1, vocab_size=0)  # a later run that did not need them
+    assert partial_predictions.read_partial(tmp_path, ROWS, 4) == {1: (ROWS[1], (0, 1))}
+    assert set(partial_predictions.read_partial(tmp_path, ROWS)) == {0, 1}
 
 
 @pytest.mark.parametrize("left", ["cut off", "zeros", "gone"], ids=str)
@@ -110,7 +110,7 @@ def test_log_probabilities_that_a_part_has_lost_are_made_again(tmp_path: Path, l
     path.write_bytes({"cut off": whole[:60], "zeros": whole[:32] + bytes(len(whole) - 32), "gone": b""}[left])
     if left == "gone":
         path.unlink()
-    kept = predictions.read_partial(tmp_path, ROWS, 4)
+    kept = partial_predictions.read_partial(tmp_path, ROWS, 4)
     assert kept == ({} if left == "gone" else {2: (ROWS[2], (0, 2))})
     append(tmp_path, *({0, 1, 2} - kept.keys()))
     finish(tmp_path)
@@ -129,17 +129,17 @@ def test_damaged_log_probabilities_are_one_sentence(tmp_path: Path, left: int) -
 
 
 def test_other_inputs_start_over(tmp_path: Path) -> None:
-    predictions.prepare_folder(tmp_path, {"model": "x"})
+    prediction_cache.prepare_folder(tmp_path, {"model": "x"})
     append(tmp_path, 0, 1, 2)
     finish(tmp_path)
-    predictions.prepare_folder(tmp_path, {"model": "y"})
+    prediction_cache.prepare_folder(tmp_path, {"model": "y"})
     assert predictions.read_predictions(tmp_path) is None
-    assert predictions.read_partial(tmp_path, ROWS) == {}
+    assert partial_predictions.read_partial(tmp_path, ROWS) == {}
     assert [path.name for path in tmp_path.iterdir()] == [INPUTS]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    predictions.prepare_folder(tmp_path, {})
+    prediction_cache.prepare_folder(tmp_path, {})
     (tmp_path / PREDICTIONS).write_text('{"text": "a"}\n')
     with pytest.raises(UserError, match=r"predictions.jsonl is damaged .* delete it"):
         predictions.read_predictions(tmp_path)
@@ -151,7 +151,7 @@ MADE_FROM = {"sha256": {"model": "x", "code": "1"}, "audio": "a"}
 @pytest.fixture
 def complete(tmp_path: Path) -> Path:
     """A folder of finished predictions with all files that there can be."""
-    predictions.prepare_folder(tmp_path, MADE_FROM)
+    prediction_cache.prepare_folder(tmp_path, MADE_FROM)
     write_json(tmp_path / VOCABULARY, ["a", "è", " "])
     write_json(tmp_path / DECODER, {"settings": {}})
     append(tmp_path, 2, 0, 1)
@@ -161,8 +161,9 @@ def complete(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def taken(folder: Path, with_frames: bool = True, **changed: Any) -> tuple[list[Prediction] | None, str]:
-    return predictions.load_cached(folder, MADE_FROM | changed, ROWS, with_frames)
+def taken(folder: Path, with_log_probs: bool = True, **changed: Any) -> tuple[list[Prediction] | None, str]:
+    output, reason = prediction_cache.load_cached(folder, MADE_FROM | changed, ROWS, with_log_probs)
+    return output and output.predictions, reason
 
 
 @pytest.mark.parametrize("name", [PREDICTIONS, VOCABULARY, DECODER, LOG_PROBS_INDEX])
@@ -187,46 +188,46 @@ def test_log_probabilities_are_compared_where_they_are_needed(complete: Path) ->
     path.write_bytes(whole[:-1])
     assert taken(complete) == (None, f"{LOG_PROBS} is not what was written there")
     path.unlink()
-    assert taken(complete, with_frames=False) == (ROWS, ""), "deleted to save room"
+    assert taken(complete, with_log_probs=False) == (ROWS, ""), "deleted to save room"
 
 
 def test_the_reason_why_predictions_are_made_again_is_told(complete: Path) -> None:
     changed = {"sha256": {"model": "y", "code": "1"}, "audio": "b"}
     assert taken(complete, **changed) == (None, "different now: audio, sha256.model")
     others = [replace(row, text="vero") for row in ROWS]
-    assert predictions.load_cached(complete, MADE_FROM, others) == (None, f"{PREDICTIONS} is of other utterances")
-    assert predictions.load_cached(complete / "none", MADE_FROM, ROWS) == (None, "")
-    predictions.prepare_folder(complete, MADE_FROM)
+    assert prediction_cache.load_cached(complete, MADE_FROM, others) == (None, f"{PREDICTIONS} is of other utterances")
+    assert prediction_cache.load_cached(complete / "none", MADE_FROM, ROWS) == (None, "")
+    prediction_cache.prepare_folder(complete, MADE_FROM)
     assert taken(complete) == (None, ""), "complete ones that are no use are not gone on with"
-    assert predictions.read_partial(complete, ROWS) == {}
+    assert partial_predictions.read_partial(complete, ROWS) == {}
 
 
 def test_what_a_part_says_of_another_utterance_is_not_taken(tmp_path: Path) -> None:
     append(tmp_path, 2, 0)
     others = [replace(ROWS[0], text="falso"), ROWS[1], ROWS[2]]
-    assert predictions.read_partial(tmp_path, others) == {2: (ROWS[2], (0, 2))}
-    assert set(predictions.read_partial(tmp_path, ROWS[:1])) == {0}
+    assert partial_predictions.read_partial(tmp_path, others) == {2: (ROWS[2], (0, 2))}
+    assert set(partial_predictions.read_partial(tmp_path, ROWS[:1])) == {0}
 
 
 def test_a_wav_that_is_touched_changes_the_state_of_the_audio(tmp_path: Path) -> None:
     utterances = [Utterance(f"{n}.wav", 1.0, "sì") for n in range(3)]
     for utterance in utterances:
         (tmp_path / utterance.audio_filepath).write_bytes(b"RIFF")
-    before = predictions.audio_state(utterances, tmp_path)
-    assert predictions.audio_state(utterances[::-1], tmp_path) == before
+    before = prediction_cache.audio_state(utterances, tmp_path)
+    assert prediction_cache.audio_state(utterances[::-1], tmp_path) == before
     (moved := tmp_path / "moved").mkdir()
     for utterance in utterances:
         (tmp_path / utterance.audio_filepath).rename(moved / utterance.audio_filepath)
-    assert predictions.audio_state(utterances, moved) == before, "wherever it lies"
+    assert prediction_cache.audio_state(utterances, moved) == before, "wherever it lies"
     (moved / "1.wav").write_bytes(b"RIF")
-    cut = predictions.audio_state(utterances, moved)
+    cut = prediction_cache.audio_state(utterances, moved)
     os.utime(moved / "2.wav", (0, 0))
-    assert len({before, cut, predictions.audio_state(utterances, moved)}) == 3
+    assert len({before, cut, prediction_cache.audio_state(utterances, moved)}) == 3
     packed = [replace(u, shard_id=0, shard_offset=1024 * n) for n, u in enumerate(utterances)]
     (moved / "audio_0.tar").write_bytes(b"tar")
-    whole = predictions.audio_state(packed, moved)
+    whole = prediction_cache.audio_state(packed, moved)
     (moved / "audio_0.tar").write_bytes(b"ta")
-    assert predictions.audio_state(packed, moved) != whole
+    assert prediction_cache.audio_state(packed, moved) != whole
 
 
 def test_the_code_that_predictions_follow_from_is_all_that_is_imported() -> None:
@@ -273,11 +274,11 @@ def test_whatever_a_file_holds_it_is_one_sentence_or_made_again(complete: Path, 
             except UserError as error:
                 assert "delete" in str(error)
         measured = predictions.read_timing(complete)
-        assert results.format_real_time_factor("m", measured).startswith("m ")
+        assert results_table.format_real_time_factor("m", measured).startswith("m ")
         found, why = taken(complete)
         assert found == ROWS if found else why or name == INPUTS
-        assert predictions.read_partial(complete, ROWS, 4).keys() <= {0, 1, 2}
-        for prediction, _ in predictions.read_partial(complete, ROWS, 4).values():
+        assert partial_predictions.read_partial(complete, ROWS, 4).keys() <= {0, 1, 2}
+        for prediction, _ in partial_predictions.read_partial(complete, ROWS, 4).values():
             json.dumps(vars(prediction), allow_nan=False).encode()
 
     read_all()

@@ -13,7 +13,7 @@ from test_beam_search import LETTERS, SENTENCES, frames
 
 from finetuning.config.loading import load_config
 from finetuning.data.manifest import Utterance
-from finetuning.decoding import predictions, weight_search
+from finetuning.decoding import partial_predictions, predictions, weight_search
 from finetuning.decoding.beam_search import BeamSearch, Settings
 from finetuning.decoding.greedy import greedy_decode
 from finetuning.decoding.predictions import Prediction
@@ -35,6 +35,8 @@ GREEDY = [
     Prediction(f"{number}.wav", text, greedy_decode(own, LETTERS), 1.0, 1.5)
     for number, (own, (*_, text)) in enumerate(zip(FRAMES, HEARD, strict=True))
 ]
+
+REFERENCES = [prediction.text for prediction in GREEDY]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_the_same_settings_are_tried_each_time_the_defaults_first() -> None:
 
 
 def test_the_lowest_error_rate_wins_by_the_narrowest_beam(search: BeamSearch) -> None:
-    settings, trials = weight_search.search_weights(search, FRAMES, GREEDY, "model")
+    settings, trials = weight_search.search_weights(search, FRAMES, REFERENCES, "model")
     texts = [p.text for p in GREEDY]
     assert [trial.settings for trial in trials[: weight_search.TRIALS]] == list(weight_search.candidates())
     for trial in trials:
@@ -80,13 +82,13 @@ def test_the_lowest_error_rate_wins_by_the_narrowest_beam(search: BeamSearch) ->
     assert settings.beam == weight_search.BEAMS[0], "wider ones are no better"
     chosen_from = [trial.settings for trial in trials[weight_search.TRIALS :]]
     assert chosen_from == [replace(settings, beam=beam) for beam in weight_search.BEAMS[1:]]
-    assert weight_search.search_weights(search, FRAMES, GREEDY, "model") == (settings, trials)
+    assert weight_search.search_weights(search, FRAMES, REFERENCES, "model") == (settings, trials)
 
 
 def test_a_wider_beam_is_chosen_where_it_is_better(search: BeamSearch, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one hypothesis a frame none is left for what the context asks for."""
     monkeypatch.setattr(weight_search, "BEAMS", (1, 50, 100))
-    settings, trials = weight_search.search_weights(search, FRAMES, GREEDY, "model")
+    settings, trials = weight_search.search_weights(search, FRAMES, REFERENCES, "model")
     assert settings.beam == 50
     best, wide, widest = (
         min(trials[: weight_search.TRIALS], key=lambda trial: trial.wer),
@@ -96,7 +98,7 @@ def test_a_wider_beam_is_chosen_where_it_is_better(search: BeamSearch, monkeypat
 
 
 def test_the_decoded_texts_stand_in_the_place_of_the_greedy_ones(search: BeamSearch, tmp_path: Path) -> None:
-    decoded = weight_search.decode_utterances(search, Settings(), FRAMES, GREEDY, tmp_path)
+    decoded = weight_search.decode_utterances(search, Settings(), FRAMES, GREEDY, tmp_path).predictions
     assert predictions.read_predictions(tmp_path) == decoded
     assert [p.pred_text for p in decoded][:4] == [text for *_, text in HEARD][:4]
     assert [p.pred_text for p in GREEDY][:3] == ["una cosa rossa", "la casa è chiara", "il gato"]
@@ -111,13 +113,14 @@ def test_the_decoded_texts_stand_in_the_place_of_the_greedy_ones(search: BeamSea
 
 
 def test_what_an_interrupted_run_decoded_is_not_decoded_again(search: BeamSearch, tmp_path: Path) -> None:
-    with predictions.open_partial(tmp_path) as part:
+    with partial_predictions.open_partial(tmp_path) as part:
         for number in (0, 3):
             part.append(number, replace(GREEDY[number], pred_text="kept"), FRAMES[number])
     with (tmp_path / f"{predictions.PREDICTIONS}.part").open("a") as part:
         part.write('{"utterance": 1, "audio_fi')
-    decoded = weight_search.decode_utterances(search, Settings(), FRAMES, GREEDY, tmp_path)
-    whole = weight_search.decode_utterances(search, Settings(), FRAMES, GREEDY, ensure_writable_dir(tmp_path / "whole"))
+    decoded = weight_search.decode_utterances(search, Settings(), FRAMES, GREEDY, tmp_path).predictions
+    folder = ensure_writable_dir(tmp_path / "whole")
+    whole = weight_search.decode_utterances(search, Settings(), FRAMES, GREEDY, folder).predictions
     expected = [replace(p, pred_text="kept") if number in (0, 3) else p for number, p in enumerate(whole)]
     assert decoded == expected == predictions.read_predictions(tmp_path)
 
@@ -156,7 +159,7 @@ def test_a_decoder_is_there_and_back(folder: Path, search: BeamSearch, tmp_path:
 
 def test_a_decoder_of_another_language_model_is_refused(folder: Path, tmp_path: Path) -> None:
     recorded(tmp_path / weight_search.DECODER, folder, arpa="0" * 64)
-    with pytest.raises(UserError, match=r"was tuned with another language model; type evaluate.py") as refused:
+    with pytest.raises(UserError, match=r"was tuned with another language model; rerun evaluate.py") as refused:
         weight_search.restore_decoder(tmp_path / weight_search.DECODER, LETTERS)
     assert "\n" not in str(refused.value)
     found = recorded(tmp_path / weight_search.DECODER, folder)
@@ -179,7 +182,7 @@ def test_what_describes_no_beam_search_is_refused(tmp_path: Path, text: str | No
 def test_an_utterance_without_frames_and_one_of_noise_are_tuned_on_too(search: BeamSearch) -> None:
     noise = np.log(np.random.default_rng(0).dirichlet(np.full(len(LETTERS) + 1, 0.1), 30) + 1e-9)
     rows = [Prediction("a.wav", "la casa", "", 1.0, 1.0), Prediction("b.wav", "la", "xx", 1.0, 1.0)]
-    settings, trials = weight_search.search_weights(search, [frames(""), noise], rows, "model")
+    settings, trials = weight_search.search_weights(search, [frames(""), noise], [p.text for p in rows], "model")
     assert settings in [trial.settings for trial in trials]
 
 
@@ -187,16 +190,16 @@ def test_a_decoder_whose_settings_were_changed_by_hand_is_not_taken_for_tuned(fo
     path = tmp_path / weight_search.DECODER
     found = recorded(path, folder)
     hashes = found["sha256"]
-    assert weight_search.is_decoder_current(path, hashes, "a")
-    assert not weight_search.is_decoder_current(path, hashes, "b") and not weight_search.is_decoder_current(
+    assert weight_search.read_current_settings(path, hashes, "a")
+    assert not weight_search.read_current_settings(path, hashes, "b") and not weight_search.read_current_settings(
         path, hashes | {"model": "n"}, "a"
     )
     for settings in ({"lm_weight": 9.0}, {"beam": 25}):
         write_json(path, found | {"settings": found["settings"] | settings})
-        assert not weight_search.is_decoder_current(path, hashes, "a")
+        assert not weight_search.read_current_settings(path, hashes, "a")
     better = found["trials"][0] | {"beam": 25, "wer": 0.1}
     write_json(path, found | {"trials": [*found["trials"], better]})
-    assert not weight_search.is_decoder_current(path, hashes, "a"), "another trial is better"
+    assert not weight_search.read_current_settings(path, hashes, "a"), "another trial is better"
 
 
 def test_whatever_a_decoder_says_it_is_one_sentence(folder: Path, tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ def test_whatever_a_decoder_says_it_is_one_sentence(folder: Path, tmp_path: Path
     @hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     def restore(changed: bytes) -> None:
         path.write_bytes(changed)
-        assert weight_search.is_decoder_current(path, hashes, "a") in (True, False)
+        assert isinstance(weight_search.read_current_settings(path, hashes, "a"), Settings | None)
         try:
             search, settings = weight_search.restore_decoder(path, LETTERS)
             search.text(own, settings)

@@ -20,7 +20,7 @@ import pytest
 
 from conftest import ROOT, Script, assert_refused
 from finetuning.data.manifest import read_manifest
-from finetuning.decoding import predictions
+from finetuning.decoding import prediction_cache
 from finetuning.errors import UserError
 from small import ENGLISH, ITALIAN, lively_model, write_clips
 
@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 
     goes_on = run_script("evaluate.py", *command, env=ONE_THREAD)
     assert goes_on.returncode == 0, goes_on.stderr
-    assert f"italian: goes on after {whole.count(bytes([10]))} of 24 utterances" in goes_on.stdout
+    assert f"italian: resumes after {whole.count(bytes([10]))} of 24 utterances" in goes_on.stdout
     for name in ("results/italian.json", "predictions/italian/predictions.jsonl"):
         assert (tmp_path / name).read_bytes() == (evaluated[0] / name).read_bytes()
     assert not part.exists()
@@ -211,7 +211,7 @@ def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, t
     utterances, work = read_manifest(tmp_path / "it" / "test_manifest.json")[:6], tmp_path / "predictions"
     shortest = tmp_path / "it" / min(utterances, key=lambda u: u.duration).audio_filepath
     shortest.rename(tmp_path / "gone.wav")
-    predictions.prepare_folder(work, {})
+    prediction_cache.prepare_folder(work, {})
     run = partial(
         run_inference, "m", restore_model(path := models / "italian.nemo"), path, utterances, tmp_path / "it", work, 2
     )
@@ -227,7 +227,7 @@ def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, t
     run()
     assert spent()["audio_seconds"] == pytest.approx(sum(durations))
     assert spent()["seconds"] > first["seconds"] > 0
-    predictions.prepare_folder(work, {"model": "another"})
+    prediction_cache.prepare_folder(work, {"model": "another"})
     run()
     assert spent()["audio_seconds"] == pytest.approx(sum(durations)), "of the last pass alone"
 
@@ -273,7 +273,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_not_taken_for_the_other(
     script: dict[str, Any], models: Path
 ) -> None:
     model = script["Model"]("italian", models / "italian.nemo", "0" * 64)
-    with pytest.raises(UserError, match=r"italian.nemo was replaced while it was read; type the same command again"):
+    with pytest.raises(UserError, match=r"italian.nemo was replaced while it was read; rerun the same command"):
         script["restore"](model)
 
 
@@ -288,7 +288,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_not_taken_for_the_other(
         (KeyError("a"), "KeyError: 'a' "),
         (RuntimeError("first line\nsecond line"), r"RuntimeError: first line \(test"),
         (AssertionError(), r"AssertionError:  \(test"),
-        (MemoryError(), "not enough memory; what is finished is kept: make some free, type it again"),
+        (MemoryError(), "not enough memory; what is finished is kept: free some memory and rerun the same command"),
         (RuntimeError("std::bad_alloc"), "not enough memory"),
         (
             PermissionError(13, "Permission denied", "a.nemo"),
@@ -302,7 +302,7 @@ def test_whatever_one_model_raises_is_one_sentence(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], raised: Exception, said: str
 ) -> None:
     missing: list[str] = []
-    with script["not_in_vain"]("m", missing):
+    with script["report_failure"]("m", missing):
         raise raised
     assert missing == ["m"]
     assert re.fullmatch(f"\nm is not evaluated: {said}.*\n", capsys.readouterr().err)
@@ -326,9 +326,9 @@ def unread() -> None:
 @pytest.mark.parametrize("end", [interrupted_import, interrupted_call, unread])
 def test_what_ends_all_models_is_not_taken_for_a_fault_of_one(script: dict[str, Any], end: Callable[[], None]) -> None:
     missing: list[str] = []
-    with pytest.raises((ImportError, RuntimeError, BrokenPipeError)), script["not_in_vain"]("m", missing):
+    with pytest.raises((ImportError, RuntimeError, BrokenPipeError)), script["report_failure"]("m", missing):
         end()
-    with pytest.raises(KeyboardInterrupt), script["not_in_vain"]("m", missing):
+    with pytest.raises(KeyboardInterrupt), script["report_failure"]("m", missing):
         raise KeyboardInterrupt
     assert not missing
 

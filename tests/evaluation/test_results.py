@@ -11,7 +11,7 @@ from finetuning import files
 from finetuning.config.loading import load_config
 from finetuning.config.schema import Evaluation, PublishedRow
 from finetuning.errors import UserError
-from finetuning.evaluation import results
+from finetuning.evaluation import results, results_table
 from finetuning.evaluation.bootstrap import ResamplingUnits, resample
 from finetuning.evaluation.scoring import Score
 from mutations import mutated
@@ -72,14 +72,14 @@ def test_each_pair_of_models_is_compared(tmp_path: Path) -> None:
         "cer_difference": 0.0,
         "cer_interval": [0.0, 0.0],
     }
-    table = results.format_table([row(name) for name in "abc"], Evaluation(), found)
+    table = results_table.format_table([row(name) for name in "abc"], Evaluation(), found)
     assert "a minus b: WER +0.0100 [+0.010, +0.010], a real difference." in table
     assert "a minus c: WER +0.0000 [+0.000, +0.000], may be chance, 0 lies within." in table
     assert "b minus c: WER -0.0100 [-0.010, -0.010], a real difference." in table
 
 
 def test_table_of_our_rows() -> None:
-    assert results.format_table([row("long-name"), row("b")], Evaluation()).splitlines() == [
+    assert results_table.format_table([row("long-name"), row("b")], Evaluation()).splitlines() == [
         "| Model     | Test loss |    CER |    WER |",
         "|-----------|----------:|-------:|-------:|",
         "| long-name |    9.9916 | 0.0158 | 0.1040 |",
@@ -89,7 +89,7 @@ def test_table_of_our_rows() -> None:
 
 def test_intervals_stand_beside_the_rates_where_there_are_some() -> None:
     known = sure("a" * 40, resampled="speakers", resampled_units=1234)
-    lines = results.format_table([known, row("older")], Evaluation()).splitlines()
+    lines = results_table.format_table([known, row("older")], Evaluation()).splitlines()
     assert lines[2].endswith("|    9.9916 | 0.0158 [0.015, 0.017] | 0.1040 [0.090, 0.120] |")
     assert lines[3].endswith("|    9.9916 |                0.0158 |                0.1040 |")
     assert max(map(len, lines[:4])) <= 120
@@ -97,14 +97,14 @@ def test_intervals_stand_beside_the_rates_where_there_are_some() -> None:
 
 
 def test_an_interval_of_few_speakers_is_called_approximate() -> None:
-    few = results.format_table([sure("m", resampled="speakers", resampled_units=9)], Evaluation())
+    few = results_table.format_table([sure("m", resampled="speakers", resampled_units=9)], Evaluation())
     assert few.endswith("of 9 speakers. With so few, it is approximate and likely too narrow.")
-    nameless = results.format_table([sure("m", resampled="utterances", resampled_units=40)], Evaluation())
+    nameless = results_table.format_table([sure("m", resampled="utterances", resampled_units=40)], Evaluation())
     assert nameless.endswith("of 40 utterances. No two speakers are named: it may be too narrow.")
 
 
 def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
-    table = results.format_table([row("en", replace(SCORE, loss_left_out=2), "àè"), row("it")], Evaluation())
+    table = results_table.format_table([row("en", replace(SCORE, loss_left_out=2), "àè"), row("it")], Evaluation())
     assert "| en [1] [2] |" in table
     assert "[1] The vocabulary lacks: à è. The loss is over the letters it has, CER and WER over all.\n" in table
     assert "[2] The loss leaves out 2 of 10 utterances" in table
@@ -113,7 +113,7 @@ def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
 
 def test_what_nemo_would_say_is_told_where_it_is_something_else() -> None:
     en, it, same = row("en", missing="à") | {"nemo_wer": 0.09}, row("it") | {"nemo_wer": 0.1041}, row("same")
-    table = results.format_table([en, it, same | {"nemo_wer": 0.10401}], Evaluation())
+    table = results_table.format_table([en, it, same | {"nemo_wer": 0.10401}], Evaluation())
     assert "NeMo's own test would say WER 0.0900: it drops these letters from the references." in table
     assert "[2] NeMo's own test would say WER 0.1041: it drops the space before an apostrophe" in table
     assert "| same   " in table
@@ -121,18 +121,20 @@ def test_what_nemo_would_say_is_told_where_it_is_something_else() -> None:
 
 def test_no_loss_at_all_is_said() -> None:
     nothing = Score(None, 1, np.array([[0, 1, 0, 0]]), np.array([[0, 1, 0, 0]]))
-    assert "|      none | 1.0000 | 1.0000 |" in results.format_table([row("m", nothing)], Evaluation())
+    assert "|      none | 1.0000 | 1.0000 |" in results_table.format_table([row("m", nothing)], Evaluation())
 
 
 def test_published_rows_are_marked_and_compared_by_name() -> None:
     evaluation = Evaluation(published=[PublishedRow("m", 9.0, 0.02, 0.1), PublishedRow("other", 1, 1, 1)])
     evaluation.published_on, evaluation.note = "some other data", "The note."
-    table = results.format_table([row("m") | {"release": "cv-24/it", "split": "clip"}], evaluation)
+    table = results_table.format_table([row("m") | {"release": "cv-24/it", "split": "clip"}], evaluation)
     assert "Published figures, on some other data, drawn and normalised by their authors:" in table
     assert "| m (published)     |    9.0000 | 0.0200 | 0.1000 |" in table
     assert "m, ours minus published: loss +0.9916, CER -0.0042, WER +0.0040. Not the same test set: " in table
     assert "ours is of cv-24/it, split by clip, 10 utterances, 0.50 h, normalised by this configuration." in table
-    assert "ours is of a release not known, its split not known, 10 utt" in results.format_table([row("m")], evaluation)
+    assert "ours is of a release not known, its split not known, 10 utt" in results_table.format_table(
+        [row("m")], evaluation
+    )
     assert "other, ours minus" not in table
     assert table.endswith("\n\nThe note.")
 
@@ -148,11 +150,11 @@ def test_the_origin_is_that_of_step_1(tmp_path: Path) -> None:
 
 def test_the_real_time_factor() -> None:
     measured = {"seconds": 3.0, "audio_seconds": 120.0, "device": "cpu", "by": "openvino", "threads": 2}
-    assert results.format_real_time_factor("m", measured) == "m 0.025 (cpu, openvino, 2 thread(s))"
-    assert results.format_real_time_factor("m", measured | {"device": "cuda"}) == "m 0.025 (cuda)"
+    assert results_table.format_real_time_factor("m", measured) == "m 0.025 (cpu, openvino, 2 thread(s))"
+    assert results_table.format_real_time_factor("m", measured | {"device": "cuda"}) == "m 0.025 (cuda)"
     assert (
-        results.format_real_time_factor("m", None)
-        == results.format_real_time_factor("m", measured | {"audio_seconds": 0.0})
+        results_table.format_real_time_factor("m", None)
+        == results_table.format_real_time_factor("m", measured | {"audio_seconds": 0.0})
         == "m not measured"
     )
 
@@ -223,7 +225,7 @@ def test_a_result_is_there_and_back_or_refused_in_one_sentence(tmp_path: Path) -
         assert results.dataset_origin(tmp_path).keys() == {"release", "split"}
         assert isinstance(results.release_name(tmp_path), str)
         try:
-            results.format_table([results.read_result(path)], Evaluation())
+            results_table.format_table([results.read_result(path)], Evaluation())
         except UserError as error:
             assert str(error) == f"{path} is not what evaluate.py writes; delete it and evaluate again"
 

@@ -150,7 +150,7 @@ def test_a_damaged_table_of_metrics_is_one_sentence_or_a_table_of_numbers(tmp_pa
         try:
             table = read_metrics(path)
         except UserError as error:
-            assert "\n" not in str(error) and "delete it, the training goes on without" in str(error)
+            assert "\n" not in str(error) and "delete it, training continues without it" in str(error)
             return
         figures = table.drop(columns="phase").to_numpy(dtype=float)
         assert not np.isinf(figures).any() and not np.isnan(table["epoch"].to_numpy(dtype=float)).any()

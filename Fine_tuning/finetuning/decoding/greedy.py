@@ -1,4 +1,4 @@
-"""From log-probabilities to a path, one index of a letter or the blank a frame, and from a path to text."""
+"""Log-probabilities -> path -> text; a path holds one index a frame, of a character or the blank."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -6,37 +6,37 @@ from itertools import groupby
 import numpy as np
 
 
-def greedy_decode(log_probabilities: np.ndarray, labels: Sequence[str]) -> str:
-    """The text of the most probable path. `log_probabilities`: (T, labels + 1), the blank last; no frame gives no text.
+def greedy_decode(log_probs: np.ndarray, vocabulary: Sequence[str]) -> str:
+    """Return the text of the most probable path. `log_probs`: (T, vocabulary + 1), the blank last; T may be 0.
 
-    NeMo's own decoding also removes a space before an apostrophe, which it takes for punctuation; here the path is
-    written as it is.
+    NeMo's own decoding also removes a space before an apostrophe, which it takes for punctuation; here the text is that
+    of the path.
     """
-    return ctc_collapse(greedy_path(log_probabilities), labels)
+    return ctc_collapse(greedy_path(log_probs), vocabulary)
 
 
-def greedy_path(log_probabilities: np.ndarray) -> np.ndarray:
-    """The most probable index in each frame, (T,)."""
-    return log_probabilities.argmax(axis=1)
+def greedy_path(log_probs: np.ndarray) -> np.ndarray:
+    """Return the most probable index in each frame, (T,)."""
+    return log_probs.argmax(axis=1)
 
 
-def ctc_collapse(path: np.ndarray, labels: Sequence[str]) -> str:
-    """The text of a path, (T,): repeats merged, then blanks dropped (Graves et al. 2006, section 3.2)."""
-    return "".join(letter for letter, _ in _letters(path, labels))
+def ctc_collapse(path: np.ndarray, vocabulary: Sequence[str]) -> str:
+    """Return the text of a path, (T,): repeats merged, then blanks dropped (Graves et al. 2006, section 3.2)."""
+    return "".join(character for character, _ in _emissions(path, vocabulary))
 
 
-def word_spans(path: np.ndarray, labels: Sequence[str]) -> list[tuple[str, int, int]]:
-    """The words of a path, (T,), each with the frame of its first letter and the one after that of its last."""
-    found = []
-    for is_space, emitted in groupby(_letters(path, labels), key=lambda emitted: emitted[0] == " "):
+def word_spans(path: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return the words of a path, (T,), each with its first frame and the one after the start of its last character."""
+    words = []
+    for is_space, emissions in groupby(_emissions(path, vocabulary), key=lambda emission: emission[0] == " "):
         if not is_space:
-            letters, frames = zip(*emitted, strict=True)
-            found.append(("".join(letters), frames[0], frames[-1] + 1))
-    return found
+            characters, frames = zip(*emissions, strict=True)
+            words.append(("".join(characters), frames[0], frames[-1] + 1))
+    return words
 
 
-def _letters(path: np.ndarray, labels: Sequence[str]) -> list[tuple[str, int]]:
-    """The letters of a path, each with the frame that it begins in."""
-    blank = len(labels)
-    changes = np.flatnonzero(np.diff(path, prepend=-1))  # a frame that repeats the one before is not written again
-    return [(labels[path[frame]], int(frame)) for frame in changes if path[frame] != blank]
+def _emissions(path: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the characters of a path, each with its first frame."""
+    blank = len(vocabulary)
+    changes = np.flatnonzero(np.diff(path, prepend=-1))  # frames that do not repeat the one before
+    return [(vocabulary[path[frame]], int(frame)) for frame in changes if path[frame] != blank]

@@ -1,13 +1,12 @@
-"""From a manifest, or segments of recordings, to log-probabilities: the one way this project runs a model."""
+"""Wavs -> features -> log-probabilities: the one way this project runs a model."""
 
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino
 import soundfile
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
@@ -19,27 +18,30 @@ from finetuning.data.manifest import Utterance
 from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding import predictions
 from finetuning.decoding.greedy import greedy_decode
-from finetuning.decoding.openvino_runtime import load_network as exported_network
-from finetuning.decoding.openvino_runtime import run_network
-from finetuning.decoding.predictions import Prediction
+from finetuning.decoding.openvino_runtime import load_network, run_network
+from finetuning.decoding.partial_predictions import open_partial, read_partial
+from finetuning.decoding.predictions import ModelOutput, Prediction
 from finetuning.errors import UserError
 from finetuning.files import write_json
 from finetuning.model.channels_last import use_channels_last
 from finetuning.model.ctc_model import get_vocabulary, sample_rate
 
+if TYPE_CHECKING:
+    import openvino
+
 
 def prepare_for_inference(model: EncDecCTCModel) -> EncDecCTCModel:
-    """The model as it is run: on a GPU when there is one, in eval mode, without dither, convolutions made fast."""
+    """Return the model ready: on a GPU when there is one, in eval mode, without dither, with fast convolutions."""
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     model.preprocessor.featurizer.dither = 0.0
     use_channels_last(model)
     return model
 
 
-def describe_device(model: EncDecCTCModel, network: openvino.CompiledModel | None) -> dict[str, Any]:
-    """What the model runs on: the kind of device, by which library, and with how many threads on a CPU."""
-    by = "openvino" if network else "torch"
-    return {"device": model.device.type, "by": by, "threads": torch.get_num_threads()}
+def describe_device(model: EncDecCTCModel, network: "openvino.CompiledModel | None") -> dict[str, Any]:
+    """Return the kind of device, the library that runs the network, and the number of threads on a CPU."""
+    library = "openvino" if network else "torch"
+    return {"device": model.device.type, "by": library, "threads": torch.get_num_threads()}
 
 
 def run_inference(
@@ -47,75 +49,78 @@ def run_inference(
     model: EncDecCTCModel,
     path: Path,
     utterances: list[Utterance],
-    audio: Path,
+    folder: Path,
     work: Path,
     batch_size: int,
-    keeps: bool = False,
-) -> list[Prediction]:
-    """One pass over the utterances, or what is left of it, with a progress bar in seconds of audio.
+    save_log_probs: bool = False,
+) -> ModelOutput:
+    """Return the greedy predictions of one pass over the utterances, or of what is left of it, and save them in `work`.
 
-    `keeps`: the log-probabilities too. inference.json tells how long it took: seconds, seconds of audio, device and
-    threads. A pass that goes on after an interruption adds its part; a part that was killed is in neither of the sums.
+    `path`: the file of `model`; `folder`: of the utterances' manifest. The progress bar is in seconds of audio.
+    inference.json states seconds, seconds of audio, device and threads: a resumed pass adds its own, while a pass that
+    was killed is in neither of the sums.
     """
-    write_json(work / predictions.VOCABULARY, get_vocabulary(model))
-    columns = len(get_vocabulary(model)) + 1 if keeps else 0
-    done = predictions.read_partial(work, utterances, columns)
+    vocabulary = get_vocabulary(model)
+    write_json(work / predictions.VOCABULARY, vocabulary)
+    vocab_size = len(vocabulary) + 1 if save_log_probs else 0
+    done = read_partial(work, utterances, vocab_size)
     if done:
-        print(f"{name}: goes on after {len(done):,} of {len(utterances):,} utterances")
+        print(f"{name}: resumes after {len(done):,} of {len(utterances):,} utterances")
     else:
         for stale in (predictions.TIMING, predictions.LOG_PROBS, predictions.LOG_PROBS_INDEX):
             (work / stale).unlink(missing_ok=True)
     before = predictions.read_timing(work) or {}
     seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
-    compiled = exported_network(prepare_for_inference(model), path)
+    network = load_network(prepare_for_inference(model), path)
     bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
-    with predictions.open_partial(work, columns) as part, bar:
+    with open_partial(work, vocab_size) as partial, bar:
         bar.update(sum(prediction.duration for prediction, _ in done.values()))
         try:
             start = time.perf_counter()
-            for number, prediction, own in iter_predictions(model, compiled, utterances, audio, batch_size, done):
+            for number, prediction, log_probs in iter_predictions(model, network, utterances, folder, batch_size, done):
                 seconds += time.perf_counter() - start
                 audio_seconds += prediction.duration
                 if number not in done:
-                    done[number] = prediction, part.append(number, prediction, own)
+                    done[number] = prediction, partial.append(number, prediction, log_probs)
                     bar.update(prediction.duration)
                 start = time.perf_counter()
         finally:
-            spent = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
-            write_json(work / predictions.TIMING, spent | describe_device(model, compiled))
-    found, spans = zip(*(done[number] for number in range(len(utterances))), strict=True)
-    predictions.finish_predictions(work, found, spans if keeps else None, columns)
-    return list(found)
+            timing = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
+            timing |= describe_device(model, network)
+            write_json(work / predictions.TIMING, timing)
+    in_order, spans = zip(*(done[number] for number in range(len(utterances))), strict=True)
+    predictions.finish_predictions(work, in_order, spans if save_log_probs else None, vocab_size)
+    return ModelOutput(list(in_order), vocabulary, timing)
 
 
 def predict(
     model: EncDecCTCModel,
-    network: openvino.CompiledModel | None,
+    network: "openvino.CompiledModel | None",
     utterances: Sequence[Utterance],
     folder: Path,
     batch_size: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Prediction]]:
-    """The number of each utterance and its prediction, as `computed` gives them."""
+    """Yield the number of each utterance and its prediction, in the order of `iter_predictions`."""
     for number, prediction, _ in iter_predictions(model, network, utterances, folder, batch_size, done):
         yield number, prediction
 
 
 def iter_predictions(
     model: EncDecCTCModel,
-    network: openvino.CompiledModel | None,
+    network: "openvino.CompiledModel | None",
     utterances: Sequence[Utterance],
     folder: Path,
     batch_size: int,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, Prediction, np.ndarray]]:
-    """Number, prediction by the best path and log-probabilities, (T, labels + 1), of each utterance, the longest first.
+    """Yield number, greedy prediction and log-probabilities, (T, vocabulary + 1), of each utterance, the longest first.
 
-    `folder` is that of their manifest. With `network`, of `model` by `exported.network`, utterances run one by one;
-    without, in batches. A batch whose numbers are all `done` is skipped; one that is not is run whole, so that a run
-    that goes on computes what an uninterrupted one does.
+    `folder` is that of their manifest. With `network`, which `load_network` returns for `model`, utterances are run one
+    by one; without, in batches. A batch whose numbers are all `done` is skipped; any other is run whole, so that a
+    resumed run computes what an uninterrupted one does.
     """
-    letters = get_vocabulary(prepare_for_inference(model))
+    vocabulary = get_vocabulary(prepare_for_inference(model))
     planned = [
         numbers
         for numbers in plan_batches(utterances, 1 if network else batch_size)
@@ -124,54 +129,55 @@ def iter_predictions(
     rate = sample_rate(model)
     batched = ([utterances[number] for number in numbers] for numbers in planned)
     wavs = ([read_wav(u.wav(folder), rate, u.duration) for u in batch] for batch in batched)
-    for number, own in zip(chain.from_iterable(planned), iter_log_probs(model, network, wavs), strict=True):
+    for number, log_probs in zip(chain.from_iterable(planned), iter_log_probs(model, network, wavs), strict=True):
         u = utterances[number]
-        text, nats = greedy_decode(own, letters), ctc_loss(own, u.text, letters)
-        yield number, Prediction(u.audio_filepath, u.text, text, nats, u.duration), own
+        text, loss = greedy_decode(log_probs, vocabulary), ctc_loss(log_probs, u.text, vocabulary)
+        yield number, Prediction(u.audio_filepath, u.text, text, loss, u.duration), log_probs
 
 
 def transcribe(model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path, batch_size: int = 16) -> list[str]:
-    """The text of the best path of each utterance, in the order given; by torch, since `model` is still learning."""
-    found = dict(predict(model, None, utterances, folder, batch_size))
-    return [found[number].pred_text for number in range(len(utterances))]
+    """Return the greedy text of each utterance, in the order given; run by torch, as `model` is still in training."""
+    by_number = dict(predict(model, None, utterances, folder, batch_size))
+    return [by_number[number].pred_text for number in range(len(utterances))]
 
 
 def plan_batches(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]:
-    """Numbers of the utterances, the longest first: least padding, and what does not fit in memory fails at once."""
+    """Return batches of utterance numbers, the longest first: little padding, and too little memory shows at once."""
     order = sorted(range(len(utterances)), key=lambda number: -utterances[number].duration)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def read_wavs(wavs: Sequence[Path | ShardMember], rate: int) -> list[np.ndarray]:
-    """Samples of each wav, between -1 and 1; UserError names the first that is not a mono wav at `rate` Hz."""
+    """Return the samples of each wav, between -1 and 1; raise UserError for one that is not mono at `rate` Hz."""
     return [read_wav(wav, rate) for wav in wavs]
 
 
 def read_wav(wav: Path | ShardMember, rate: int, stated_s: float = 0.0) -> np.ndarray:
-    """Samples of a wav, between -1 and 1; UserError where it is no mono wav at `rate` Hz or lasts less than
-    `stated_s`.
+    """Return the samples of a wav, between -1 and 1.
+
+    Raise UserError where it is no mono wav at `rate` Hz or shorter than `stated_s` seconds.
     """
     try:
-        samples, found = soundfile.read(open_wav(wav), dtype="float32")
-        check_not_truncated(len(samples) / found, stated_s)
+        samples, wav_rate = soundfile.read(open_wav(wav), dtype="float32")
+        check_not_truncated(len(samples) / wav_rate, stated_s)
     except (OSError, soundfile.SoundFileError) as error:
         raise UserError(f"cannot read {wav} as a wav ({error}); delete it and run step 1 again") from error
-    if found == SAMPLE_RATE != rate and samples.ndim == 1:
+    if wav_rate == SAMPLE_RATE != rate and samples.ndim == 1:
         raise UserError(
-            f"the model takes sound of {rate} Hz and {wav} has {SAMPLE_RATE} Hz, as step 1 makes it; name another"
+            f"the model takes audio of {rate} Hz and {wav} has {SAMPLE_RATE} Hz, as step 1 makes it; use another model"
         )
-    if found != rate or samples.ndim != 1:
+    if wav_rate != rate or samples.ndim != 1:
         channels = 1 if samples.ndim == 1 else samples.shape[1]
-        raise UserError(f"{wav} has {found} Hz and {channels} channel(s), not {rate} Hz and 1; make it with step 1")
+        raise UserError(f"{wav} has {wav_rate} Hz and {channels} channel(s), not {rate} Hz and 1; make it with step 1")
     if len(samples) < rate // 20:
         raise UserError(f"{wav} is shorter than 0.05 s; delete it and run step 1 again")
     return samples
 
 
 def iter_log_probs(
-    model: EncDecCTCModel, network: openvino.CompiledModel | None, batches: Iterable[Sequence[np.ndarray]]
+    model: EncDecCTCModel, network: "openvino.CompiledModel | None", batches: Iterable[Sequence[np.ndarray]]
 ) -> Iterator[np.ndarray]:
-    """Log-probabilities of each wav of each batch, (T, labels + blank), in their order; a batch is fetched when due."""
+    """Yield the log-probabilities of each wav of each batch, (T, vocabulary + 1); batches are fetched as needed."""
     if network:
         yield from run_network(network, (compute_features(model, wav) for wavs in batches for wav in wavs))
     else:
@@ -181,23 +187,23 @@ def iter_log_probs(
 
 @torch.no_grad()
 def compute_features(model: EncDecCTCModel, wav: np.ndarray) -> np.ndarray:
-    """What the encoder is given of one wav, (1, mel bands, frames), without padding; `model` is `ready`."""
+    """Return the features of one wav, (1, mel bands, frames), without padding, from a model prepared for inference."""
     samples, length = torch.from_numpy(wav)[None], torch.tensor([len(wav)])
-    found, length = model.preprocessor(input_signal=samples, length=length)
-    return found[:, :, : int(length)].numpy()
+    features, length = model.preprocessor(input_signal=samples, length=length)
+    return features[:, :, : int(length)].numpy()
 
 
 @torch.no_grad()
 def compute_log_probs(model: EncDecCTCModel, wavs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Log-probabilities of each wav, (its own frames, labels + blank), as if it were alone.
+    """Return the log-probabilities of each wav, (its own frames, vocabulary + 1), as if it were alone.
 
-    Padding is cut off and, by the encoder's masked convolutions, has no influence; an encoder without masks (NeMo's
-    `conv_mask: false`) gets its wavs one by one. `model` must be `ready`.
+    Padding is cut off and, thanks to the encoder's masked convolutions, has no influence; an encoder without masks
+    (NeMo's `conv_mask: false`) gets its wavs one by one. `model` must be prepared for inference.
     """
     if not wavs:
         return []
     if len(wavs) > 1 and not model.cfg.encoder.get("conv_mask", True):
-        return [frames for wav in wavs for frames in compute_log_probs(model, [wav])]
+        return [log_probs for wav in wavs for log_probs in compute_log_probs(model, [wav])]
     lengths = torch.tensor([len(wav) for wav in wavs], device=model.device)
     padded = torch.zeros(len(wavs), max(map(len, wavs)), device=model.device)  # (B, samples)
     for row, wav in zip(padded, wavs, strict=True):
@@ -206,19 +212,19 @@ def compute_log_probs(model: EncDecCTCModel, wavs: Sequence[np.ndarray]) -> list
     encoded, lengths = model.encoder(audio_signal=features, length=lengths)
     if not model.cfg.encoder.get("conv_mask", True):  # then NeMo does not divide the lengths by the stride
         lengths = -(-lengths // model.encoder.subsampling_factor)
-    frames = model.decoder(encoder_output=encoded).float().cpu().numpy()  # (B, T, V + 1)
-    return [own[:length] for own, length in zip(frames, lengths.tolist(), strict=True)]
+    padded_log_probs = model.decoder(encoder_output=encoded).float().cpu().numpy()  # (B, T, V + 1)
+    return [log_probs[:length] for log_probs, length in zip(padded_log_probs, lengths.tolist(), strict=True)]
 
 
-def ctc_loss(log_probabilities: np.ndarray, text: str, letters: Sequence[str]) -> float | None:
-    """CTC negative log-likelihood of `text` in nats (Graves et al. 2006, equation 8), summed over frames.
+def ctc_loss(log_probs: np.ndarray, text: str, vocabulary: Sequence[str]) -> float | None:
+    """Return the CTC negative log-likelihood of `text` in nats (Graves et al. 2006, equation 8), summed over frames.
 
-    Characters that are not among the model's `letters` are left out of the text. None when it is not finite: the text
-    needs more frames than there are.
+    `log_probs`: (T, vocabulary + 1), the blank last. Characters outside the `vocabulary` are left out of the text. None
+    when the likelihood is zero: the text needs more frames than there are.
     """
-    index = {letter: number for number, letter in enumerate(letters)}
-    target = torch.tensor([[index[letter] for letter in text if letter in index]], dtype=torch.long)
-    frames = torch.from_numpy(log_probabilities).unsqueeze(1)  # (T, 1, V + 1)
-    sizes = torch.tensor([len(frames)]), torch.tensor([target.shape[1]])
-    value = F.ctc_loss(frames, target, *sizes, blank=len(letters), reduction="sum").item()
-    return round(value, 6) if np.isfinite(value) else None
+    index = {character: number for number, character in enumerate(vocabulary)}
+    target = torch.tensor([[index[character] for character in text if character in index]], dtype=torch.long)
+    batch = torch.from_numpy(log_probs).unsqueeze(1)  # (T, 1, V + 1)
+    sizes = torch.tensor([len(batch)]), torch.tensor([target.shape[1]])
+    loss = F.ctc_loss(batch, target, *sizes, blank=len(vocabulary), reduction="sum").item()
+    return round(loss, 6) if np.isfinite(loss) else None

@@ -1,4 +1,4 @@
-"""A model's network as OpenVINO runs it on a CPU: exported once by NeMo, kept, and compared before it is used."""
+"""A model's network run by OpenVINO on a CPU: exported once by NeMo, and compared with torch before it is used."""
 
 import functools
 import glob
@@ -7,42 +7,45 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
 
 from finetuning.errors import printable
 from finetuning.files import atomic_path, ensure_writable_dir, remove_stale_temp_files, sha256
 
-CLOSE = 1e-3  # largest difference of a log-probability from torch's, nats
-FRAMES_AXIS = (64, 301)  # of the features on which both are compared: neither is what the export was traced with
-TRACED = 256
-HASH = 16  # digits of it in the name
+if TYPE_CHECKING:
+    import openvino  # imported at run time only where a CPU runs a model
+
+TOLERANCE = 1e-3  # largest difference of a log-probability from torch's, nats
+TRACED_FRAMES = 256  # of the features the export is traced with
+COMPARED_FRAMES = (64, 301)  # of the features on which both are compared: other numbers than TRACED_FRAMES
+HASH_DIGITS = 16  # of the model's SHA-256 in the export's name
 
 
-def load_network(model: EncDecCTCModel, path: Path) -> openvino.CompiledModel | None:
-    """Encoder and decoder for one utterance at a time, of a `model` that is `ready` and was restored from `path`.
+def load_network(model: EncDecCTCModel, path: Path) -> "openvino.CompiledModel | None":
+    """Return encoder and decoder, one utterance at a time, of a `model` prepared for inference, restored from `path`.
 
-    None on a GPU, where torch is as good, and for an encoder without masks, which hears the padding of its features.
-    The export, NAME.<hash of the .nemo file>.onnx, lies beside the model or, where that folder is read-only, in the
-    user's cache; a damaged one is made again. None too, with a notice, where it cannot be made or does not compute what
-    torch does.
+    Return None on a GPU, where torch is as fast, and for an encoder without masks, whose output depends on the padding
+    of its features. The export, NAME.<hash of the .nemo file>.onnx, lies beside the model or, where that folder is
+    read-only, in the user's cache; a damaged one is made again. Return None too, with a notice, where it cannot be made
+    or does not compute what torch does.
     """
     if model.device.type != "cpu" or not model.cfg.encoder.get("conv_mask", True):
         return None
     try:
-        name = f"{path.stem}.{sha256(path)[:HASH]}.onnx"
-        for kept in (path.with_name(name), export_path() / name):
-            if kept.is_file() and (found := _compiled(kept)) and _agrees(found, model):
-                return found
-        kept = _writable(path.parent) / name
-        _export(model, path, kept)
-        if (found := _compiled(kept)) and _agrees(found, model):
-            return found
+        name = f"{path.stem}.{sha256(path)[:HASH_DIGITS]}.onnx"
+        for export in (path.with_name(name), export_path() / name):
+            if export.is_file() and (network := _compile(export)) and _agrees(network, model):
+                return network
+        export = _writable_folder(path.parent) / name
+        _export(model, path, export)
+        if (network := _compile(export)) and _agrees(network, model):
+            return network
         reason = "what NeMo exports of it computes something else"
-    except Exception as error:  # of NeMo, torch, ONNX or the disk: torch can always do without
+    except Exception as error:  # of NeMo, torch, ONNX or the disk: torch runs any model
         reason = next(iter(printable(str(error)).strip().splitlines()), "") or type(error).__name__
     print(f"{path.name} runs in torch, which is slower, for its export cannot be used: {reason}", file=sys.stderr)
     return None
@@ -54,64 +57,64 @@ def export_path() -> Path:
     return caches / "finetuning_asr"
 
 
-def _writable(folder: Path) -> Path:
+def _writable_folder(folder: Path) -> Path:
     """Return `folder`, or the user's cache where it cannot be written to, made when it is not there yet."""
     return folder if os.access(folder, os.W_OK) else ensure_writable_dir(export_path())
 
 
-def run_network(compiled: openvino.CompiledModel, features: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Log-probabilities, (T, V + 1), of each of `features`, (1, C, T'), in their order.
+def run_network(network: "openvino.CompiledModel", features: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the log-probabilities, (T, V + 1), of each of `features`, (1, C, T'), in their order.
 
     As many are computed at a time as there are threads, and the next is fetched meanwhile.
     """
-    idle = [compiled.create_infer_request() for _ in range(_streams(compiled) + 1)]
+    idle = [network.create_infer_request() for _ in range(int(network.get_property("NUM_STREAMS")) + 1)]
     running: deque[openvino.InferRequest] = deque()
-    for one in features:
+    for utterance in features:
         if not idle:
-            yield _finished(running, idle)
+            yield _wait_for_first(running, idle)
         request = idle.pop()
-        request.start_async({0: one})
+        request.start_async({0: utterance})
         running.append(request)
     while running:
-        yield _finished(running, idle)
+        yield _wait_for_first(running, idle)
 
 
-def _finished(running: deque[openvino.InferRequest], idle: list[openvino.InferRequest]) -> np.ndarray:
-    """What the request that was started first has computed; it is free for another."""
+def _wait_for_first(running: "deque[openvino.InferRequest]", idle: "list[openvino.InferRequest]") -> np.ndarray:
+    """Return the output, (T, V + 1), of the request that was started first, which becomes idle."""
     request = running.popleft()
     request.wait()
-    found = request.get_output_tensor(0).data[0].copy()
+    log_probs = request.get_output_tensor(0).data[0].copy()
     idle.append(request)
-    return found
+    return log_probs
 
 
-def _streams(compiled: openvino.CompiledModel) -> int:
-    return int(compiled.get_property("NUM_STREAMS"))
-
-
-def _export(model: EncDecCTCModel, path: Path, kept: Path) -> None:
-    """NeMo's own export to ONNX, of a copy: it takes the masks off, which an utterance alone does not need."""
-    remove_stale_temp_files(kept.parent)
-    if kept.parent == path.parent:  # in the cache there may be another model of the same name
-        for stale in path.parent.glob(f"{glob.escape(path.stem)}.{'[0-9a-f]' * HASH}.onnx"):
-            if stale != kept:
+def _export(model: EncDecCTCModel, path: Path, export: Path) -> None:
+    """Write NeMo's own export to ONNX, of a copy: it removes the masks, which a single utterance does not need."""
+    remove_stale_temp_files(export.parent)
+    if export.parent == path.parent:  # in the cache there may be another model of the same name
+        for stale in path.parent.glob(f"{glob.escape(path.stem)}.{'[0-9a-f]' * HASH_DIGITS}.onnx"):
+            if stale != export:
                 stale.unlink(missing_ok=True)
-    twin = type(model)(cfg=model.cfg)
-    twin.load_state_dict(model.state_dict())
-    with atomic_path(kept) as temporary:
-        twin.export(str(temporary), input_example=twin.encoder.input_example(max_dim=TRACED))
+    copy = type(model)(cfg=model.cfg)
+    copy.load_state_dict(model.state_dict())
+    with atomic_path(export) as temporary:
+        copy.export(str(temporary), input_example=copy.encoder.input_example(max_dim=TRACED_FRAMES))
 
 
 @functools.cache
-def _core() -> openvino.Core:
-    """The only one of this process. Each sets up a stack for signal handlers and at its end puts back the one before:
-    of two that end in the order they began, the second puts back what the first has freed, and a signal is fatal.
+def _core() -> "openvino.Core":
+    """Return the only Core of this process.
+
+    Each sets up a stack for signal handlers and at its end restores the one before: of two that end in the order they
+    began, the second restores what the first has freed, and a signal is fatal.
     """
+    import openvino
+
     return openvino.Core()
 
 
-def _compiled(path: Path) -> openvino.CompiledModel | None:
-    """Of as many streams as torch has threads; None where the file cannot be read."""
+def _compile(path: Path) -> "openvino.CompiledModel | None":
+    """Return the network with as many streams as torch has threads; None where the file cannot be read."""
     threads = torch.get_num_threads()
     properties = {
         "INFERENCE_PRECISION_HINT": "f32",  # some processors would use bfloat16
@@ -126,13 +129,13 @@ def _compiled(path: Path) -> openvino.CompiledModel | None:
 
 
 @torch.no_grad()
-def _agrees(compiled: openvino.CompiledModel, model: EncDecCTCModel) -> bool:
-    """Whether both compute the same of noise."""
-    noise = torch.Generator().manual_seed(0)
-    given = [torch.randn(1, model.cfg.encoder.feat_in, frames, generator=noise) for frames in FRAMES_AXIS]
-    for one, found in zip(given, run_network(compiled, [one.numpy() for one in given]), strict=True):
-        encoded, _ = model.encoder(audio_signal=one, length=torch.tensor([one.shape[2]]))
+def _agrees(network: "openvino.CompiledModel", model: EncDecCTCModel) -> bool:
+    """Return whether network and model compute the same from noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(1, model.cfg.encoder.feat_in, frames, generator=generator) for frames in COMPARED_FRAMES]
+    for features, log_probs in zip(noise, run_network(network, [each.numpy() for each in noise]), strict=True):
+        encoded, _ = model.encoder(audio_signal=features, length=torch.tensor([features.shape[2]]))
         expected = model.decoder(encoder_output=encoded)[0].numpy()
-        if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=CLOSE):
+        if log_probs.shape != expected.shape or not np.allclose(log_probs, expected, rtol=0, atol=TOLERANCE):
             return False
     return True

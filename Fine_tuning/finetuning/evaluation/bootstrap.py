@@ -16,55 +16,56 @@ from finetuning.evaluation.scoring import Score
 
 RESAMPLES = 1000
 SEED = 0
-BLOCK = 30_000  # units drawn at once, to stay in the processor's cache
+BLOCK = 30_000  # units drawn at a time, to stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class ResamplingUnits:
-    """What is drawn with replacement."""
+    """The units that are drawn with replacement."""
 
     kind: str  # speakers | utterances
-    number: np.ndarray  # (utterances,) of the unit that each belongs to, from 0
+    number: np.ndarray  # (utterances,): the unit each utterance belongs to, from 0
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Return the number of units."""
         return int(self.number.max()) + 1
 
 
 def resampling_units(utterances: Sequence[Utterance]) -> ResamplingUnits:
-    """Speakers, an utterance without one counting as a speaker of its own; utterances where no two speakers are named.
+    """Return the speakers, or the utterances where no two speakers are named.
 
-    Numbered by name, so that the order of the manifest does not matter.
+    An utterance without a speaker counts as a speaker of its own. Units are numbered by name, so that the order of the
+    manifest does not matter.
     """
     kind = "speakers" if len({u.speaker for u in utterances} - {""}) > 1 else "utterances"
     names = [
         (u.speaker, "", 0) if kind == "speakers" and u.speaker else ("", u.audio_filepath, number)
         for number, u in enumerate(utterances)
     ]
-    place = {name: number for number, name in enumerate(sorted(set(names)))}
-    return ResamplingUnits(kind, np.array([place[name] for name in names]))
+    unit = {name: number for number, name in enumerate(sorted(set(names)))}
+    return ResamplingUnits(kind, np.array([unit[name] for name in names]))
 
 
-def resample(found: Score, drawn_from: ResamplingUnits) -> np.ndarray:
-    """WER and CER of each resample, (RESAMPLES, 2); the same resamples for every model of the same units."""
-    size = drawn_from.count
+def resample(score: Score, units: ResamplingUnits) -> np.ndarray:
+    """Return WER and CER of each resample, (RESAMPLES, 2); every model with the same units gets the same resamples."""
+    size = units.count
     sums = np.zeros((size, 8))  # of each unit; whole numbers far below 2**53, so exact in any order of adding
-    np.add.at(sums, drawn_from.number, np.hstack([found.word_counts, found.character_counts]))
+    np.add.at(sums, units.number, np.hstack([score.word_counts, score.character_counts]))
     rng = np.random.default_rng(SEED)
-    at_once = max(1, BLOCK // size)
-    draws = [_draw_counts(rng, min(at_once, RESAMPLES - done), size) @ sums for done in range(0, RESAMPLES, at_once)]
+    block = max(1, BLOCK // size)
+    draws = [_draw_counts(rng, min(block, RESAMPLES - done), size) @ sums for done in range(0, RESAMPLES, block)]
     hits, substitutions, deletions, insertions = np.concatenate(draws).reshape(-1, 2, 4).transpose(2, 0, 1)
     return (substitutions + deletions + insertions) / (hits + substitutions + deletions)
 
 
 def _draw_counts(rng: np.random.Generator, resamples: int, size: int) -> np.ndarray:
-    """How often each of `size` units is drawn in `size` draws with replacement, (resamples, size)."""
+    """Return how often each of `size` units is drawn in `size` draws with replacement, (resamples, size)."""
     draws = rng.integers(size, size=(resamples, size)) + size * np.arange(resamples)[:, None]
     return np.bincount(draws.ravel(), minlength=resamples * size).reshape(resamples, size)
 
 
-def percentile_interval(samples: np.ndarray) -> tuple[float, float]:
-    """Between which 95 % of the samples, (RESAMPLES,), lie: the percentiles 2.5 and 97.5."""
-    low, high = np.quantile(samples, (0.025, 0.975)).tolist()
+def percentile_interval(rates: np.ndarray) -> tuple[float, float]:
+    """Return the percentiles 2.5 and 97.5 of the rates of the resamples, (RESAMPLES,)."""
+    low, high = np.quantile(rates, (0.025, 0.975)).tolist()
     return low, high

@@ -1,4 +1,4 @@
-"""From predictions to loss, CER and WER: pure functions; references are the manifest's own texts.
+"""Predictions -> loss, CER, WER and aligned pairs: pure functions; references are the manifest's own texts.
 
 Loss: mean over utterances of -ln p(reference | audio), in nats (CTC: Graves et al. 2006, equation 8).
 """
@@ -6,66 +6,87 @@ Loss: mean over utterances of -ln p(reference | audio), in nats (CTC: Graves et 
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jiwer
 import numpy as np
 
 from finetuning.decoding.predictions import Prediction
-from finetuning.metrics.error_rates import ErrorCounts, count_errors, sum_counts
+from finetuning.metrics.confusions import Pair, aligned_pairs
+from finetuning.metrics.error_rates import ErrorCounts, alignment_counts, sum_counts
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one model did on one manifest; the counts of each utterance are (hits, S, D, I)."""
+    """Loss, error counts and aligned pairs of one model on one manifest."""
 
     loss: float | None  # nats; mean over utterances of the CTC negative log-likelihood; None: finite for none
-    loss_left_out: int  # utterances without a finite loss: more letters than frames
-    word_counts: np.ndarray  # (utterances, 4)
+    loss_left_out: int  # utterances without a finite loss: more characters than frames
+    word_counts: np.ndarray  # (utterances, 4): hits, substitutions, deletions, insertions
     character_counts: np.ndarray  # (utterances, 4)
+    word_pairs: Counter[Pair] = field(default_factory=Counter)  # over all utterances, those that agree included
+    character_pairs: Counter[Pair] = field(default_factory=Counter)
 
     @property
     def words(self) -> ErrorCounts:
-        """Over all utterances."""
+        """Return the counts of words over all utterances."""
         return sum_counts(self.word_counts)
 
     @property
     def characters(self) -> ErrorCounts:
-        """Over all utterances."""
+        """Return the counts of characters over all utterances."""
         return sum_counts(self.character_counts)
+
+    @property
+    def utterance_errors(self) -> np.ndarray:
+        """Return word errors, words, character errors and characters of each utterance, (utterances, 4).
+
+        Words and characters are those of the reference.
+        """
+        columns = [(c[:, 1:].sum(axis=1), c[:, :3].sum(axis=1)) for c in (self.word_counts, self.character_counts)]
+        return np.stack([*columns[0], *columns[1]], axis=1)
 
 
 def score_predictions(predictions: Iterable[Prediction]) -> Score:
-    """Loss and error counts, in one pass. An empty hypothesis deletes the whole reference."""
-    losses, words, characters = [], [], []
+    """Return loss, error counts and aligned pairs; each utterance is aligned once, by words and by characters.
+
+    An empty hypothesis deletes the whole reference.
+    """
+    losses, word_counts, character_counts = [], [], []
+    word_pairs: Counter[Pair] = Counter()
+    character_pairs: Counter[Pair] = Counter()
     for p in predictions:
         losses.append(p.loss)
-        words.append(count_errors(jiwer.process_words, p.text, p.pred_text))
-        characters.append(count_errors(jiwer.process_characters, p.text, p.pred_text))
+        words, characters = jiwer.process_words(p.text, p.pred_text), jiwer.process_characters(p.text, p.pred_text)
+        word_counts.append(alignment_counts(words))
+        character_counts.append(alignment_counts(characters))
+        word_pairs.update(aligned_pairs(words))
+        character_pairs.update(aligned_pairs(characters))
     finite = [loss for loss in losses if loss is not None]
     return Score(
         loss=math.fsum(finite) / len(finite) if finite else None,
         loss_left_out=len(losses) - len(finite),
-        word_counts=np.array(words, dtype=np.int64).reshape(-1, 4),
-        character_counts=np.array(characters, dtype=np.int64).reshape(-1, 4),
+        word_counts=np.array(word_counts, dtype=np.int64).reshape(-1, 4),
+        character_counts=np.array(character_counts, dtype=np.int64).reshape(-1, 4),
+        word_pairs=word_pairs,
+        character_pairs=character_pairs,
     )
 
 
-def nemo_word_error_rate(predictions: Sequence[Prediction], found: Score, letters: Sequence[str]) -> float:
-    """The WER that NeMo's own test would say of a model that writes `letters`; `found`: the score of `predictions`.
+def nemo_word_error_rate(predictions: Sequence[Prediction], score: Score, vocabulary: Sequence[str]) -> float:
+    """Return the WER that NeMo's own test would report; `score`: that of `predictions`.
 
-    It drops all other characters from the references, which a model that lacks letters thus needs not write, and from
-    the hypotheses the space before a punctuation mark, which the apostrophe is to it.
+    NeMo drops characters outside the model's `vocabulary` from the references, so that the model need not write them,
+    and from the hypotheses the space before a punctuation mark, for which it takes the apostrophe.
     """
-    marks = "".join(re.escape(letter) for letter in letters if unicodedata.category(letter).startswith("P"))
-    space, others = re.compile(rf"\s(?=[{marks}])" if marks else "(?!)"), {}
+    marks = "".join(re.escape(character) for character in vocabulary if unicodedata.category(character).startswith("P"))
+    space = re.compile(rf"\s(?=[{marks}])" if marks else "(?!)")
+    counts = score.word_counts.copy()
     for number, p in enumerate(predictions):
-        reference = "".join(character for character in p.text if character in letters)
+        reference = "".join(character for character in p.text if character in vocabulary)
         hypothesis = space.sub("", p.pred_text)
         if (reference, hypothesis) != (p.text, p.pred_text):
-            others[number] = count_errors(jiwer.process_words, reference, hypothesis)
-    counts = found.word_counts.copy()
-    for number, changed in others.items():
-        counts[number] = changed
+            counts[number] = alignment_counts(jiwer.process_words(reference, hypothesis))
     return sum_counts(counts).rate

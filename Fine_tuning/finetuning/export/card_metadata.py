@@ -1,4 +1,4 @@
-"""The head of a model card, in the hub's form, and whether the hub and its readers find in a card what they need."""
+"""The metadata of a model card, and the check that the hub and its readers find in a card what they need."""
 
 import math
 import re
@@ -11,7 +11,8 @@ from finetuning.errors import UserError, printable
 from finetuning.evaluation.results import Result
 from finetuning.export.trained_model import TrainedModel
 
-# The hub's ids of licences that a model can bear, without those that need a text of their own (other, unknown)
+# The hub's licence ids, without other and unknown, which need a text of their own. huggingface_hub has no such list and
+# checks a card's licence only online (/api/validate-yaml)
 LICENSES = [
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bigcode-openrail-m", "bigscience-bloom-rail-1.0",
     "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc",
@@ -30,7 +31,7 @@ SECTIONS = ("Results", "Limits", "Use", "Training", "Data", "Licence")
 
 
 def validate_card(text: str) -> None:
-    """UserError where the hub could not read a card, or its readers would miss something; needs no network."""
+    """Raise UserError where the hub could not read a card, or its readers would miss something; needs no network."""
     try:
         card = ModelCard(text)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -54,7 +55,9 @@ def validate_card(text: str) -> None:
     ]
     for is_wrong, what in wrong:
         if is_wrong:
-            raise UserError(f"the model card {what}; nothing is exported: run step 3 again, or mend what it came from")
+            raise UserError(
+                f"the model card {what}; nothing is exported: run step 3 again, or fix what it was made from"
+            )
 
 
 def _is_rate(value: Any) -> bool:
@@ -62,7 +65,7 @@ def _is_rate(value: Any) -> bool:
 
 
 def make_metadata(of: TrainedModel) -> ModelCardData:
-    """The card's head. A release of Common Voice is named as such only when the speech is not synthetic."""
+    """Return the card's metadata. A release of Common Voice is named as such only when the speech is not synthetic."""
     base, registry = of.run["config"]["model"]["base"], of.run["config"]["model"]["registry"]
     real = _is_common_voice(of)
     return ModelCardData(
@@ -84,9 +87,9 @@ def _is_common_voice(of: TrainedModel) -> bool:
 
 
 def _eval_result(of: TrainedModel, row: Result, metric: str) -> EvalResult:
-    """A rate in percent, as the hub's speech models state theirs."""
+    """Return a rate in percent, as the hub's speech models state theirs."""
     release = of.dataset["release"].partition("/")[0]
-    by = "best path" if row["decoder"]["name"] == "greedy" else "with an n-gram language model, not included"
+    by = "greedy decoding" if row["decoder"]["name"] == "greedy" else "with an n-gram language model, not included"
     name = f"Test {metric.upper()} in %, {by}"
     if row[metric] is None:
         raise UserError(f"the model card states no number for {name}; nothing is exported: run step 3 again")
@@ -104,7 +107,7 @@ def _eval_result(of: TrainedModel, row: Result, metric: str) -> EvalResult:
 
 
 def describe_test_set(of: TrainedModel) -> str:
-    """What the figures are of, in words."""
+    """Return a description of the test set."""
     row, speakers = of.rows[0], of.dataset["splits"]["test"]["speakers"]
     synthetic = ", synthetic speech" if of.synthetic else ""
     return (

@@ -2,8 +2,9 @@
 
 from finetuning.config.schema import Evaluation
 from finetuning.errors import UserError, printable
-from finetuning.evaluation import results, slices
-from finetuning.evaluation.results import Result, markdown_table
+from finetuning.evaluation import slices
+from finetuning.evaluation.results import Result
+from finetuning.evaluation.results_table import format_table, markdown_table
 from finetuning.export.card_metadata import SECTIONS, describe_test_set, make_metadata
 from finetuning.export.trained_model import TrainedModel
 
@@ -63,7 +64,7 @@ def _results(of: TrainedModel) -> str:
     parts = [
         f"Test set: {describe_test_set(of)}; {of.rows[0]['hours']:,.2f} h, {of.rows[0]['words']:,} words, "
         f"{of.rows[0]['characters']:,} characters.",
-        results.format_table(of.rows, Evaluation(), of.compared),
+        format_table(of.rows, Evaluation(), of.compared),
         "WER and CER: insertions, deletions and substitutions of words and of characters to those of the reference, as "
         "fractions. Test loss: CTC, in nats an utterance.",
         *(

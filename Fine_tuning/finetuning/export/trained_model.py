@@ -23,13 +23,13 @@ class TrainedModel:
     run: dict[str, Any]  # run.json
     dataset: dict[str, Any]  # dataset.json
     metrics: "pd.DataFrame"  # metrics.csv
-    rows: list[Result]  # by the best path and, where there is one, with the language model
+    rows: list[Result]  # greedy and, where there is one, with the language model
     compared: list[Comparison]
     synthetic: bool  # whether the speech is
 
     @property
     def language(self) -> str:
-        """Its code, from the release's folder; UserError where that is called otherwise."""
+        """Return the language's code, the name of the release's folder; raise UserError where that is no code."""
         code = self.dataset["release"].rpartition("/")[2].partition("-")[0].lower()
         if not re.fullmatch("[a-z]{2,3}", code):
             raise UserError(
@@ -40,13 +40,13 @@ class TrainedModel:
 
     @property
     def base(self) -> str | None:
-        """What the base model is called: the registry's name or the file's; None when trained from scratch."""
+        """Return the base model's name, the registry's or the file's; None when trained from scratch."""
         base = self.run["config"]["model"]["base"]
         return base and Path(base).name.removesuffix(".nemo")
 
     @property
     def architecture(self) -> str:
-        """QuartzNet by its blocks (time-channel separable, no squeeze-and-excitation), or the encoder's class."""
+        """Return QuartzNet, known by its blocks (separable, no squeeze-and-excitation), or the encoder's class."""
         encoder = self.network["encoder"]
         blocks = encoder.get("jasper", [])
         if any(block.get("separable") for block in blocks) and not any(block.get("se") for block in blocks):
@@ -55,7 +55,7 @@ class TrainedModel:
 
 
 def read_network(path: Path) -> dict[str, Any]:
-    """The configuration inside a `.nemo` file; UserError when it is none."""
+    """Return the configuration inside a `.nemo` file; raise UserError when `path` is no such file."""
     try:
         return nemo_file.read_config(path)
     except Exception as error:  # of tarfile, gzip or YAML

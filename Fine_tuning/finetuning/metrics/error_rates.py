@@ -9,7 +9,7 @@ of them is counted is jiwer's choice.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jiwer
@@ -27,44 +27,41 @@ class ErrorCounts:
 
     @property
     def reference(self) -> int:
-        """Number of words or characters in the references."""
+        """Return the number of words or characters in the references."""
         return self.hits + self.substitutions + self.deletions
 
     @property
     def rate(self) -> float:
-        """WER or CER, as a fraction; NaN when the references hold nothing at all."""
+        """Return WER or CER as a fraction; NaN when the references are empty."""
         errors = self.substitutions + self.deletions + self.insertions
         return errors / self.reference if self.reference else math.nan
 
 
-def count_errors(
-    process: Callable, reference: str | list[str], hypothesis: str | list[str]
-) -> tuple[int, int, int, int]:
-    """Return hits, substitutions, deletions and insertions as `process`, one of jiwer's two, counts them."""
-    alignment = process(reference, hypothesis)
+def alignment_counts(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> tuple[int, int, int, int]:
+    """Return hits, substitutions, deletions and insertions of one of jiwer's alignments."""
     return alignment.hits, alignment.substitutions, alignment.deletions, alignment.insertions
 
 
 def sum_counts(counts: np.ndarray) -> ErrorCounts:
-    """Counts of utterances, (utterances, 4), over all of them."""
+    """Return the sums of the counts of utterances, (utterances, 4)."""
     return ErrorCounts(*counts.sum(axis=0).tolist())
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Aligned words. Where a reference holds none, all words of the hypothesis are insertions."""
-    return ErrorCounts(*count_errors(jiwer.process_words, list(references), list(hypotheses)))
+    """Return the counts of words. Where a reference holds none, all words of its hypothesis are insertions."""
+    return ErrorCounts(*alignment_counts(jiwer.process_words(list(references), list(hypotheses))))
 
 
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Aligned characters, spaces within the text included."""
-    return ErrorCounts(*count_errors(jiwer.process_characters, list(references), list(hypotheses)))
+    """Return the counts of characters, spaces within the text included."""
+    return ErrorCounts(*alignment_counts(jiwer.process_characters(list(references), list(hypotheses))))
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """WER over the corpus, as a fraction."""
+    """Return the WER over the corpus, as a fraction."""
     return word_errors(references, hypotheses).rate
 
 
 def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """CER over the corpus, as a fraction."""
+    """Return the CER over the corpus, as a fraction."""
     return character_errors(references, hypotheses).rate

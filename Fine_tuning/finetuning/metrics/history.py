@@ -14,7 +14,7 @@ COLUMNS = ["epoch", "phase", "train_loss", "val_loss", "val_wer", "val_cer", "le
 
 
 def read_metrics(path: Path) -> "pd.DataFrame":
-    """The rows of a `metrics.csv`, none where there is no such file; UserError when it is not such a table."""
+    """Return the rows of a `metrics.csv`, none where there is no file; raise UserError when it is no such table."""
     import pandas as pd
 
     if not path.is_file():
@@ -30,36 +30,36 @@ def read_metrics(path: Path) -> "pd.DataFrame":
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         reason = printable(str(error))[:200]
         raise UserError(
-            f"{path} is not a table of metrics ({reason}); delete it, the training goes on without"
+            f"{path} is not a table of metrics ({reason}); delete it, training continues without it"
         ) from error
 
 
 def missing_epochs(path: Path, epochs: int) -> str:
-    """Which of the first `epochs` a `metrics.csv` has no row of, in words; empty where it has all."""
+    """Return a sentence on which of the first `epochs` have no row in a `metrics.csv`; empty where all have one."""
     missing = sorted(set(range(1, epochs + 1)) - set(read_metrics(path)["epoch"]))
     if not missing:
         return ""
     return (
         f"{path} has no row of {len(missing)} of the {epochs} epochs that are done (the first is {missing[0]}): the "
-        "loss curve and the model card go without"
+        "loss curve and the model card lack them"
     )
 
 
 def last_validation_metrics(metrics: "pd.DataFrame") -> dict[str, float | None]:
-    """Validation loss, WER and CER of the last epoch there is; None where the table was lost."""
+    """Return validation loss, WER and CER of the last epoch; None for each where the table has no rows."""
     names = ("val_loss", "val_wer", "val_cer")
     return {name: float(metrics[name].iloc[-1]) if len(metrics) else None for name in names}
 
 
 def append_row(metrics: "pd.DataFrame", row: dict[str, Any]) -> "pd.DataFrame":
-    """`metrics` with `row` as the last one; rows of its own and later epochs are from a run that was cut off."""
+    """Return `metrics` and `row`, without rows of the same and later epochs, which an interrupted run left."""
     import pandas as pd
 
-    kept = metrics[metrics["epoch"] < row["epoch"]]
-    return pd.DataFrame([*kept.to_dict("records"), row], columns=COLUMNS)
+    earlier = metrics[metrics["epoch"] < row["epoch"]]
+    return pd.DataFrame([*earlier.to_dict("records"), row], columns=COLUMNS)
 
 
 def write_metrics(path: Path, metrics: "pd.DataFrame") -> None:
-    """Write the table, whole or not at all."""
+    """Write the table atomically."""
     with atomic_open(path) as file:
         metrics.to_csv(file, index=False, lineterminator="\n")

@@ -10,33 +10,33 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# of Okabe and Ito, told apart by the colour-blind, and in grey print by their lightness
+# Okabe and Ito: distinct to the colour-blind and, by their lightness, in grey print
 COLOURS = {"train": "#0072b2", "validation": "#e69f00", "test": "#009e73"}
 
 
 def save_loss_curve(metrics: "pd.DataFrame", title: str, path: Path) -> None:
     """Draw training and validation loss per epoch, the frozen phase marked, as a PNG; `metrics` as in metrics.csv."""
-    drawn = render_loss_curve(metrics, title)
+    png = render_loss_curve(metrics, title)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(drawn)
+        temporary.write_bytes(png)
 
 
 def render_loss_curve(metrics: "pd.DataFrame", title: str) -> bytes:
-    """The picture of `loss_curve`; the same metrics give the same bytes."""
+    """Return the loss curve as a PNG; the same metrics give the same bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(mpl.rcParamsDefault):  # whatever the user's matplotlibrc says
-        figure, drawn = Figure(figsize=(8, 4.8), layout="constrained"), BytesIO()
+        figure, png = Figure(figsize=(8, 4.8), layout="constrained"), BytesIO()
         axes = figure.subplots()
         plot_losses(axes, metrics)
         axes.set_title(title)
-        figure.savefig(drawn, dpi=150, format="png", metadata={"Software": None})
-    return drawn.getvalue()
+        figure.savefig(png, dpi=150, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
 def plot_losses(axes: "Axes", metrics: "pd.DataFrame") -> None:
-    """Training and validation loss per epoch: epoch, phase, train_loss, val_loss (mean over utterances, nats)."""
+    """Plot training and validation loss; `metrics`: epoch, phase, train_loss, val_loss (mean over utterances, nats)."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = metrics["epoch"]

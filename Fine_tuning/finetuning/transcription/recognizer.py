@@ -1,9 +1,9 @@
-"""Segments of a recording -> what is said in them, and when."""
+"""Segments of a recording -> their texts and the times of their words."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino
 from nemo.collections.asr.models import EncDecCTCModel
 
 from finetuning.decoding.beam_search import BeamSearch, Settings
@@ -14,30 +14,33 @@ from finetuning.transcription.segmentation import Segment
 from finetuning.transcription.subtitles import Word
 from finetuning.transcription.transcripts import Passage
 
+if TYPE_CHECKING:
+    import openvino
+
 
 def transcribe_segments(
     model: EncDecCTCModel,
-    network: openvino.CompiledModel | None,
+    network: "openvino.CompiledModel | None",
     segments: Sequence[Segment],
     beam: tuple[BeamSearch, Settings] | None = None,
 ) -> list[Passage]:
-    """What is said in each segment, by its best path or by `beam` search: nothing where there is nothing to hear.
+    """Return the passage of each segment, greedily or by `beam` search; its text is empty where nothing is audible.
 
-    `model` is `ready`.
+    `model` must be prepared for inference.
     """
-    rate, frame_s, letters = sample_rate(model), frame_duration_s(model), get_vocabulary(model)
+    rate, frame_s, vocabulary = sample_rate(model), frame_duration_s(model), get_vocabulary(model)
     audible = [segment for segment in segments if segment.is_audible(rate)]
-    heard = iter_log_probs(model, network, [[segment.samples for segment in audible]])
-    found = dict(zip(map(id, audible), heard, strict=True))
+    outputs = iter_log_probs(model, network, [[segment.samples for segment in audible]])
+    by_segment = dict(zip(map(id, audible), outputs, strict=True))
     passages = []
     for segment in segments:
-        own = found.get(id(segment), np.zeros((0, len(letters) + 1)))  # (T, V + 1)
-        path = beam[0].decode(own, beam[1]) if beam else greedy_path(own)
+        log_probs = by_segment.get(id(segment), np.zeros((0, len(vocabulary) + 1)))  # (T, V + 1)
+        path = beam[0].decode(log_probs, beam[1]) if beam else greedy_path(log_probs)
         start_s, duration_s = segment.start / rate, len(segment.samples) / rate
-        spoken = [
+        words = [
             Word(text, start_s + first * frame_s, start_s + min(end * frame_s, duration_s))
-            for text, first, end in word_spans(path, letters)
+            for text, first, end in word_spans(path, vocabulary)
         ]
-        text = " ".join(word.text for word in spoken) if beam else ctc_collapse(path, letters)  # as evaluate.py has it
-        passages.append(Passage(round(start_s, 3), round(duration_s, 3), text, spoken))
+        text = " ".join(word.text for word in words) if beam else ctc_collapse(path, vocabulary)  # as in evaluate.py
+        passages.append(Passage(round(start_s, 3), round(duration_s, 3), text, words))
     return passages

@@ -1,4 +1,4 @@
-"""A recording of any length, read block by block -> segments that a model can take, cut where it is quiet."""
+"""A recording of any length, read block by block -> segments of a length a model can take, cut at pauses."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_SEGMENT_S = 17.0  # what is longer is cut: step 1 trains on clips of up to 16.7 s
-CUT_S = (4.0, 16.0)  # where; what follows a cut lasts a second at least
+CUT_S = (4.0, 16.0)  # range of the cut; at least a second follows it
 PAUSE_S = 0.3  # over which loudness is averaged: longer than the closure of a p or a t
-MIN_SEGMENT_S = 0.05  # no model takes less
-INAUDIBLE = 2**-16  # of full scale: what a 16-bit wav cannot hold
+MIN_SEGMENT_S = 0.05  # models need as much
+INAUDIBLE = 2**-16  # of full scale: below what a 16-bit wav can hold
 CANCELS = "has channels that cancel where they are mixed; one of them is taken"
 
 
@@ -29,15 +29,15 @@ class Segment:
     samples: "np.ndarray"  # (time,) float32, mono
 
     def is_audible(self, rate: int) -> bool:
-        """Whether there is something to hear: models write letters even for digital silence."""
+        """Return whether there is any sound: models write characters even for digital silence."""
         return len(self.samples) >= MIN_SEGMENT_S * rate and bool(abs(self.samples).max() >= INAUDIBLE)
 
 
 def iter_segments(blocks: Iterable["np.ndarray"], rate: int) -> Iterator[Segment]:
-    """Cut a stream of mono blocks at `rate` Hz, of any size, into segments of at most LONGEST_S; no sample is lost.
+    """Yield segments of at most MAX_SEGMENT_S from mono blocks of any size at `rate` Hz; no sample is lost.
 
-    Where the cuts are depends on the samples alone, not on the blocks. What comes before a UserError of `blocks` is
-    cut all the same, then it is raised.
+    The cuts depend on the samples alone, not on the blocks. What precedes a UserError of `blocks` is yielded before it
+    is raised.
     """
     import numpy as np
 
@@ -59,7 +59,7 @@ def iter_segments(blocks: Iterable["np.ndarray"], rate: int) -> Iterator[Segment
 
 
 def quietest_point(samples: "np.ndarray", rate: int) -> int:
-    """The sample between CUT_S around which there is least energy over PAUSE_S, to 10 ms."""
+    """Return the sample within CUT_S around which there is least energy over PAUSE_S, to 10 ms."""
     import numpy as np
 
     frame = rate // 100
@@ -71,7 +71,7 @@ def quietest_point(samples: "np.ndarray", rate: int) -> int:
 
 
 def check_readable(path: Path) -> None:
-    """UserError unless `path` is a file that can be opened and may hold sound."""
+    """Raise UserError unless `path` is a file that can be opened and may hold sound."""
     try:
         if path.is_dir():
             os.scandir(path).close()
@@ -89,10 +89,10 @@ def check_readable(path: Path) -> None:
 
 
 def read_blocks(path: Path, rate: int, notes: set[str] | None = None) -> Iterator["np.ndarray"]:
-    """The sound of a file as mono float32 blocks (time,) at `rate` Hz, silence where its clock says that nothing is.
+    """Yield a file's sound as mono float32 blocks, (time,), at `rate` Hz, with silence where its timestamps leave gaps.
 
-    UserError names the file: before the first block when nobody can read it, after the last when it is damaged. What
-    the user should know of it besides is added to `notes`.
+    Raise UserError before the first block where the file cannot be read, after the last where it is damaged. Whatever
+    else the user should know of it is added to `notes`.
     """
     import numpy as np
     import soxr
@@ -137,7 +137,7 @@ def _fault(path: Path, read_s: float, bad: AudioError) -> UserError:
 
 
 def stated_duration_s(path: Path) -> float:
-    """Seconds of a recording as its header states or estimates them; 0 when nobody can say."""
+    """Return the duration of a recording as its header states or estimates it; 0 where it is not known."""
     try:
         return open_sound(path).duration_s
     except (AudioError, OSError):

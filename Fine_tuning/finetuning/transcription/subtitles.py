@@ -11,7 +11,7 @@ PAUSE_S = 1.0  # after which a new cue begins
 
 @dataclass(frozen=True)
 class Word:
-    """A word and when it is said, in seconds from the beginning of the recording."""
+    """A word with its times, in seconds from the beginning of the recording."""
 
     text: str
     start_s: float
@@ -19,14 +19,14 @@ class Word:
 
 
 def format_srt(words: Sequence[Word], duration_s: float) -> str:
-    """Numbered cues of at most LINES lines and LONGEST_S, none beyond `duration_s`.
+    """Return numbered cues of at most LINES lines and MAX_CUE_S, none beyond `duration_s`.
 
-    A word is never divided: one of more than WIDTH letters has a line to itself.
+    A word is never divided: one of more than WIDTH characters has a line to itself.
     """
-    found = make_cues(words)
-    limits_s = [*(cue[0].start_s for cue in found[1:]), duration_s]
+    cues = make_cues(words)
+    limits_s = [*(cue[0].start_s for cue in cues[1:]), duration_s]
     parts = []
-    for number, (cue, limit_s) in enumerate(zip(found, limits_s, strict=False), start=1):
+    for number, (cue, limit_s) in enumerate(zip(cues, limits_s, strict=False), start=1):
         start_s = cue[0].start_s
         end_s = min(max(cue[-1].end_s, start_s + MIN_CUE_S), start_s + MAX_CUE_S, limit_s)
         parts.append(f"{number}\n{_time(start_s)} --> {_time(end_s)}\n" + "\n".join(_lines(cue)) + "\n")
@@ -34,14 +34,14 @@ def format_srt(words: Sequence[Word], duration_s: float) -> str:
 
 
 def make_cues(words: Sequence[Word]) -> list[list[Word]]:
-    """The words of each cue: as many as fit."""
-    found: list[list[Word]] = []
+    """Return the words of each cue, as many as fit."""
+    cues: list[list[Word]] = []
     for word in words:
-        if found and _fits([*found[-1], word]):
-            found[-1].append(word)
+        if cues and _fits([*cues[-1], word]):
+            cues[-1].append(word)
         else:
-            found.append([word])
-    return found
+            cues.append([word])
+    return cues
 
 
 def _fits(words: Sequence[Word]) -> bool:
@@ -55,6 +55,6 @@ def _lines(words: Sequence[Word]) -> list[str]:
 
 
 def _time(seconds: float) -> str:
-    """As 00:00:01,250."""
+    """Return the time in SubRip's format, as 00:00:01,250."""
     minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02},{milliseconds % 1000:03}"
