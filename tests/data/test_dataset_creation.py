@@ -471,7 +471,7 @@ def test_what_reads_the_output_may_be_full_or_gone(make, tmp_path: Path) -> None
     os.close(reading)
     to_nobody = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
-    assert_refused(to_nobody, "nobody reads the output")
+    assert_refused(to_nobody, "the output was closed by its reader")
     plain = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
     assert plain.returncode == 0, plain.stderr[-2000:]
 

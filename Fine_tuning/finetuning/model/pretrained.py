@@ -30,7 +30,7 @@ def locate_model(name_or_path: str, model: experiment.Model) -> Path:
         path, wanted = experiment.resolve_path(model.folder) / f"{name_or_path}.nemo", model.registry[name_or_path]
         if not path.is_file():
             # processes that train together ask at the same time
-            with exclusive_lock(ensure_writable_dir(path.parent), waits=True):
+            with exclusive_lock(ensure_writable_dir(path.parent), wait=True):
                 if not path.is_file():
                     download_model(name_or_path, wanted, path)
                     return path
