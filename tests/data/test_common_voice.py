@@ -255,7 +255,7 @@ def test_a_clip_is_found_by_what_a_table_calls_it_unless_several_may_be_meant(
         assert [clip.path for clip in common_voice.read_rows(release)[0]] == [name]
         assert list(common_voice.read_durations(release)) == [name]
         assert list(common_voice.read_release_splits(release)) == [name]
-        assert release.taken_for == ({path: name} if name in CLIPS and name != path else {})
+        assert release.matched_names == ({path: name} if name in CLIPS and name != path else {})
 
 
 @pytest.mark.parametrize(("sign", "called"), [(",", "commas"), (";", "semicolons"), ("|", "bars")])
