@@ -268,7 +268,7 @@ def _convert_batch(tasks: list[Task]) -> list[ConvertedClip]:
 
 
 def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: float | None) -> ConvertedClip:
-    """Convert one clip in a worker. Its errors become its result, except OSError (the disk), which concerns all clips."""
+    """Convert one clip in a worker; its errors become its result, except OSError (the disk), which ends the run."""
     try:
         duration_s, decoded_s = decoding.convert_to_wav(clip, wav, trim)
     except AudioError as error:
