@@ -91,7 +91,7 @@ def test_what_it_says_and_leaves(made: tuple[Path, CompletedProcess[str]]) -> No
     folder, process = made
     assert sorted(path.name for path in (folder / "lm").iterdir()) == sorted([kenlm.ABOUT, kenlm.ARPA, kenlm.LEXICON])
     taken_out = (
-        "taken out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
+        "left out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
         "or longer than 2,000 characters"
     )
     assert f"training: 4 sentences, 14 words; {taken_out.format(1, 0)}" in process.stdout
@@ -189,7 +189,7 @@ def test_it_is_made_once_and_anew_when_a_text_or_a_setting_changes(run_in_proces
     with (folder / "it" / "validation_manifest.json").open("a", encoding="utf-8") as manifest:
         manifest.write(json.dumps({"audio_filepath": "x.wav", "duration": 1.0, "text": "il gatto dorme"}) + "\n")
     said, _ = run()
-    assert "training: 3 sentences, 11 words; taken out 2 sentences of validation" in said
+    assert "training: 3 sentences, 11 words; left out 2 sentences of validation" in said
 
 
 def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path: Path) -> None:
@@ -312,19 +312,19 @@ def test_words_are_spelt_by_the_rules_for_texts(run_in_process: Script, tmp_path
         },
     }
     assert "given.arpa: 16 words; " in process.stdout
-    assert "1 left out, several words (as e-mail)" in process.stdout
-    assert "1 with the spelling of another one, beside which they stay" in process.stdout
+    assert "1 left out, several words (such as e-mail)" in process.stdout
+    assert "1 that share their spelling with another word" in process.stdout
     assert about(folder)["validation"]["unknown"] == 3, "chiara, cane, miagola"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, ["there is no text ", "extra.txt", "a sentence a line"]),
+        (None, ["there is no text ", "extra.txt", "one sentence per line"]),
         ("", ["extra.txt gives the language model no sentence", "name another file"]),
         ("\n\n ...\n", ["gives the language model no sentence", "of 3 lines, 0 can be used"]),
-        (CYRILLIC, ["of 2 lines, 0 can be used", "letters outside text.alphabet", "name another file"]),
-        ("Una cosa rossa\n", ["of 1 lines, 1 can be used and 1 of those stand in validation or test"]),
+        (CYRILLIC, ["of 2 lines, 0 can be used", "characters outside text.alphabet", "name another file"]),
+        ("Una cosa rossa\n", ["of 1 lines, 1 can be used and 1 of those are in validation or test"]),
         (b"la citt\xe0\n", ["cannot read the text ", "extra.txt", "it must be UTF-8"]),
     ],
 )
