@@ -188,7 +188,7 @@ def without_trailer(tmp_path: Path) -> Path:
         (lambda folder: truncated(folder, 0), "damaged|truncated|not a .tar.gz"),
         (flipped, "damaged"),
         (cut_inside, "damaged|truncated"),
-        (garbled_header, "behind the last member"),
+        (garbled_header, "after the last member"),
         (without_trailer, "truncated"),
         (lambda folder: folder, "holds no validated.tsv"),
         (lambda folder: write_archive(folder / "a.tar.gz", {"x.tsv": b""}), "holds no validated.tsv"),

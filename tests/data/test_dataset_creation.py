@@ -482,7 +482,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(make, tmp_path: P
     script = [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), "dataset.workers=1"]
     script += [f"dataset.source={source}", f"dataset.output={output}"]
     limited = subprocess.run(["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *script], capture_output=True, text=True)
-    assert_refused(limited, "cannot write to", "run the same command again")
+    assert_refused(limited, "cannot write to", "rerun the same command")
     assert not list(output.glob("wavs/.*")) and not list(output.glob("*_manifest.json"))
     assert make(source, output, "dataset.workers=1").returncode == 0
 

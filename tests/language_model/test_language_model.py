@@ -202,7 +202,7 @@ def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path
     for name in (kenlm.ARPA, kenlm.LEXICON):
         whole = (folder / "lm" / name).read_bytes()
         (folder / "lm" / name).write_bytes(whole[:-1])
-        with pytest.raises(UserError, match=r"are not what language_model.json beside them says; wait .*or type: "):
+        with pytest.raises(UserError, match=r"are not those that language_model.json describes; wait .*or run: "):
             kenlm.find_language_model(f"{folder}/lm", "my.yaml")
         (folder / "lm" / name).unlink()
         with pytest.raises(UserError, match=r"or type: "):
@@ -251,7 +251,7 @@ def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script
     )
     assert about(folder)["validation"]["unknown"] == 1, "chiara"
     write_arpa(path, TRAIN)
-    with pytest.raises(UserError, match=r"are not what language_model.json"):
+    with pytest.raises(UserError, match=r"are not those that language_model.json"):
         kenlm.find_language_model(f"{folder}/lm", "my.yaml")
     process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={path}")
     assert "Already made" not in process.stdout
@@ -381,8 +381,8 @@ def test_arpa_files_that_cannot_be_used_are_refused(run_in_process: Script, tmp_
     refuse(write_arpa(tmp_path / "single.arpa", order=1), "KenLM cannot read")
     cut = write_arpa(tmp_path / "cut.arpa")
     cut.write_text(cut.read_text(encoding="utf-8")[:-60], encoding="utf-8")
-    refuse(cut, "cut.arpa, line ", "make the ARPA file anew")
-    refuse(ROOT / "README.md", "so it is no ARPA file")
+    refuse(cut, "cut.arpa, line ", "make the ARPA file again")
+    refuse(ROOT / "README.md", "so it is not an ARPA file")
     binary = tmp_path / "cut.binary"
     binary.write_bytes((DATA / "lmplz_fallback.binary").read_bytes()[:-100])
     refuse(binary, "is no KenLM binary that can be used", "make it again with build_binary")
