@@ -385,7 +385,7 @@ def test_arpa_files_that_cannot_be_used_are_refused(run_in_process: Script, tmp_
     refuse(ROOT / "README.md", "so it is not an ARPA file")
     binary = tmp_path / "cut.binary"
     binary.write_bytes((DATA / "lmplz_fallback.binary").read_bytes()[:-100])
-    refuse(binary, "is no KenLM binary that can be used", "make it again with build_binary")
+    refuse(binary, "is not a usable KenLM binary", "make it again with build_binary")
 
 
 def test_the_steps_that_use_it_name_the_command_that_makes_it(run_in_process: Script, tmp_path: Path) -> None:
