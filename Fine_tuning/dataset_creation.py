@@ -15,7 +15,15 @@ from typing import Any
 
 from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config, SplitBy, resolve_path
-from finetuning.data import common_voice, dataset_files, mozilla_data_collective, row_filters, shard_writer, splits
+from finetuning.data import (
+    common_voice,
+    dataset_files,
+    mozilla_data_collective,
+    release_tables,
+    row_filters,
+    shard_writer,
+    splits,
+)
 from finetuning.data.common_voice import Clip, RejectedRow, Release
 from finetuning.data.conversion_pool import ConversionLog, convert_all, estimate_disk_bytes
 from finetuning.data.manifest import SPLITS, Utterance
@@ -54,7 +62,7 @@ def create(config: Config, language: Language, source: Path, output: Path) -> No
     release = open_release(config, source, output)
     if config.dataset.shards:
         shard_writer.check_shard_folder(resolve_path(config.dataset.shards), release.name)
-    rows, rejected, speakers_named = common_voice.read_rows(release)
+    rows, rejected, speakers_named = release_tables.read_rows(release)
     row_count = len(rows) + len(rejected)
     print(f"{release.name}: {row_count:,} rows in validated.tsv, {len(release.stamps):,} clips")
     if changed := dataset_files.changed_settings(output, config, release.name):
@@ -135,7 +143,7 @@ def choose_rows(
     """Return the rows that are worth converting, and what the rules for texts did."""
     release_splits = None
     if config.dataset.split.by is SplitBy.release:
-        release_splits = common_voice.read_release_splits(release)
+        release_splits = release_tables.read_release_splits(release)
     candidates, report = row_filters.filter_by_text(rows, language, rejected)
     candidates = row_filters.filter_by_clip(candidates, release.stamps, rejected)
     if release_splits is not None:
@@ -145,7 +153,7 @@ def choose_rows(
 
 def add_stated_durations(candidates: list[Candidate], release: Release) -> None:
     """Give each candidate the duration that clip_durations.tsv states, where the release has that table."""
-    durations_s = common_voice.read_durations(release)
+    durations_s = release_tables.read_durations(release)
     if durations_s is None:
         print("the release has no clip_durations.tsv: truncated clips cannot be told from short ones")
         return

@@ -18,7 +18,7 @@ from test_languages import SHIPPED
 
 from finetuning.config.loading import load_config
 from finetuning.config.schema import ROOT, Dataset, Split, SplitBy
-from finetuning.data import common_voice, dataset_files, row_filters, shard_reader, shard_writer, splits
+from finetuning.data import common_voice, dataset_files, release_tables, row_filters, shard_reader, shard_writer, splits
 from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.conversion_pool import ConversionLog, ConvertedClip
 from finetuning.data.manifest import SPLITS, Utterance, read_manifest, write_manifest
@@ -73,7 +73,7 @@ def tables(draw: st.DrawFn) -> tuple[bytes, list[Clip]]:
 def read(data: bytes) -> tuple[list[Clip], list[common_voice.RejectedRow], bool]:
     with tempfile.TemporaryDirectory() as folder:
         source = write_folder(Path(folder), {"validated.tsv": data})
-        return common_voice.read_rows(common_voice.open_release(source, source / "cache"))
+        return release_tables.read_rows(common_voice.open_release(source, source / "cache"))
 
 
 @thorough
@@ -260,7 +260,7 @@ def test_an_archive_that_somebody_edited_is_read_or_refused_in_a_sentence(data: 
         (folder / "a.tar.gz").write_bytes(gzip.compress(plain + bytes(2048), 1))
         with contextlib.suppress(UserError):
             release = common_voice.open_release(folder / "a.tar.gz", folder / "cache")
-            common_voice.read_rows(release)
+            release_tables.read_rows(release)
             list(common_voice.iter_clip_files(release, {"0.mp3"}))
         shard_writer.read_fingerprint(folder / "audio_0.tar")
         for offset in (0, 512, 1 << 70):

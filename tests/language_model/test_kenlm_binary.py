@@ -69,7 +69,7 @@ def full_table(whole: bytes) -> bytes:
         (TRIE, lambda whole: whole[:-9], "its 44 words, <unk> first, should follow"),
         (TRIE, lambda whole: whole + b"x", "its 44 words, <unk> first, should follow"),
         (NO_WORDS, lambda whole: whole + b"x", "its header says"),
-        (TRIE, put(33, b"incomplete\n"), "was not finished"),
+        (TRIE, put(33, b"incomplete\n"), "an unfinished build"),
         (TRIE, put(49, b"4"), "format version 5"),
         (TRIE, put(0x3C, b"\0\0\0\0"), "test values"),
         (TRIE, put(0x58, b"\x07"), "its order is 7"),
