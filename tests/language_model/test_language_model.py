@@ -260,7 +260,7 @@ def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script
 CYRILLIC = "Москва слезам не верит\nв Москве\n"
 
 
-DATA = ROOT / "tests" / "data"
+DATA = ROOT / "tests" / "fixtures"
 
 
 @pytest.mark.parametrize("kind", ["", "_probing"])
@@ -283,7 +283,7 @@ def test_a_binary_without_words_gets_those_of_the_sources_and_says_so(run_in_pro
     folder, binary = prepare(tmp_path), DATA / "lmplz_fallback_no_words.binary"
     process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={binary}")
     assert process.returncode == 0, process.stderr
-    assert "was built without its words, so those of the sources are taken" in process.stdout
+    assert "was built without its words, so those of the sources are used" in process.stdout
     _, words, _ = kenlm.find_language_model(f"{folder}/lm", "my.yaml")
     assert [*words] == sorted({word for text in SENTENCES["training"] for word in text.split()})
     assert about(folder)["given"] == {"words": None}

@@ -108,7 +108,7 @@ def test_when_it_fails_nothing_is_written(tmp_path: Path, script: str, words: li
     target, many = tmp_path / "out" / "a.arpa", (sentence for _ in range(2000) for sentence in SENTENCES)
     target.parent.mkdir()
     target.write_text("as it was")
-    with pytest.raises(UserError, match="nothing was written: give it more memory or disk space") as refused:
+    with pytest.raises(UserError, match="nothing was written: give it more memory, or more disk space") as refused:
         lmplz.estimate_with_lmplz(str(program(tmp_path, script)), target, many, 3, (), None)
     assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value)
     assert target.read_text() == "as it was" and [*target.parent.iterdir()] == [target]
