@@ -135,6 +135,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
         ("training.workers=-1", ["training.workers"]),
         ("training.keep_best=-2", ["training.keep_best"]),
         ("training.gradient_clip=-1", ["training.gradient_clip"]),
+        ("training.dropout=1", ["training.dropout", "below 1"]),
         ("dataset.trim_silence_db=-5", ["dataset.trim_silence_db"]),
         ("dataset.shards=8", ["dataset.shards", "a folder"]),
         ("dataset.shards=datasets/./italian", ["dataset.shards", "another folder than dataset.output"]),

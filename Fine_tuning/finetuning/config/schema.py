@@ -148,6 +148,8 @@ class Training:
     keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
     encoder_lr_scale: float = 1.0  # the encoder's learning rate is the optimizer's times this
     speed_perturbation: float = 0.0  # each training clip is played up to this share faster or slower
+    dropout: float | None = None  # share; null: that of the base model or the architecture
+    spec_augment: bool = True  # training spectrograms are masked as the base model or the architecture says
     overfit: int = 0  # above 0: no training, but a self-test that learns so many utterances by heart
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)

@@ -283,6 +283,10 @@ def validate(config: Config) -> None:
         ),
         (not 0 <= training.speed_perturbation < 0.5, "training.speed_perturbation must be at least 0 and below 0.5"),
         (
+            training.dropout is not None and not 0 <= training.dropout < 1,
+            "training.dropout must be at least 0 and below 1, or null",
+        ),
+        (
             training.decoder_init not in ("random", "warm"),
             "training.decoder_init must be one of random, warm",
         ),

@@ -67,6 +67,13 @@ def check_compatible(model: EncDecCTCModel, path: Path, config: experiment.Confi
         )
 
 
+def set_dropout(model: EncDecCTCModel, share: float) -> None:
+    """Train with this dropout; the model's own configuration, which is exported with it, is not touched."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+
+
 DDP = "ddp_find_unused_parameters_true"  # what is frozen is unused
 
 
@@ -141,6 +148,10 @@ def fit(
         last,
     ]
     trainer = build_trainer(training, output, callbacks)
+    if training.dropout is not None:
+        set_dropout(model, training.dropout)
+    if not training.spec_augment:
+        model.spec_augmentation = None
     model.set_trainer(trainer)
     batches, _ = setup_data(model, config, trainer)
     setup_optimizer(model, training, len(batches) * training.max_epochs)
