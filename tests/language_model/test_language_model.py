@@ -205,7 +205,7 @@ def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path
         with pytest.raises(UserError, match=r"are not those that language_model.json describes; wait .*or run: "):
             kenlm.find_language_model(f"{folder}/lm", "my.yaml")
         (folder / "lm" / name).unlink()
-        with pytest.raises(UserError, match=r"or type: "):
+        with pytest.raises(UserError, match=r"or run: "):
             kenlm.find_language_model(f"{folder}/lm", "my.yaml")
         (folder / "lm" / name).write_bytes(whole)
     assert kenlm.find_language_model(f"{folder}/lm", "my.yaml")[0] == path
