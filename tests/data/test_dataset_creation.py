@@ -466,7 +466,7 @@ def test_what_reads_the_output_may_be_full_or_gone(make, tmp_path: Path) -> None
     command.append(f"dataset.source={write_folder(tmp_path / 'it', small_release(12))}")
     with Path("/dev/full").open("w") as full:
         to_full = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert_refused(to_full, "the disk to which the output goes is full")
+    assert_refused(to_full, "the disk of the output is full")
     reading, writing = os.pipe()
     os.close(reading)
     to_nobody = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
