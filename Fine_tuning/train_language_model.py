@@ -1,13 +1,13 @@
-"""Between steps 2 and 3, when a language model is to help: texts -> an n-gram model of words.
+"""Between steps 2 and 3, where a language model is wanted: texts -> an n-gram model of words.
 
     python Fine_tuning/train_language_model.py [--config FILE] [section.key=value ...]
 
 Estimates a model from each of language_model.sources, mixes them by their weights and writes language_model.arpa,
-lexicon.txt and language_model.json into language_model.output. Sentences of validation and test are taken out first.
+lexicon.txt and language_model.json to language_model.output. Sentences of validation and test are left out.
 `evaluate.py evaluation.decoder=lm` and `transcribe.py --language-model` use it.
 """
 
-import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
+import finetuning.startup  # noqa: F401  first: it reports what ends the script during the other imports
 
 # isort: split
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from finetuning.language_model.corpus import SourceStats
     from finetuning.language_model.lexicon_file import Lexicon
 
-WORTH_SAYING = 1e8  # bytes of memory
+REPORTED_BYTES = 1e8  # of memory; the need for less is not printed
 
 
 def main() -> None:
-    """Make one language model, unless it is there."""
+    """Make the language model of a configuration, unless it is up to date."""
     config = from_command_line(__doc__)
     from finetuning.language_model import kenlm
 
@@ -38,117 +38,128 @@ def main() -> None:
     folder = ensure_writable_dir(experiment.resolve_path(config.language_model.output))
     with exclusive_lock(folder):
         remove_stale_temp_files(folder)
-        inputs = made_from(config)
+        inputs = model_inputs(config)
         if kenlm.is_up_to_date(folder, inputs):
             print(f"Already made: {folder / kenlm.ABOUT}")
         else:
             make(config, folder, inputs)
 
 
-def made_from(config: Config) -> dict[str, Any]:
-    """The settings and the hashes of all that is read: the same inputs give the same model."""
+def model_inputs(config: Config) -> dict[str, Any]:
+    """Return the settings and the hashes of all files that are read; the same inputs give the same model."""
     settings = config.as_dict()["language_model"]
     del settings["output"]
     manifests = [manifest_path(experiment.manifest_folder(config), split) for split in SPLITS]
-    named = [*(source.file for source in config.language_model.sources), config.language_model.file]
-    read = {path.name: path for path in manifests} | {file: experiment.resolve_path(file) for file in named if file}
-    hashes = {name: sha256(path) for name, path in read.items() if path.is_file()}
+    files = [*(source.file for source in config.language_model.sources), config.language_model.file]
+    paths = {path.name: path for path in manifests} | {file: experiment.resolve_path(file) for file in files if file}
+    hashes = {name: sha256(path) for name, path in paths.items() if path.is_file()}
     return {**settings, "text": config.as_dict()["text"], "sha256": hashes}
 
 
 def make(config: Config, folder: Path, inputs: dict[str, Any]) -> None:
-    """Estimate, or take what is given, and say how it takes the validation texts."""
+    """Estimate the model, or take the given file, and measure its perplexity on the validation texts."""
     from finetuning.language_model import corpus, kenlm, lexicon_file
 
     given_file = config.language_model.file
     path = experiment.resolve_path(given_file) if given_file else folder / kenlm.ARPA
-    sources = [corpus.SourceStats(source.name, source.weight) for source in config.language_model.sources]
-    lexicon, about = (given if given_file else estimated)(config, path, sources)
+    stats = [corpus.SourceStats(source.name, source.weight) for source in config.language_model.sources]
+    lexicon, about = (use_given if given_file else estimate)(config, path, stats)
     lexicon_file.write_lexicon(folder / kenlm.LEXICON, lexicon)
     validation = read_manifest(manifest_path(experiment.manifest_folder(config), "validation"), check_audio=False)
-    found = kenlm.perplexity(path, lexicon, [u.text for u in validation])
+    figures = kenlm.perplexity(path, lexicon, [u.text for u in validation])
     hashes = {"arpa": sha256(path), "lexicon": sha256(folder / kenlm.LEXICON)}
-    about = {"sources": [asdict(source) for source in sources], "words": len(lexicon), **about}
-    write_json(folder / kenlm.ABOUT, {**about, "validation": found, "sha256": hashes, "inputs": inputs})
-    said = "validation perplexity {perplexity:.1f}, {unknown_rate:.2%} of the validation words unknown".format(**found)
-    print(f"{len(lexicon):,} words; {said}")
+    about = {"sources": [asdict(source) for source in stats], "words": len(lexicon), **about}
+    write_json(folder / kenlm.ABOUT, {**about, "validation": figures, "sha256": hashes, "inputs": inputs})
+    print(
+        f"{len(lexicon):,} words; validation perplexity {figures['perplexity']:.1f}, {figures['unknown_rate']:.2%} of "
+        "the validation words unknown"
+    )
     print(f"Wrote {folder}: {path.name}, {kenlm.LEXICON}, {kenlm.ABOUT}")
 
 
-def read(config: Config, tallies: "list[SourceStats]") -> Iterator[Iterator[list[str]]]:
-    """The sentences of each source, counted while they are read; the counts are printed behind each."""
+def iter_sources(config: Config, stats: "list[SourceStats]") -> Iterator[Iterator[list[str]]]:
+    """Yield the sentences of each source; they are counted while they are read, and the counts printed after each."""
     from finetuning.language_model import corpus
 
-    forbidden = corpus.held_out_texts(config)
-    for source, tally in zip(config.language_model.sources, tallies, strict=True):
-        yield corpus.iter_sentences(source, config, forbidden, tally)
-        print(tally)
+    held_out = corpus.held_out_texts(config)
+    for source, source_stats in zip(config.language_model.sources, stats, strict=True):
+        yield corpus.iter_sentences(source, config, held_out, source_stats)
+        print(source_stats)
 
 
-def given(config: Config, path: Path, tallies: "list[SourceStats]") -> "tuple[Lexicon, dict[str, Any]]":
-    """The words of a language model that is there, and what language_model.json says of them."""
+def use_given(config: Config, path: Path, stats: "list[SourceStats]") -> "tuple[Lexicon, dict[str, Any]]":
+    """Return the words of an existing language model, and what language_model.json states about them."""
     from finetuning.language_model import lexicon_file
 
-    seen = {word for sentences in read(config, tallies) for words in sentences for word in words}
-    lexicon, about = lexicon_file.lexicon_of_file(path, config, seen)
+    source_words = {word for sentences in iter_sources(config, stats) for words in sentences for word in words}
+    lexicon, about = lexicon_file.lexicon_of_file(path, config, source_words)
     print(f"{path}: {lexicon_file.describe_lexicon(about)}")
     return lexicon, {"given": about}
 
 
-def estimated(config: Config, path: Path, tallies: "list[SourceStats]") -> "tuple[Lexicon, dict[str, Any]]":
-    """Estimate from the sources and write `path`; the words, and what language_model.json says of the model."""
+def estimate(config: Config, path: Path, stats: "list[SourceStats]") -> "tuple[Lexicon, dict[str, Any]]":
+    """Estimate a model from the sources and write it to `path`.
+
+    Returns the words, and what language_model.json states about the model.
+    """
     from finetuning.language_model import arpa, corpus, kneser_ney
 
     settings, weights = config.language_model, [source.weight for source in config.language_model.sources]
-    kneser_ney.pruning_thresholds(settings.order, settings.prune)  # before a long text is read in vain
-    program = too_large_for_memory(config)
+    kneser_ney.pruning_thresholds(settings.order, settings.prune)  # fail before a long text is read
+    program = choose_lmplz(config)
     if program:
-        counts, words, fallbacks = estimated_by(program, config, path, tallies)
+        counts, words, fallbacks = estimate_on_disk(program, config, path, stats)
     else:
-        gathered = [list(sentences) for sentences in read(config, tallies)]
+        texts = [list(sentences) for sentences in iter_sources(config, stats)]
         print(f"Estimating a {settings.order}-gram model")
-        model = corpus.estimate_mixture(gathered, weights, settings.order, settings.prune, settings.min_count)
+        model = corpus.estimate_mixture(texts, weights, settings.order, settings.prune, settings.min_count)
         arpa.write_arpa(path, model)
         counts, words, fallbacks = [len(level.keys) for level in model.levels], model.words, model.fallbacks
         words = words[len(kneser_ney.SPECIAL) :]
-    by = {"estimated_by": Path(program).name} if program else {}
-    return dict(zip(words, words, strict=True)), {"ngrams": counts, "discount_fallbacks": list(fallbacks), **by}
+    estimator = {"estimated_by": Path(program).name} if program else {}
+    return dict(zip(words, words, strict=True)), {"ngrams": counts, "discount_fallbacks": list(fallbacks), **estimator}
 
 
-def too_large_for_memory(config: Config) -> str | None:
-    """KenLM's lmplz where the texts may need more memory than is free; UserError where they do and it cannot help."""
+def choose_lmplz(config: Config) -> str | None:
+    """Return the path of KenLM's lmplz when the texts may need more memory than is free, else None.
+
+    Raises UserError when they certainly do and lmplz cannot be used.
+    """
     from finetuning.language_model import corpus, lmplz
 
     sources = config.language_model.sources
     words = sum(corpus.count_words(source, config) for source in sources)
     least, most, free = words * lmplz.LEAST_PER_WORD, words * lmplz.MOST_PER_WORD, lmplz.available_memory_bytes()
-    said = (
-        f"{words:,} words take about {least / 1e9:.1f} to {most / 1e9:.1f} GB of memory, as they repeat themselves, "
-        f"and {free / 1e9:.1f} GB are free"
+    need = (
+        f"{words:,} words take about {least / 1e9:.1f} to {most / 1e9:.1f} GB of memory, depending on how often they "
+        f"repeat, and {free / 1e9:.1f} GB are free"
     )
     program = lmplz.find_lmplz() if len(sources) == 1 else None
     if most > free and program:
-        print(f"{said}: {program} estimates the model on the disk")
+        print(f"{need}: {program} estimates the model on disk")
         return program
     if least > free and len(sources) == 1:
         raise UserError(
-            f"{said}; shorten {corpus.source_file(sources[0], config)}, or put lmplz, which KenLM's sources "
-            "build, on the PATH: it estimates the same on the disk"
+            f"{need}; shorten {corpus.source_file(sources[0], config)}, or put lmplz, which KenLM's sources "
+            "build, on the PATH: it estimates the same model on disk"
         )
     if least > free:
         raise UserError(
-            f"{said}; shorten the texts of language_model.sources: only a single source can be estimated on the disk, "
-            "by KenLM's lmplz; several are mixed in memory"
+            f"{need}; shorten the texts of language_model.sources: only a single source can be estimated on disk, by "
+            "KenLM's lmplz; several are mixed in memory"
         )
-    if most >= WORTH_SAYING:
-        print(f"{said}: it may not be enough" if most > free else said)
+    if most >= REPORTED_BYTES:
+        print(f"{need}: it may not be enough" if most > free else need)
     return None
 
 
-def estimated_by(
-    program: str, config: Config, path: Path, tallies: "list[SourceStats]"
+def estimate_on_disk(
+    program: str, config: Config, path: Path, stats: "list[SourceStats]"
 ) -> tuple[list[int], list[str], list[int]]:
-    """Let lmplz write `path`; counts of each order, the words, and the orders without discounts of their own."""
+    """Estimate a model with lmplz and write it to `path`.
+
+    Returns the counts of each order, the words, and the orders whose discounts could not be estimated.
+    """
     from finetuning.language_model import arpa, corpus, kneser_ney, lmplz
 
     settings, vocabulary = config.language_model, None
@@ -158,7 +169,7 @@ def estimated_by(
         vocabulary = kneser_ney.frequent_words(sentences, settings.min_count)
         if not vocabulary:
             raise UserError(corpus.NO_WORD.format(settings.min_count))
-    sources = read(config, tallies)
+    sources = iter_sources(config, stats)
     fallbacks = lmplz.estimate_with_lmplz(program, path, next(sources), settings.order, settings.prune, vocabulary)
     next(sources, None)
     counts, words = arpa.read_unigrams(path)

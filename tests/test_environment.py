@@ -238,5 +238,5 @@ def test_ctrl_c_while_a_script_is_imported(tmp_path: Path, ignored: bool) -> Non
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (
-        (7, "") if ignored else (130, "\nevaluate.py: interrupted: nothing has begun\n")
+        (7, "") if ignored else (130, "\nevaluate.py: interrupted before it started\n")
     )

@@ -19,8 +19,8 @@ STEERING = "a\x1b]0;owned\x07b\x1b[2Jc\x9bd\u202ee\rf\x08g\x00"
 def run_code(body: str, **how: object) -> subprocess.CompletedProcess[str]:
     """A script of ours whose main is `body`."""
     code = f"import sys\nsys.path.insert(0, {str(ROOT / 'Fine_tuning')!r})\nsys.argv = ['step.py']\n"
-    code += "from finetuning.errors import UserError, run, printable\nfrom pathlib import Path\n"
-    code += "def main():\n" + "".join(f"    {line}\n" for line in body.splitlines()) + "run(main)\n"
+    code += "from finetuning.errors import UserError, run_script, printable\nfrom pathlib import Path\n"
+    code += "def main():\n" + "".join(f"    {line}\n" for line in body.splitlines()) + "run_script(main)\n"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **how)
 
 
@@ -53,13 +53,13 @@ def test_a_progress_bar_still_moves_on_a_terminal() -> None:
     main, other = pty.openpty()
     termios.tcsetwinsize(other, (24, 80))
     code = (
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'Fine_tuning')!r})\nfrom finetuning.errors import run\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'Fine_tuning')!r})\nfrom finetuning.errors import run_script\n"
         "from tqdm import tqdm\n"
         "def main():\n"
         "    for _ in tqdm(range(2), desc='outer'):\n"
         "        for _ in tqdm(range(2), desc='inner', leave=False):\n"
         "            pass\n"
-        "run(main)\n"
+        "run_script(main)\n"
     )
     subprocess.run([sys.executable, "-c", code], stdout=other, stderr=other, stdin=other, timeout=60, check=True)
     os.close(other)
@@ -76,7 +76,7 @@ def test_a_progress_bar_still_moves_on_a_terminal() -> None:
     ("raised", "words"),
     [
         (f"OSError({errno.EIO}, 'Input/output error')", "Input/output error"),
-        (f"OSError({errno.ENOSPC}, 'No space left on device')", "the disk to which the output goes is full"),
+        (f"OSError({errno.ENOSPC}, 'No space left on device')", "the disk of the output is full"),
         (f"PermissionError({errno.EACCES}, 'Permission denied', '/root/x')", "/root/x (Permission denied)"),
         (f"PermissionError({errno.EACCES}, 'Permission denied', b'/root/x')", "/root/x (Permission denied)"),
     ],

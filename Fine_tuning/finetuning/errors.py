@@ -17,38 +17,39 @@ from typing import Any, TextIO
 
 
 class UserError(ValueError):
-    """A mistake outside the program: says what is wrong, where, and what to type next."""
+    """A mistake outside the program; the message says what is wrong, where, and what to type next."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a scheduler sends before it takes the machine away, ends what Ctrl-C ends."""
+    """Raised at SIGTERM, which a scheduler sends before it takes the machine away; handled like Ctrl-C."""
 
 
-OUT_OF_MEMORY = (  # what torch says of it in a RuntimeError, and hydra of a MemoryError
+OUT_OF_MEMORY = (  # how torch words it in a RuntimeError, and hydra a MemoryError
     r"MemoryError|bad.alloc|(can't|[Cc]annot) allocate memory|DefaultCPUAllocator|out of memory|"
     r"could not (create|execute) a primitive"
 )
-# What steers a terminal, or lets a text read otherwise than it stands: control characters, the reversal of directions
+# Control characters and changes of writing direction: they move the cursor or make a text read differently
 TERMINAL_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LINE_BREAKS = re.compile("[\t\n\u2028\u2029\ud800-\udfff]")
 CURSOR_MOVES = re.compile("(?:\r|\n|\x1b\\[A)*")  # what progress bars need, at the start of what they write
+RESUMES = "finished work is kept; rerun the same command to resume"
 MIN_FREE_BYTES = 1 << 20  # bytes
 SIGNAL_ERRORS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or torch says by `error` that memory ran short."""
+    """Return whether `error` is how Python or torch reports a lack of memory."""
     return isinstance(error, MemoryError) or bool(re.search(OUT_OF_MEMORY, str(error)))
 
 
 def run_script(script: Callable[[], None]) -> None:
-    """Call `script` and turn what a user can mend into one sentence on stderr and exit status 2.
+    """Call `script`; report what a user can fix as one sentence on stderr, with exit status 2.
 
-    The status is 130 after Ctrl-C and 143 after SIGTERM. Nothing that is printed meanwhile steers the terminal.
+    The status is 130 after Ctrl-C and 143 after SIGTERM. Control characters are filtered from all that is printed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter
+            stream.reconfigure(errors="replace")  # for a terminal that cannot show a character
     try:
         with _filtered_streams(), _interruptible():
             script()
@@ -56,37 +57,39 @@ def run_script(script: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(report_error(f"error: {error}", 2))
     except BrokenPipeError:
-        sys.exit(report_error("error: nobody reads the output any more; what is finished is kept, type it again", 2))
+        sys.exit(report_error(f"error: the output was closed by its reader; {RESUMES}", 2))
     except OSError as error:
         if error.errno is None:
             raise
-        sys.exit(report_error(f"error: {_os_error_message(error)}, type it again", 2))
+        sys.exit(report_error(f"error: {_os_error_message(error)} and rerun the same command", 2))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        sys.exit(report_error("error: not enough memory; what is finished is kept: make some free, type it again", 2))
+        sys.exit(
+            report_error("error: not enough memory: finished work is kept; free some and rerun the same command", 2)
+        )
     except KeyboardInterrupt as end:
-        for number in SIGNAL_ERRORS:  # the impatient second one
+        for number in SIGNAL_ERRORS:  # an impatient second Ctrl-C
             signal.signal(number, signal.SIG_IGN)
-        said, status = ("ended by SIGTERM", 143) if isinstance(end, Terminated) else ("interrupted", 130)
-        sys.exit(report_error(f"{said}: what is finished is kept, the same command goes on from there", status))
+        reason, status = ("ended by SIGTERM", 143) if isinstance(end, Terminated) else ("interrupted", 130)
+        sys.exit(report_error(f"{reason}: {RESUMES}", status))
 
 
 def _os_error_message(error: OSError) -> str:
-    """What the system refuses, and what to do."""
+    """Return what the system refuses and what to do about it."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     if name is not None:
-        return f"cannot read or write {name} ({error.strerror}); mend that"
+        return f"cannot read or write {name} ({error.strerror}); fix this"
     if error.errno == errno.ENOSPC:
         temporary = tempfile.gettempdir()
         if shutil.disk_usage(temporary).free < MIN_FREE_BYTES:
-            return f"the disk of {temporary} is full; make room, or set TMPDIR to another folder"
-        return "the disk to which the output goes is full; make room"
-    return f"the system says: {error.strerror}; mend that"
+            return f"the disk of {temporary} is full; make room, or set TMPDIR to another folder,"
+        return "the disk of the output is full; make room"
+    return f"system error: {error.strerror}; fix this"
 
 
 class _FilteredStream:
-    """A text stream through which nothing steers the terminal, wherever it comes from."""
+    """A text stream that replaces control characters by spaces, whoever prints them."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -95,30 +98,30 @@ class _FilteredStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As the stream's own."""
+        """Write `text` without control characters."""
         start = CURSOR_MOVES.match(text).end()
         self._stream.write(text[:start] + TERMINAL_CONTROL.sub(" ", text[start:]))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """As the stream's own."""
+        """Write lines without control characters."""
         for line in lines:
             self.write(line)
 
 
 @contextmanager
 def _filtered_streams() -> Iterator[None]:
-    own = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_FilteredStream, own)
+    original = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_FilteredStream, original)
     try:
         yield
     finally:
-        sys.stdout, sys.stderr = own
+        sys.stdout, sys.stderr = original
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt or Terminated where a signal comes, also when a library makes something else of them."""
+    """Raise KeyboardInterrupt or Terminated at a signal, even where a library turns them into another exception."""
     received: list[KeyboardInterrupt] = []
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -126,12 +129,12 @@ def _interruptible() -> Iterator[None]:
         raise received[-1]
 
     for number in SIGNAL_ERRORS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a shell's background have it
+        if signal.getsignal(number) != signal.SIG_IGN:  # which nohup and a shell's background set
             signal.signal(number, end)
     before, sys.unraisablehook = sys.unraisablehook, _resend_signal
     try:
         yield
-    except Exception as error:  # an import that is interrupted can end in any
+    except Exception as error:  # an interrupted import can raise anything
         if received:
             raise received[-1] from error
         raise
@@ -139,25 +142,25 @@ def _interruptible() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _resend_signal(swallowed: "sys.UnraisableHookArgs") -> None:
-    """Send a signal again, in a moment, that came while an object was destroyed: nothing can be raised there."""
-    if not isinstance(swallowed.exc_value, KeyboardInterrupt):
-        return sys.__unraisablehook__(swallowed)
-    again = threading.Timer(0.1, os.kill, (os.getpid(), *swallowed.exc_value.args))
-    again.daemon = True
-    return again.start()
+def _resend_signal(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Resend, after a moment, a signal that arrived in a destructor, where nothing can be raised."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), *unraisable.exc_value.args))
+    timer.daemon = True
+    return timer.start()
 
 
 def printable(text: str) -> str:
-    """`text` in one line, without what could steer a terminal."""
+    """Return `text` in one line, without control characters."""
     return LINE_BREAKS.sub(" ", TERMINAL_CONTROL.sub(" ", text))
 
 
 def report_error(sentence: str, status: int) -> int:
-    """Print the sentence on stderr, after all that was printed before it; gives `status` back."""
+    """Print the sentence on stderr, after all that was printed before it, and return `status`."""
     try:
         sys.stdout.flush()
-    except OSError:  # nowhere to go: Python would try again at its end, and end with a status of its own
+    except OSError:  # closed: Python would flush again at exit, fail, and change the status
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"\n{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)
     return status

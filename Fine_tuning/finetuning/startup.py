@@ -1,7 +1,7 @@
-"""Imported first by each script: until errors.run begins, Ctrl-C or a broken environment ends it with one sentence.
+"""Imported first by each script: Ctrl-C or a broken environment ends it with one sentence during the other imports.
 
-Imports only what Python has imported itself by then (`signal` takes longer than all of this), and is understood by a
-Python that is too old for the rest.
+It imports only modules that Python itself has imported by then (`signal` takes longer than all of this), and its syntax
+is understood by a Python that is too old for the rest.
 """
 
 # ruff: noqa: PTH100, PTH110, PTH118, PTH119, PTH120
@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def install_handlers() -> None:
-    """Tell what ends the script, where this is the script itself: its worker processes import it too."""
+    """Install the handlers in the script itself; its worker processes import this module, too."""
     main = getattr(sys.modules["__main__"], "__file__", None) or ""
     if os.path.dirname(os.path.realpath(main)) != SCRIPTS:
         return
@@ -28,7 +28,7 @@ def install_handlers() -> None:
         _signal.signal(_signal.SIGINT, _interrupted)
     sys.excepthook = _excepthook
     if os.name == "nt":
-        _exit_with("error: this project runs on Linux; on Windows, type the same in WSL", 2)
+        _exit_with("error: this project runs on Linux; on Windows, run the same command in WSL", 2)
     if sys.version_info < MIN_PYTHON:
         found = ".".join(map(str, sys.version_info[:2]))
         _exit_with(
@@ -37,20 +37,20 @@ def install_handlers() -> None:
 
 
 def environment_error(error: BaseException) -> str:
-    """What to say of a package that is missing or cannot be imported; "" when `error` is nothing of that kind."""
+    """Return what to say of a package that is missing or cannot be imported; "" for any other `error`."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         if package == "finetuning":
-            return f"the module {error.name} of this project is missing; get it anew: git checkout Fine_tuning"
+            return f"the module {error.name} of this project is missing; restore it: git checkout Fine_tuning"
         return f"the package {package} is missing in this Python ({sys.executable}); {environment_remedy()}"
-    if isinstance(error, ImportError) or _is_of_a_package(error):
+    if isinstance(error, ImportError) or _arose_in_package_import(error):
         return f"a package of this Python ({sys.executable}) cannot be imported ({first}); {environment_remedy()}"
     return ""
 
 
-def _is_of_a_package(error: BaseException) -> bool:
-    """Whether something that is not of this project failed while it was imported."""
+def _arose_in_package_import(error: BaseException) -> bool:
+    """Return whether the error arose while a module outside this project was imported."""
     imports, traceback = False, error.__traceback__
     while traceback:
         code = traceback.tb_frame.f_code
@@ -60,10 +60,10 @@ def _is_of_a_package(error: BaseException) -> bool:
 
 
 def environment_remedy() -> str:
-    """What to type for an environment that holds everything."""
+    """Return what to type to get a complete environment."""
     environment = os.path.join(ROOT, ".venv")
     if os.path.realpath(sys.prefix) == os.path.realpath(environment):
-        return f"make the environment anew, in {ROOT}: make -B .venv/.complete"
+        return f"rebuild the environment, in {ROOT}: make -B .venv/.complete"
     if os.path.exists(os.path.join(environment, ".complete")):
         import shlex
 
@@ -72,11 +72,11 @@ def environment_remedy() -> str:
 
 
 def _interrupted(number: int, frame: object) -> None:
-    _exit_with("interrupted: nothing has begun", 130)
+    _exit_with("interrupted before it started", 130)
 
 
 def _excepthook(kind: type, error: BaseException, traceback: object) -> None:
-    """Instead of a traceback, where the environment is to blame."""
+    """Print one sentence instead of a traceback where the environment is to blame."""
     sentence = environment_error(error)
     if sentence:
         _exit_with(f"error: {sentence}", 2)
@@ -84,12 +84,12 @@ def _excepthook(kind: type, error: BaseException, traceback: object) -> None:
 
 
 def _exit_with(sentence: str, status: int) -> None:
-    """Print it and end at once: nothing has begun that would have to be ended well."""
+    """Print the sentence and end the process at once: nothing has been started that needs to be cleaned up."""
     for stream, text in ((sys.stdout, ""), (sys.stderr, f"\n{os.path.basename(sys.argv[0])}: {sentence}\n")):
         try:
             stream.write(text)
             stream.flush()
-        except (OSError, ValueError):  # nobody reads it
+        except (OSError, ValueError):  # closed by its reader
             pass
     os._exit(status)
 

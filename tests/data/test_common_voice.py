@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetuning.data import common_voice
+from finetuning.data import common_voice, release_tables
 from finetuning.data.common_voice import Clip
 from finetuning.errors import UserError
 from releases import COLUMNS, SAMPLE, digest, good_rows, sample_files, small_release, table, write_archive, write_folder
@@ -23,7 +23,7 @@ STATED_S = {
 
 def rows_of(tmp_path: Path, data: bytes) -> tuple[list[Clip], list[common_voice.RejectedRow], bool]:
     folder = write_folder(tmp_path / "release", {"validated.tsv": data})
-    return common_voice.read_rows(common_voice.open_release(folder, tmp_path / "cache"))
+    return release_tables.read_rows(common_voice.open_release(folder, tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def test_archive_and_every_folder_layout_hold_the_same(tmp_path: Path, small: di
         assert release.name == ("c" if source == flat else "cv-corpus-9.0/it")
         assert set(release.stamps) == {row["path"] for row in good_rows(3)}
         assert clip_bytes(release, wanted) == {path: sample_files()[path] for path in wanted}
-        rows = rows or common_voice.read_rows(release)
-        assert common_voice.read_rows(release) == rows
-        assert common_voice.read_durations(release) == STATED_S
+        rows = rows or release_tables.read_rows(release)
+        assert release_tables.read_rows(release) == rows
+        assert release_tables.read_durations(release) == STATED_S
     assert digest(language) == digest(write_folder(tmp_path / "again", small))
 
 
@@ -106,16 +106,16 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path, missing:
 def test_a_release_without_durations_or_splits_says_so(tmp_path: Path, small: dict[str, bytes]) -> None:
     files = {name: data for name, data in small.items() if name != "clip_durations.tsv"}
     release = common_voice.open_release(write_archive(tmp_path / "a.tar.gz", files), tmp_path / "cache")
-    assert common_voice.read_durations(release) is None
+    assert release_tables.read_durations(release) is None
     with pytest.raises(UserError, match=r"no train\.tsv"):
-        common_voice.read_release_splits(release)
+        release_tables.read_release_splits(release)
 
 
 def test_a_clip_may_stand_in_two_splits_of_the_release(tmp_path: Path, small: dict[str, bytes]) -> None:
     a, b = good_rows(2)
     tables = {"train.tsv": table([a]), "dev.tsv": table([b]), "test.tsv": table([a])}
     release = common_voice.open_release(write_folder(tmp_path, small | tables), tmp_path / "cache")
-    assert common_voice.read_release_splits(release) == {a["path"]: ["train", "test"], b["path"]: ["validation"]}
+    assert release_tables.read_release_splits(release) == {a["path"]: ["train", "test"], b["path"]: ["validation"]}
 
 
 def test_the_archive_is_read_once_and_again_when_it_is_another(tmp_path: Path, small: dict[str, bytes]) -> None:
@@ -128,7 +128,7 @@ def test_the_archive_is_read_once_and_again_when_it_is_another(tmp_path: Path, s
     assert common_voice.open_release(archive, cache) == first
     write_archive(archive, small_release(4))
     assert len(common_voice.open_release(archive, cache).stamps) == 4
-    assert len(common_voice.read_rows(common_voice.open_release(archive, cache))[0]) == 4
+    assert len(release_tables.read_rows(common_voice.open_release(archive, cache))[0]) == 4
 
 
 def several(tmp_path: Path) -> Path:
@@ -188,7 +188,7 @@ def without_trailer(tmp_path: Path) -> Path:
         (lambda folder: truncated(folder, 0), "damaged|truncated|not a .tar.gz"),
         (flipped, "damaged"),
         (cut_inside, "damaged|truncated"),
-        (garbled_header, "behind the last member"),
+        (garbled_header, "after the last member"),
         (without_trailer, "truncated"),
         (lambda folder: folder, "holds no validated.tsv"),
         (lambda folder: write_archive(folder / "a.tar.gz", {"x.tsv": b""}), "holds no validated.tsv"),
@@ -249,13 +249,13 @@ def test_a_clip_is_found_by_what_a_table_calls_it_unless_several_may_be_meant(
     clips = {f"clips/{clip}": b"" for clip in CLIPS}
     durations = f"clip\tduration[ms]\n{path}\t1000\n".encode()
     files = clips | {"validated.tsv": f"path\tsentence\n{path}\tCiao\n".encode(), "clip_durations.tsv": durations}
-    files |= dict.fromkeys(common_voice.RELEASE_SPLITS.values(), files["validated.tsv"])
+    files |= dict.fromkeys(release_tables.RELEASE_SPLITS.values(), files["validated.tsv"])
     for source in (write_folder(tmp_path / "it", files), write_archive(tmp_path / "it.tar.gz", files)):
         release = common_voice.open_release(source, tmp_path / "cache")
-        assert [clip.path for clip in common_voice.read_rows(release)[0]] == [name]
-        assert list(common_voice.read_durations(release)) == [name]
-        assert list(common_voice.read_release_splits(release)) == [name]
-        assert release.taken_for == ({path: name} if name in CLIPS and name != path else {})
+        assert [clip.path for clip in release_tables.read_rows(release)[0]] == [name]
+        assert list(release_tables.read_durations(release)) == [name]
+        assert list(release_tables.read_release_splits(release)) == [name]
+        assert release.matched_names == ({path: name} if name in CLIPS and name != path else {})
 
 
 @pytest.mark.parametrize(("sign", "called"), [(",", "commas"), (";", "semicolons"), ("|", "bars")])
@@ -292,7 +292,7 @@ def test_a_table_that_does_not_fit_into_memory_is_refused_unread(tmp_path: Path)
     folder = write_folder(tmp_path / "it", {"validated.tsv": b"path\tsentence\n"})
     os.truncate(folder / "validated.tsv", huge.size)
     with pytest.raises(UserError, match=r"validated.tsv has more than 2,000,000,000 bytes"):
-        common_voice.read_rows(common_voice.open_release(folder, tmp_path / "cache"))
+        release_tables.read_rows(common_voice.open_release(folder, tmp_path / "cache"))
 
 
 def test_names_that_are_not_utf8_do_no_harm(tmp_path: Path, small: dict[str, bytes]) -> None:
@@ -307,7 +307,7 @@ def test_names_that_are_not_utf8_do_no_harm(tmp_path: Path, small: dict[str, byt
     for source in (folder, tmp_path / "a.tar.gz"):
         release = common_voice.open_release(source, tmp_path / "cache")
         assert release.name == "cv-corpus-?/it"
-        rows, _, _ = common_voice.read_rows(release)
+        rows, _, _ = release_tables.read_rows(release)
         assert len(rows) == 3 and {row.path for row in rows} <= release.stamps.keys()
         assert len(clip_bytes(release, {row.path for row in rows})) == 3
 

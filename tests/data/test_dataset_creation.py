@@ -466,12 +466,12 @@ def test_what_reads_the_output_may_be_full_or_gone(make, tmp_path: Path) -> None
     command.append(f"dataset.source={write_folder(tmp_path / 'it', small_release(12))}")
     with Path("/dev/full").open("w") as full:
         to_full = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert_refused(to_full, "the disk to which the output goes is full")
+    assert_refused(to_full, "the disk of the output is full")
     reading, writing = os.pipe()
     os.close(reading)
     to_nobody = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
-    assert_refused(to_nobody, "nobody reads the output")
+    assert_refused(to_nobody, "the output was closed by its reader")
     plain = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
     assert plain.returncode == 0, plain.stderr[-2000:]
 
@@ -482,7 +482,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(make, tmp_path: P
     script = [sys.executable, str(ROOT / "Fine_tuning" / "dataset_creation.py"), "dataset.workers=1"]
     script += [f"dataset.source={source}", f"dataset.output={output}"]
     limited = subprocess.run(["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *script], capture_output=True, text=True)
-    assert_refused(limited, "cannot write to", "run the same command again")
+    assert_refused(limited, "cannot write to", "rerun the same command")
     assert not list(output.glob("wavs/.*")) and not list(output.glob("*_manifest.json"))
     assert make(source, output, "dataset.workers=1").returncode == 0
 

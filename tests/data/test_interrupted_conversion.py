@@ -214,4 +214,4 @@ def test_an_impatient_second_ctrl_c_ends_it_as_the_first_does(
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130, err[-2000:]
     assert "Traceback" not in out + err, err[-2000:]
-    assert "the same command goes on" in err
+    assert "rerun the same command to resume" in err

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import ROOT, Script, assert_refused
 from finetuning.config.loading import load_config
 from finetuning.config.schema import Config, Foreign
-from finetuning.data.common_voice import Clip
+from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
 from finetuning.data.row_filters import ForeignCharacter, filter_by_text
 from finetuning.data.text_normalization import NUMBER_WORDS, TRANSLITERATION, Language
@@ -306,8 +306,9 @@ def clips(*sentences: str) -> list[Clip]:
 
 def test_the_report_counts_rows_by_rule_and_by_foreign_character() -> None:
     rows = clips("Sì, certo", "L’8 e l’8.", "Emilia-Romagna", "Málaga", "8 ø 8!", "ciao", "Oggi ø", "?!")
-    texts, rejected, report = filter_by_text(rows, LANGUAGES["italian"])
-    assert {clip.path: text for clip, text in texts.items()} == {
+    rejected: list[RejectedRow] = []
+    candidates, report = filter_by_text(rows, LANGUAGES["italian"], rejected)
+    assert {candidate.clip.path: candidate.text for candidate in candidates} == {
         "0.mp3": "sì certo", "2.mp3": "emilia romagna", "3.mp3": "malaga", "5.mp3": "ciao"
     }  # fmt: skip
     assert {r.path: (r.reason, r.detail) for r in rejected} == {
@@ -328,7 +329,7 @@ def test_the_report_does_not_depend_on_the_order_of_the_rows() -> None:
     reports = []
     for seed in range(20):
         random.Random(seed).shuffle(rows)
-        reports.append(filter_by_text(rows, LANGUAGES["italian"])[2])
+        reports.append(filter_by_text(rows, LANGUAGES["italian"], [])[1])
     assert all(report == reports[0] for report in reports)
     assert [(f.character, f.rows, f.sentence) for f in reports[0].foreign_characters] == [
         ("8", 3, "è 8"), ("9", 3, "È 9"), ("ø", 2, "ø"),

@@ -287,7 +287,7 @@ def test_an_endless_answer_ends(run: Run, have: int) -> None:
     if have:
         broken_off(run, CONTENT[:have])
     with serving(endless=True) as (address, log):
-        assert_refused(run(address), f"more than the {len(CONTENT):,} bytes that are due", "nothing of it was kept")
+        assert_refused(run(address), f"more than the expected {len(CONTENT):,} bytes", "nothing of it was kept")
     assert len(pieces(log)) == 1
     assert not run.part.exists()
 
@@ -364,7 +364,7 @@ def test_too_many_requests_are_waited_for(run: Run, what: str) -> None:
 def test_patience_ends(run: Run, asked: str, tries: int) -> None:
     what = f"POST /api/datasets/{ID}/download"
     with serving(refuses={what: (429, {"Retry-After": asked}, "")}) as (address, log):
-        assert_refused(run(address), "too many requests (429)", "the same command goes on")
+        assert_refused(run(address), "too many requests (429)", "rerun the same command to resume")
     assert sum(entry[0] == what for entry in log) == tries
     assert list(run.folder.iterdir()) == []
 
@@ -447,7 +447,9 @@ def test_a_part_of_something_longer_starts_over(run: Run) -> None:
 def test_a_wrong_checksum_keeps_the_file_aside_and_the_next_run_is_right(run: Run, sends: bytes) -> None:
     with serving(sends=sends) as (address, _):
         refused = run(address)
-        assert_refused(refused, "SHA-256", SHA256, "release.tar.gz.wrong", "the same command downloads it again")
+        assert_refused(
+            refused, "SHA-256", SHA256, "release.tar.gz.wrong", "rerun the same command to download it again"
+        )
         assert not run.part.parent.exists()
     assert run.archive.with_name("release.tar.gz.wrong").read_bytes() == sends
     assert not run.archive.exists()
@@ -501,7 +503,7 @@ def test_a_disk_that_fills_up_keeps_what_came(run: Run) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     with serving() as (address, log):
-        assert_refused(run(address, preexec_fn=limited), "cannot write to", "make room", "the same command again")
+        assert_refused(run(address, preexec_fn=limited), "cannot write to", "make room", "rerun the same command")
         have = run.part.stat().st_size
         assert 900_000 < have <= limit
         assert run.part.read_bytes() == CONTENT[:have]

@@ -18,8 +18,8 @@ from test_languages import SHIPPED
 
 from finetuning.config.loading import load_config
 from finetuning.config.schema import ROOT, Dataset, Split, SplitBy
-from finetuning.data import common_voice, dataset_files, row_filters, shard_reader, shard_writer, splits
-from finetuning.data.common_voice import Clip
+from finetuning.data import common_voice, dataset_files, release_tables, row_filters, shard_reader, shard_writer, splits
+from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.conversion_pool import ConversionLog, ConvertedClip
 from finetuning.data.manifest import SPLITS, Utterance, read_manifest, write_manifest
 from finetuning.data.text_normalization import TRANSLITERATION, Language
@@ -73,7 +73,7 @@ def tables(draw: st.DrawFn) -> tuple[bytes, list[Clip]]:
 def read(data: bytes) -> tuple[list[Clip], list[common_voice.RejectedRow], bool]:
     with tempfile.TemporaryDirectory() as folder:
         source = write_folder(Path(folder), {"validated.tsv": data})
-        return common_voice.read_rows(common_voice.open_release(source, source / "cache"))
+        return release_tables.read_rows(common_voice.open_release(source, source / "cache"))
 
 
 @thorough
@@ -150,16 +150,19 @@ def test_every_row_is_an_utterance_or_rejected_once(rows: list[Clip], data: st.D
     absent = data.draw(st.sets(st.sampled_from([row.path for row in rows] or [""]), max_size=2))
     seconds = st.sampled_from([3.0, 3.0, 3.0, 3.0, 0.05, 0.1, 17.0])
     in_splits = st.sampled_from([["train"], ["train"], ["validation"], ["test"], [], ["train", "test"]])
-    texts, rejected, _ = row_filters.filter_by_text(rows, LANGUAGES["italian"])
-    kept, missing = row_filters.filter_by_clip(list(texts), dict.fromkeys({row.path for row in rows} - absent, "1 1"))
-    kept, nowhere = row_filters.filter_by_release_split(kept, {row.path: data.draw(in_splits) for row in rows})
-    sound = {}
-    for clip in kept:
+    rejected: list[RejectedRow] = []
+    candidates, _ = row_filters.filter_by_text(rows, LANGUAGES["italian"], rejected)
+    candidates = row_filters.filter_by_clip(candidates, {row.path for row in rows} - absent, rejected)
+    candidates = row_filters.filter_by_release_split(
+        candidates, {row.path: data.draw(in_splits) for row in rows}, rejected
+    )
+    for candidate in candidates:
         duration_s, reason = data.draw(seconds), data.draw(st.sampled_from(["", "", "", "clip_empty"]))
-        sound[clip.path] = ConvertedClip(clip.path, "1 1", duration_s, duration_s, reason)
-    stated = {clip.path: data.draw(seconds) for clip in kept}
-    utterances, silent = row_filters.filter_by_audio(kept, texts, sound, stated, Dataset())
-    assert len(rows) == len(utterances) + sum(map(len, (rejected, missing, nowhere, silent)))
+        candidate.converted = ConvertedClip(candidate.clip.path, "1 1", duration_s, duration_s, reason)
+        candidate.stated_s = data.draw(seconds)
+    utterances = [c.to_utterance() for c in row_filters.filter_by_audio(candidates, Dataset(), rejected)]
+    assert len(rows) == len(utterances) + len(rejected)
+    assert {candidate.release_split for candidate in candidates} <= {"train", "validation", "test"}
     wavs = [u.audio_filepath for u in utterances]
     assert len(wavs) == len(set(wavs))
     names = [Path(wav).name for wav in wavs]
@@ -257,7 +260,7 @@ def test_an_archive_that_somebody_edited_is_read_or_refused_in_a_sentence(data: 
         (folder / "a.tar.gz").write_bytes(gzip.compress(plain + bytes(2048), 1))
         with contextlib.suppress(UserError):
             release = common_voice.open_release(folder / "a.tar.gz", folder / "cache")
-            common_voice.read_rows(release)
+            release_tables.read_rows(release)
             list(common_voice.iter_clip_files(release, {"0.mp3"}))
         shard_writer.read_fingerprint(folder / "audio_0.tar")
         for offset in (0, 512, 1 << 70):

@@ -169,12 +169,12 @@ def test_frames_that_ctc_needs(text: str, frames: int) -> None:
     ],
 )
 def test_filters(duration_s: float, decoded_s: float, stated_s: float, text: str, reason: str | None) -> None:
-    clip = Clip("a.mp3", text)
-    sound = {"a.mp3": ConvertedClip("a.mp3", "1 1", duration_s, decoded_s)}
-    dataset = Dataset(source="", output="")
-    utterances, rejected = row_filters.filter_by_audio([clip], {clip: text}, sound, {"a.mp3": stated_s}, dataset)
+    converted = ConvertedClip("a.mp3", "1 1", duration_s, decoded_s)
+    candidate = row_filters.Candidate(Clip("a.mp3", text), text, stated_s=stated_s, converted=converted)
+    rejected: list[RejectedRow] = []
+    passed = row_filters.filter_by_audio([candidate], Dataset(source="", output=""), rejected)
     assert [r.reason for r in rejected] == ([reason] if reason else [])
-    assert len(utterances) + len(rejected) == 1
+    assert passed == ([] if reason else [candidate])
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def both(
         elsewhere = run_script("evaluate.py", *command, *others, "evaluation.models=[gone.nemo]")
         assert first.poll() is None, "it has ended too early for this test"
         printed, said = first.communicate()
-    assert_refused(same, f"another run is writing to {out}/predictions; wait for its end")
-    assert_refused(results, f"another run is writing to {out}/results; wait for its end")
+    assert_refused(same, f"another run is writing to {out}/predictions; wait until it has finished")
+    assert_refused(results, f"another run is writing to {out}/results; wait until it has finished")
     assert_refused(elsewhere, "not evaluated, for the reasons above: gone")
     assert first.returncode == 0, said
     shutil.rmtree(out / "others")

@@ -241,7 +241,7 @@ def test_a_folder_that_another_run_writes_to(export: Script, tmp_path: Path, fol
         other.stdout.readline()
         refused = export()
         other.kill()
-    assert_refused(refused, f"another run is writing to {tmp_path / folder}; wait for its end")
+    assert_refused(refused, f"another run is writing to {tmp_path / folder}; wait until it has finished")
     assert sorted((tmp_path / "run").rglob("*")) == before
     assert export().returncode == 0
 

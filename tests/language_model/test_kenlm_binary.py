@@ -65,11 +65,11 @@ def full_table(whole: bytes) -> bytes:
         (TRIE, lambda whole: whole[:100], "ends in its header"),
         (TRIE, lambda whole: whole[:120], "ends in its header"),
         (TRIE, lambda whole: whole[:1000], "fewer than its header's counts"),
-        (TRIE, lambda whole: whole[:-1], "its 44 words should stand"),
-        (TRIE, lambda whole: whole[:-9], "its 44 words should stand"),
-        (TRIE, lambda whole: whole + b"x", "its 44 words should stand"),
+        (TRIE, lambda whole: whole[:-1], "its 44 words, <unk> first, should follow"),
+        (TRIE, lambda whole: whole[:-9], "its 44 words, <unk> first, should follow"),
+        (TRIE, lambda whole: whole + b"x", "its 44 words, <unk> first, should follow"),
         (NO_WORDS, lambda whole: whole + b"x", "its header says"),
-        (TRIE, put(33, b"incomplete\n"), "was not finished"),
+        (TRIE, put(33, b"incomplete\n"), "an unfinished build"),
         (TRIE, put(49, b"4"), "format version 5"),
         (TRIE, put(0x3C, b"\0\0\0\0"), "test values"),
         (TRIE, put(0x58, b"\x07"), "its order is 7"),
@@ -82,18 +82,18 @@ def full_table(whole: bytes) -> bytes:
         (TRIE, put(0x64, b"\x00"), "its header says"),
         (TRIE, put(COUNTS, struct.pack("<Q", 2**63)), "fewer than its header's counts"),
         (TRIE, put(COUNTS, struct.pack("<Q", 0)), "fewer than its header's counts"),
-        (TRIE, put(COUNTS + 16, struct.pack("<Q", 55)), "its 44 words should stand"),
+        (TRIE, put(COUNTS + 16, struct.pack("<Q", 55)), "its 44 words, <unk> first, should follow"),
         (TRIE, put(136, struct.pack("<Q", 44)), "45 words, and its header says 44"),
-        (TRIE, put(136 + 8 * 45 + 16 * 20 + 8, struct.pack("<Q", 2**40)), "pointers of its 1-grams do not rise"),
+        (TRIE, put(136 + 8 * 45 + 16 * 20 + 8, struct.pack("<Q", 2**40)), "pointers of its 1-grams do not increase"),
         (PROBING, put(136 + 4, struct.pack("<I", 99)), "numbers above the 44"),
-        (PROBING, full_table, "has no empty place"),
+        (PROBING, full_table, "has no empty slot"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(
     tmp_path: Path, path: Path, damage: Callable[[bytes], bytes], problem: str
 ) -> None:
     (tmp_path / "lm.binary").write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=r"lm\.binary is no KenLM binary that can be used \(.+\); make it") as refused:
+    with pytest.raises(UserError, match=r"lm\.binary is not a usable KenLM binary \(.+\); make it") as refused:
         kenlm_binary.read_binary(tmp_path / "lm.binary")
     assert problem in str(refused.value) and "\n" not in str(refused.value)
 

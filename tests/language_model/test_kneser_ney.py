@@ -289,7 +289,7 @@ def test_arpa_of_another_maker(tmp_path: Path) -> None:
     [
         ("\\end\\\n", "", "line 18: the file ends before"),
         ("-0.1 a\t</s>\n\n\\end\\\n", "", "line 16: the file ends before"),
-        ("\\data\\", "", "no ARPA file"),
+        ("\\data\\", "", "not an ARPA file"),
         ("ngram 2=2", "ngram 2=3", "line 18: .*not one of the 3 2-grams"),
         ("ngram 2=2", "ngram 2=1", "line 16: .*header"),
         ("ngram 1 = 4\n", "", "line 5: the count of order 1"),
@@ -310,5 +310,5 @@ def test_no_arpa_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no language model"):
         arpa.read_arpa(tmp_path / "a.arpa")
     (tmp_path / "a.arpa").write_bytes(b"\x1f\x8b\x08\xff")
-    with pytest.raises(UserError, match="no ARPA file"):
+    with pytest.raises(UserError, match="not an ARPA file"):
         arpa.read_arpa(tmp_path / "a.arpa")

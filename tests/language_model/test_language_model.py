@@ -91,7 +91,7 @@ def test_what_it_says_and_leaves(made: tuple[Path, CompletedProcess[str]]) -> No
     folder, process = made
     assert sorted(path.name for path in (folder / "lm").iterdir()) == sorted([kenlm.ABOUT, kenlm.ARPA, kenlm.LEXICON])
     taken_out = (
-        "taken out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
+        "left out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
         "or longer than 2,000 characters"
     )
     assert f"training: 4 sentences, 14 words; {taken_out.format(1, 0)}" in process.stdout
@@ -189,7 +189,7 @@ def test_it_is_made_once_and_anew_when_a_text_or_a_setting_changes(run_in_proces
     with (folder / "it" / "validation_manifest.json").open("a", encoding="utf-8") as manifest:
         manifest.write(json.dumps({"audio_filepath": "x.wav", "duration": 1.0, "text": "il gatto dorme"}) + "\n")
     said, _ = run()
-    assert "training: 3 sentences, 11 words; taken out 2 sentences of validation" in said
+    assert "training: 3 sentences, 11 words; left out 2 sentences of validation" in said
 
 
 def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path: Path) -> None:
@@ -202,10 +202,10 @@ def test_what_is_not_as_it_was_made_is_not_used(run_in_process: Script, tmp_path
     for name in (kenlm.ARPA, kenlm.LEXICON):
         whole = (folder / "lm" / name).read_bytes()
         (folder / "lm" / name).write_bytes(whole[:-1])
-        with pytest.raises(UserError, match=r"are not what language_model.json beside them says; wait .*or type: "):
+        with pytest.raises(UserError, match=r"are not those that language_model.json describes; wait .*or run: "):
             kenlm.find_language_model(f"{folder}/lm", "my.yaml")
         (folder / "lm" / name).unlink()
-        with pytest.raises(UserError, match=r"or type: "):
+        with pytest.raises(UserError, match=r"or run: "):
             kenlm.find_language_model(f"{folder}/lm", "my.yaml")
         (folder / "lm" / name).write_bytes(whole)
     assert kenlm.find_language_model(f"{folder}/lm", "my.yaml")[0] == path
@@ -251,7 +251,7 @@ def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script
     )
     assert about(folder)["validation"]["unknown"] == 1, "chiara"
     write_arpa(path, TRAIN)
-    with pytest.raises(UserError, match=r"are not what language_model.json"):
+    with pytest.raises(UserError, match=r"are not those that language_model.json"):
         kenlm.find_language_model(f"{folder}/lm", "my.yaml")
     process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={path}")
     assert "Already made" not in process.stdout
@@ -260,7 +260,7 @@ def test_a_language_model_that_is_there_is_taken_as_it_is(run_in_process: Script
 CYRILLIC = "Москва слезам не верит\nв Москве\n"
 
 
-DATA = ROOT / "tests" / "data"
+DATA = ROOT / "tests" / "fixtures"
 
 
 @pytest.mark.parametrize("kind", ["", "_probing"])
@@ -283,7 +283,7 @@ def test_a_binary_without_words_gets_those_of_the_sources_and_says_so(run_in_pro
     folder, binary = prepare(tmp_path), DATA / "lmplz_fallback_no_words.binary"
     process = run_in_process("train_language_model.py", *options(folder), f"language_model.file={binary}")
     assert process.returncode == 0, process.stderr
-    assert "was built without its words, so those of the sources are taken" in process.stdout
+    assert "was built without its words, so those of the sources are used" in process.stdout
     _, words, _ = kenlm.find_language_model(f"{folder}/lm", "my.yaml")
     assert [*words] == sorted({word for text in SENTENCES["training"] for word in text.split()})
     assert about(folder)["given"] == {"words": None}
@@ -312,19 +312,19 @@ def test_words_are_spelt_by_the_rules_for_texts(run_in_process: Script, tmp_path
         },
     }
     assert "given.arpa: 16 words; " in process.stdout
-    assert "1 left out, several words (as e-mail)" in process.stdout
-    assert "1 with the spelling of another one, beside which they stay" in process.stdout
+    assert "1 left out, several words (such as e-mail)" in process.stdout
+    assert "1 that share their spelling with another word" in process.stdout
     assert about(folder)["validation"]["unknown"] == 3, "chiara, cane, miagola"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, ["there is no text ", "extra.txt", "a sentence a line"]),
+        (None, ["there is no text ", "extra.txt", "one sentence per line"]),
         ("", ["extra.txt gives the language model no sentence", "name another file"]),
         ("\n\n ...\n", ["gives the language model no sentence", "of 3 lines, 0 can be used"]),
-        (CYRILLIC, ["of 2 lines, 0 can be used", "letters outside text.alphabet", "name another file"]),
-        ("Una cosa rossa\n", ["of 1 lines, 1 can be used and 1 of those stand in validation or test"]),
+        (CYRILLIC, ["of 2 lines, 0 can be used", "characters outside text.alphabet", "name another file"]),
+        ("Una cosa rossa\n", ["of 1 lines, 1 can be used and 1 of those are in validation or test"]),
         (b"la citt\xe0\n", ["cannot read the text ", "extra.txt", "it must be UTF-8"]),
     ],
 )
@@ -381,11 +381,11 @@ def test_arpa_files_that_cannot_be_used_are_refused(run_in_process: Script, tmp_
     refuse(write_arpa(tmp_path / "single.arpa", order=1), "KenLM cannot read")
     cut = write_arpa(tmp_path / "cut.arpa")
     cut.write_text(cut.read_text(encoding="utf-8")[:-60], encoding="utf-8")
-    refuse(cut, "cut.arpa, line ", "make the ARPA file anew")
-    refuse(ROOT / "README.md", "so it is no ARPA file")
+    refuse(cut, "cut.arpa, line ", "make the ARPA file again")
+    refuse(ROOT / "README.md", "so it is not an ARPA file")
     binary = tmp_path / "cut.binary"
     binary.write_bytes((DATA / "lmplz_fallback.binary").read_bytes()[:-100])
-    refuse(binary, "is no KenLM binary that can be used", "make it again with build_binary")
+    refuse(binary, "is not a usable KenLM binary", "make it again with build_binary")
 
 
 def test_the_steps_that_use_it_name_the_command_that_makes_it(run_in_process: Script, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def program(folder: Path, script: str) -> Path:
     ("script", "words"),
     [
         ("echo 'no space left' >&2; exit 1", ["ended with status 1 (no space left)"]),
-        ("kill -9 $$", ["was ended by signal 9 (without a word)"]),
+        ("kill -9 $$", ["was ended by signal 9 (without a message)"]),
         ("cat > /dev/null; echo half an ARPA; kill -9 $$", ["was ended by signal 9"]),
         ("head -c 10 > /dev/null; printf '\\033[31mred\\n' >&2; exit 3", ["ended with status 3 ( [31mred)"]),
     ],
@@ -108,7 +108,7 @@ def test_when_it_fails_nothing_is_written(tmp_path: Path, script: str, words: li
     target, many = tmp_path / "out" / "a.arpa", (sentence for _ in range(2000) for sentence in SENTENCES)
     target.parent.mkdir()
     target.write_text("as it was")
-    with pytest.raises(UserError, match="nothing was written: give it more memory or disk space") as refused:
+    with pytest.raises(UserError, match="nothing was written: give it more memory, or more disk space") as refused:
         lmplz.estimate_with_lmplz(str(program(tmp_path, script)), target, many, 3, (), None)
     assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value)
     assert target.read_text() == "as it was" and [*target.parent.iterdir()] == [target]
@@ -152,11 +152,11 @@ def test_where_no_memory_is_free_lmplz_helps_with_a_single_source(
     monkeypatch.setattr(lmplz, "PROC", tmp_path)
     monkeypatch.setenv("PATH", NO_LMPLZ)
     refused = run_in_process("train_language_model.py", *both(folder))
-    assert_refused(refused, "only a single source can be estimated on the disk", "several are mixed in memory")
+    assert_refused(refused, "only a single source can be estimated on disk", "several are mixed in memory")
     failing = program(tmp_path / "bin", "echo 'Cannot allocate' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{failing.parent}:{NO_LMPLZ}")
     refused = run_in_process("train_language_model.py", *options(folder))
-    assert f"are free: {failing} estimates the model on the disk" in refused.stdout
+    assert f"are free: {failing} estimates the model on disk" in refused.stdout
     assert_refused(refused, f"{failing} ended with status 1 (Cannot allocate); nothing was written")
     assert [*(folder / "lm").iterdir()] == []
 

@@ -135,9 +135,13 @@ def test_stated_size_and_checksum_are_held_to(tmp_path: Path, capsys: pytest.Cap
 
 WRONG = {
     "another checksum": ({}, {"sha256": "0" * 64}, rf"has the SHA-256 {SHA256}, and model\.registry\.m states 000"),
-    "a page": ({"content": b"<html>log in first</html>" * 99}, {}, r"is no \.nemo file"),
-    "another archive": ({"content": nemo("a", "b.ckpt", mode="w:gz")}, {}, r"is no \.nemo file"),
-    "a damaged one": ({"content": nemo("model_config.yaml", "m.ckpt", mode="w:gz")[:-3000]}, {}, r"is no \.nemo file"),
+    "a page": ({"content": b"<html>log in first</html>" * 99}, {}, r"is not a \.nemo file"),
+    "another archive": ({"content": nemo("a", "b.ckpt", mode="w:gz")}, {}, r"is not a \.nemo file"),
+    "a damaged one": (
+        {"content": nemo("model_config.yaml", "m.ckpt", mode="w:gz")[:-3000]},
+        {},
+        r"is not a \.nemo file",
+    ),
 }
 
 
@@ -162,7 +166,7 @@ def test_a_packed_model(tmp_path: Path) -> None:
 def test_an_endless_answer_ends(tmp_path: Path, have: int) -> None:
     if have:
         (tmp_path / "m.nemo.part").write_bytes(CONTENT[:have])
-    due = pytest.raises(UserError, match=f"sends more than the {SIZE:,} bytes that are due")
+    due = pytest.raises(UserError, match=f"sends more than the expected {SIZE:,} bytes")
     with serving(endless=True, says_length=False) as (address, _), due:
         locate_model("m", registry(f"{address}/m.nemo", tmp_path, size_bytes=SIZE))
     assert list(tmp_path.iterdir()) == []
@@ -171,9 +175,9 @@ def test_an_endless_answer_ends(tmp_path: Path, have: int) -> None:
 @pytest.mark.parametrize(
     ("length", "words"),
     [
-        (None, "does not say how many bytes there are; state them, model.registry.m.size_bytes="),
-        ("many", "does not say how many bytes"),
-        ("-5", "does not say how many bytes"),
+        (None, r"model\.registry\.m .*does not announce how many bytes there are; state size_bytes"),
+        ("many", "does not announce how many bytes"),
+        ("-5", "does not announce how many bytes"),
         ("9" * 17, "make room"),
     ],
 )
@@ -185,7 +189,10 @@ def test_a_length_that_cannot_be(tmp_path: Path, length: str | None, words: str)
 
 
 def test_another_length_than_the_one_that_is_stated(tmp_path: Path) -> None:
-    with serving() as (address, _), pytest.raises(UserError, match=rf"announces {SIZE:,} bytes, .* states 5"):
+    with (
+        serving() as (address, _),
+        pytest.raises(UserError, match=rf"model.registry.m .*announces {SIZE:,} bytes, and size_bytes is 5"),
+    ):
         locate_model("m", registry(f"{address}/m.nemo", tmp_path, size_bytes=5))
     assert list(tmp_path.iterdir()) == []
 
@@ -193,7 +200,7 @@ def test_another_length_than_the_one_that_is_stated(tmp_path: Path) -> None:
 def test_a_server_that_sends_elsewhere(tmp_path: Path) -> None:
     with serving() as (address, _), serving(sends_to=f"{address}/m.nemo") as (first, _):
         assert locate_model("m", registry(f"{first}/x.nemo", tmp_path)).read_bytes() == CONTENT
-    for elsewhere, words in {"/*": "without end", "file:///etc/passwd": "no address of the web"}.items():
+    for elsewhere, words in {"/*": "without end", "file:///etc/passwd": "not a web address"}.items():
         with serving(sends_to=elsewhere) as (first, _), pytest.raises(UserError, match=words):
             locate_model("m", registry(f"{first}/x.nemo", tmp_path / "other"))
 
@@ -212,7 +219,7 @@ def test_encryption_is_not_given_up_on_the_way(tmp_path: Path, monkeypatch: pyte
     encrypted.load_cert_chain(certificate, key)
     with serving(encrypted) as (address, _):
         assert locate_model("m", registry(f"{address}/m.nemo", tmp_path / "models")).read_bytes() == CONTENT
-    refused = pytest.raises(UserError, match="sends on to an address without encryption")
+    refused = pytest.raises(UserError, match="redirects to an address without encryption")
     with serving() as (plain, _), serving(encrypted, sends_to=f"{plain}/m.nemo") as (address, _), refused:
         locate_model("m", registry(f"{address}/m.nemo", tmp_path / "other"))
     assert list((tmp_path / "other").iterdir()) == []

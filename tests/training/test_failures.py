@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.nemo
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
-GOES_ON = "what is finished is kept, the same command goes on from there"
+GOES_ON = "finished work is kept; rerun the same command to resume"
 ENGLISH = ROOT / "models/demo/quartznet_small_en.nemo"
 
 
@@ -398,7 +398,7 @@ finally:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 """
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert_refused(refused, "not enough memory; what is finished is kept")
+    assert_refused(refused, "not enough memory: finished work is kept")
 
 
 @pytest.mark.parametrize(("ends", "status"), [("exit 3", 2), ("kill -9 $$", 2), ("exit 0", 7)])

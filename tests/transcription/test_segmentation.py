@@ -309,7 +309,7 @@ def test_channels_that_cancel_and_tracks_that_are_not_taken_are_said(tmp_path: P
         notes = set()
         assert max(abs(block).max() for block in read_blocks(film, RATE, notes)) == pytest.approx(peak, rel=0.1)
         (note,) = notes
-        assert "2 sound tracks (ita, no language stated)" in note and f"number {number + 1} is taken" in note
+        assert "2 audio tracks (ita, no language stated)" in note and f"number {number + 1} is read" in note
         assert f"-map 0:a:{1 - number} " in note
 
 

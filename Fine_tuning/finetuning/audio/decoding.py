@@ -1,4 +1,4 @@
-"""One clip in any format -> 16 kHz mono 16-bit wav and its duration."""
+"""Decode a clip of any format to a 16 kHz mono 16-bit wav."""
 
 import io
 import wave
@@ -14,19 +14,19 @@ from finetuning.errors import UserError
 from finetuning.files import create_temp_file
 
 SAMPLE_RATE = 16000  # Hz, what the models were trained on
-MAX_DURATION_S = 600  # of a clip, more is not read
+MAX_DURATION_S = 600  # of a clip; the rest is not read
 WAV_HEADER = 44  # bytes before the samples
-MIN_DURATION_RATIO = 0.9  # of the duration in the manifest: a wav that lasts less was cut off
+MIN_DURATION_RATIO = 0.9  # of the duration in the manifest; a shorter wav was cut off
 
 
-def check_not_truncated(found_s: float, stated_s: float) -> None:
-    """OSError where a wav lasts clearly less than its manifest states: libsndfile reads what there is of it."""
-    if found_s < MIN_DURATION_RATIO * stated_s:
-        raise OSError(f"it lasts {found_s:.2f} s of {stated_s:.2f} s")
+def check_not_truncated(duration_s: float, stated_s: float) -> None:
+    """Raise OSError when a wav is clearly shorter than its manifest states, which libsndfile does not report."""
+    if duration_s < MIN_DURATION_RATIO * stated_s:
+        raise OSError(f"it lasts {duration_s:.2f} s of {stated_s:.2f} s")
 
 
 def check_installation(trim_silence_db: float | None) -> None:
-    """UserError where what reads, writes or trims sound does not work: no clip's fault."""
+    """Raise UserError when the libraries that read, write or trim audio do not work: that is no clip's fault."""
     try:
         import numpy as np
         import soundfile
@@ -41,19 +41,19 @@ def check_installation(trim_silence_db: float | None) -> None:
     if trim_silence_db is None:
         return
     try:
-        _trimmed(np.ones(SAMPLE_RATE, np.float32), trim_silence_db)
-    except Exception as error:  # of numba, where neither its own folder nor the user's may be written to
+        _trim_silence(np.ones(SAMPLE_RATE, np.float32), trim_silence_db)
+    except Exception as error:  # numba's, when neither its own folder nor the user's is writable
         raise UserError(
-            f"dataset.trim_silence_db does not work here ({error}); type: export NUMBA_CACHE_DIR=FOLDER, one that can "
-            "be written to, and the same command again"
+            f"dataset.trim_silence_db does not work here ({error}); type: export NUMBA_CACHE_DIR=FOLDER, naming a "
+            "writable folder, and rerun the same command"
         ) from error
 
 
 def convert_to_wav(clip: bytes | Path, wav: Path, trim_silence_db: float | None) -> tuple[float, float]:
     """Write `clip` to `wav` and return the seconds written and the seconds decoded (more, when silence is trimmed).
 
-    `wav` appears under its name only when it is whole. BadClip: unreadable, empty or undecodable; OSError: `wav` cannot
-    be written.
+    `wav` appears under its name only when it is complete. Raises AudioError when the clip is unreadable, empty or
+    undecodable, and OSError when `wav` cannot be written.
     """
     if isinstance(clip, Path):
         try:
@@ -61,37 +61,40 @@ def convert_to_wav(clip: bytes | Path, wav: Path, trim_silence_db: float | None)
         except OSError as error:
             raise AudioError("clip_unreadable", error.strerror or "", passing=True) from error
     samples = to_mono_16k(*decode_audio(clip))
-    decoded = len(samples)
+    decoded_samples = len(samples)
     if trim_silence_db is not None:
-        samples = _trimmed(samples, trim_silence_db)
+        samples = _trim_silence(samples, trim_silence_db)
     if not len(samples):
         raise AudioError("clip_empty", "holds no sound")
-    _write(samples, wav)
-    return len(samples) / SAMPLE_RATE, decoded / SAMPLE_RATE
+    _write_wav(samples, wav)
+    return len(samples) / SAMPLE_RATE, decoded_samples / SAMPLE_RATE
 
 
 def open_sound(source: bytes | Path) -> AudioStream:
-    """The sound of a clip's bytes or of a file; BadClip when nobody can read it, OSError when it cannot be opened.
+    """Open the audio of a clip's bytes or of a file.
 
-    libsndfile reads what Common Voice holds; ffmpeg, slower by far, is asked about what that does not read, or not to
-    its end.
+    libsndfile reads the formats of Common Voice; ffmpeg, which is much slower, reads what libsndfile cannot read, or
+    not to its end. Raises AudioError when neither can read it, and OSError when the file cannot be opened.
     """
     try:
         return libsndfile.open_sound(source)
-    except libsndfile.Unsupported as refused:
-        return ffmpeg.open_sound(source, refused.reason, refused.counted_s)
+    except libsndfile.UnsupportedError as error:
+        return ffmpeg.open_sound(source, error.reason, error.counted_s)
 
 
 def decode_audio(clip: bytes) -> tuple["np.ndarray", int]:
-    """Samples (time, channels) as float32, full scale 1, and their rate in Hz; BadClip when they cannot all be read."""
+    """Return samples (time, channels), float32 with full scale 1, and their rate in Hz.
+
+    Raises AudioError when they cannot all be read.
+    """
     import numpy as np
 
     sound = open_sound(clip)
-    blocks, left = [], MAX_DURATION_S * sound.rate  # a damaged header may promise any number: memory
+    blocks, remaining = [], MAX_DURATION_S * sound.rate  # limits memory: a damaged header may state any number
     for block in sound.blocks:
-        blocks.append(block[:left])
-        left -= len(blocks[-1])
-        if not left:
+        blocks.append(block[:remaining])
+        remaining -= len(blocks[-1])
+        if not remaining:
             break
     if not blocks:
         raise AudioError("clip_empty", "0 samples")
@@ -99,26 +102,29 @@ def decode_audio(clip: bytes) -> tuple["np.ndarray", int]:
 
 
 def to_mono_16k(samples: "np.ndarray", rate: int) -> "np.ndarray":
-    """(time, channels) at `rate` Hz -> (time,) at 16 kHz, the mean of the channels; BadClip where they cancel."""
+    """Return the mean of the channels, (time, channels) at `rate` Hz, as (time,) at 16 kHz.
+
+    Raises AudioError when the channels cancel each other.
+    """
     import soxr
 
     mono, cancels = to_mono(samples)
     if cancels:
         raise AudioError(
-            "channels_cancel", "one channel is another turned over, their mean is silence; keep one of them"
+            "channels_cancel", "one channel is another inverted, so their mean is silence; keep one of them"
         )
     return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
 
 
-def _trimmed(samples: "np.ndarray", top_db: float) -> "np.ndarray":
-    """`samples` (time,) without what is more than `top_db` below the peak at both ends."""
+def _trim_silence(samples: "np.ndarray", top_db: float) -> "np.ndarray":
+    """Return `samples` (time,) without what is more than `top_db` below the peak at both ends."""
     import librosa
 
     return librosa.effects.trim(samples, top_db=top_db)[0]
 
 
-def _write(samples: "np.ndarray", path: Path) -> None:
-    """Float samples (time,) as a 16-bit wav; what goes beyond full scale is held there instead of wrapping around."""
+def _write_wav(samples: "np.ndarray", path: Path) -> None:
+    """Write float samples (time,) as a 16-bit wav; values beyond full scale are clipped instead of wrapping around."""
     import numpy as np
 
     temporary = create_temp_file(path)
@@ -134,5 +140,5 @@ def _write(samples: "np.ndarray", path: Path) -> None:
 
 
 def wav_size(duration_s: float) -> int:
-    """Bytes of a wav written here that lasts `duration_s`."""
+    """Return the size in bytes of a wav written here that lasts `duration_s`."""
     return WAV_HEADER + 2 * round(duration_s * SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""Sound that libsndfile reads, in this process: to its true end, whatever its header says, or not at all."""
+"""Read audio with libsndfile, in this process: to its true end, whatever its header says, or not at all."""
 
 import io
 import mmap
@@ -17,49 +17,52 @@ if TYPE_CHECKING:
     import numpy as np
     import soundfile
 
-UNKNOWN = 1 << 62  # frames, says libsndfile of what was written into a pipe
-NOT_STATED = (1 << 31, 1 << 32, 1 << 63, 1 << 64)  # bytes; what is within 64 KiB of it stands for "unknown"
+UNKNOWN = 1 << 62  # frames that libsndfile reports for a file that was written into a pipe
+UNKNOWN_SIZES = (1 << 31, 1 << 32, 1 << 63, 1 << 64)  # bytes; a size within 64 KiB of these means "unknown"
 
 
-class Unsupported(Exception):
-    """What libsndfile cannot read, or would not read to its end."""
+class UnsupportedError(Exception):
+    """Raised for audio that libsndfile cannot read, or would not read to its end."""
 
     def __init__(self, reason: str, counted_s: float | None = None) -> None:
-        """`counted_s`: seconds, where its frames were counted."""
+        """Take the reason and, where the frames were counted, the duration in seconds."""
         super().__init__(reason, counted_s)
         self.reason, self.counted_s = reason, counted_s
 
 
 def open_sound(source: bytes | Path) -> AudioStream:
-    """The sound of a clip's bytes or of a file; Refused where another may read it, BadClip where it is empty."""
+    """Open the audio of a clip's bytes or of a file.
+
+    Raises UnsupportedError when another reader may read it, and AudioError when it is empty.
+    """
     import soundfile
 
     file = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
-    with _bytes_of(source, file) as data:
+    with _content(source, file) as data:
         if not len(data):
             raise AudioError("clip_empty", "0 bytes")
         try:
-            with _silenced():
-                found = soundfile.SoundFile(_Rest(file, 0))  # without its name: a suffix would be taken for a format
+            with _silent_stderr():
+                sound = soundfile.SoundFile(_FileFrom(file, 0))  # without its name, whose suffix would set the format
         except soundfile.LibsndfileError as error:
-            raise Unsupported(error.error_string) from error
-        stream = read_stream(data) if found.format == "MP3" else None
+            raise UnsupportedError(error.error_string) from error
+        stream = read_stream(data) if sound.format == "MP3" else None
         if stream:
-            read_whole, promised = stream.is_as_stated(found.frames), stream.promised
+            is_complete, promised_frames = stream.is_as_stated(sound.frames), stream.promised_samples
         else:
-            found, read_whole = _with_what_the_header_hides(found, file, data)
-            promised = found.frames + _cut_off(found)
-        fault = "its last page is cut off" if found.format == "OGG" and _ends_within_a_page(data) else ""
-    if read_whole:
-        duration_s = min(found.frames, promised) / found.samplerate
-        return AudioStream(found.samplerate, duration_s, checked_blocks(_blocks(found, promised, fault)))
-    found.close()
-    raise Unsupported("It does not say where it ends.", stream.duration_s if stream else None)
+            sound, is_complete = _reopen_beyond_header(sound, file, data)
+            promised_frames = sound.frames + _missing_frames(sound)
+        fault = "its last page is cut off" if sound.format == "OGG" and _ends_within_page(data) else ""
+    if is_complete:
+        duration_s = min(sound.frames, promised_frames) / sound.samplerate
+        return AudioStream(sound.samplerate, duration_s, checked_blocks(_blocks(sound, promised_frames, fault)))
+    sound.close()
+    raise UnsupportedError("It does not say where it ends.", stream.duration_s if stream else None)
 
 
 @contextmanager
-def _bytes_of(source: bytes | Path, file: BinaryIO) -> Iterator[Any]:
-    """Bytes to look at without moving `file`, which libsndfile reads."""
+def _content(source: bytes | Path, file: BinaryIO) -> Iterator[Any]:
+    """Yield the bytes of the file without moving the position of `file`, from which libsndfile reads."""
     if isinstance(source, bytes) or not os.fstat(file.fileno()).st_size:
         yield source if isinstance(source, bytes) else b""
     else:
@@ -67,27 +70,27 @@ def _bytes_of(source: bytes | Path, file: BinaryIO) -> Iterator[Any]:
             yield mapped
 
 
-def _with_what_the_header_hides(
-    found: "soundfile.SoundFile", file: BinaryIO, data: bytes | mmap.mmap
+def _reopen_beyond_header(
+    sound: "soundfile.SoundFile", file: BinaryIO, data: bytes | mmap.mmap
 ) -> tuple["soundfile.SoundFile", bool]:
-    """The file, opened anew from its first sample on where its header states too few, and whether it is read whole."""
+    """Return the file, reopened as raw samples when its header states too few, and whether all of it will be read."""
     import soundfile
 
-    if found.format == "OGG":
-        return found, _is_one_stream(data)
-    hidden = _first_sample(data) if found.format in ("WAV", "WAVEX", "RF64", "AU") else None
-    if hidden is None:
-        return found, found.frames < UNKNOWN
-    start, order = hidden
-    if not soundfile.check_format("RAW", found.subtype):
-        return found, False
-    about = (found.samplerate, found.channels, found.subtype, order, "RAW")
-    found.close()
-    return soundfile.SoundFile(_Rest(file, start), "r", *about), True
+    if sound.format == "OGG":
+        return sound, _is_one_stream(data)
+    raw = _unstated_samples(data) if sound.format in ("WAV", "WAVEX", "RF64", "AU") else None
+    if raw is None:
+        return sound, sound.frames < UNKNOWN
+    start, order = raw
+    if not soundfile.check_format("RAW", sound.subtype):
+        return sound, False
+    encoding = (sound.samplerate, sound.channels, sound.subtype, order, "RAW")
+    sound.close()
+    return soundfile.SoundFile(_FileFrom(file, start), "r", *encoding), True
 
 
-class _Rest:
-    """A file from a place on, as libsndfile reads it."""
+class _FileFrom:
+    """A file without its first bytes, in the form that soundfile reads."""
 
     def __init__(self, file: BinaryIO, start: int) -> None:
         self.file, self.start = file, start
@@ -101,10 +104,10 @@ class _Rest:
         return self.file.tell() - self.start
 
 
-def _first_sample(data: bytes | mmap.mmap) -> tuple[int, str] | None:
-    """Where it is and its byte order, when a wav or au holds more sound than its header states.
+def _unstated_samples(data: bytes | mmap.mmap) -> tuple[int, str] | None:
+    """Return the offset of the first sample and the byte order when a wav or au holds more than its header states.
 
-    So do a recording whose recorder crashed (0 bytes) and one of more than 4 GB, whose size 32 bits do not hold.
+    That is so when the recorder crashed (the header states 0 bytes) and beyond 4 GB, which 32 bits cannot state.
     """
     order = "big" if data[:4] in (b"RIFX", b".snd") else "little"
 
@@ -119,13 +122,13 @@ def _first_sample(data: bytes | mmap.mmap) -> tuple[int, str] | None:
         at += 8 + number(at + 4) + number(at + 4) % 2
     start, size = at + 8, number(at + 4)
     if data[:4] == b"RF64" and size == 0xFFFFFFFF:
-        size = number(28, 8)  # of the chunk ds64, which comes first
-    ends = (start + size, start + size + size % 2)  # a byte that fills up may be missing
+        size = number(28, 8)  # in the chunk ds64, which comes first
+    ends = (start + size, start + size + size % 2)  # the padding byte may be missing
     return None if any(_holds_chunks(data, end, order) for end in ends) else (start, order)
 
 
 def _holds_chunks(data: bytes | mmap.mmap, at: int, order: str) -> bool:
-    """Whether the file ends at `at`, or goes on from there with chunks of its own kind to its end."""
+    """Return whether the file ends at `at`, or continues from there with well-formed chunks to its end."""
     while at + 8 <= len(data):
         if not (data[at : at + 4].isascii() and data[at : at + 4].decode("ascii").isprintable()):
             return False
@@ -134,18 +137,18 @@ def _holds_chunks(data: bytes | mmap.mmap, at: int, order: str) -> bool:
     return True
 
 
-def _cut_off(found: "soundfile.SoundFile") -> int:
-    """Frames that the header promises and the file does not hold, as libsndfile notes when it opens it."""
+def _missing_frames(sound: "soundfile.SoundFile") -> int:
+    """Return how many frames the header promises beyond those in the file, by libsndfile's log of opening it."""
     pattern = r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)"
     frames = 0
-    for stated, there in re.findall(pattern, found.extra_info, re.MULTILINE):
-        if not any(abs(int(stated) - unknown) < 1 << 16 for unknown in NOT_STATED) and int(there):
-            frames = found.frames * (int(stated) - int(there)) // int(there)
+    for stated, actual in re.findall(pattern, sound.extra_info, re.MULTILINE):
+        if not any(abs(int(stated) - unknown) < 1 << 16 for unknown in UNKNOWN_SIZES) and int(actual):
+            frames = sound.frames * (int(stated) - int(actual)) // int(actual)
     return frames
 
 
 def _is_one_stream(data: bytes | mmap.mmap) -> bool:
-    """Whether an ogg has one page that begins a stream, the first: of several streams libsndfile reads one."""
+    """Return whether an ogg has only one page that begins a stream; of several streams libsndfile reads only one."""
     at = 0
     while (at := data.find(b"OggS", at + 4)) >= 0:
         if data[at + 4] == 0 and data[at + 5] & 2:
@@ -153,23 +156,23 @@ def _is_one_stream(data: bytes | mmap.mmap) -> bool:
     return True
 
 
-def _ends_within_a_page(data: bytes | mmap.mmap) -> bool:
-    """Whether the last page of an ogg is longer than what is left of the file."""
+def _ends_within_page(data: bytes | mmap.mmap) -> bool:
+    """Return whether the file ends before the last page of an ogg does."""
     at = data.rfind(b"OggS")
     segments = data[at + 26] if at + 26 < len(data) else 0
     return at + 27 + segments + sum(data[at + 27 : at + 27 + segments]) > len(data)
 
 
-def _blocks(file: "soundfile.SoundFile", promised: int, fault: str) -> Iterator["np.ndarray"]:
-    """The blocks of `file`, which should hold `promised` frames; `fault` is known already, and raised at the end."""
+def _blocks(file: "soundfile.SoundFile", promised_frames: int, fault: str) -> Iterator["np.ndarray"]:
+    """Yield the blocks of `file`, which should hold `promised_frames`; raise AudioError at the end for a `fault`."""
     import soundfile
 
     done = 0
-    file.seekable = lambda: False  # soundfile would seek after each block: an mp3's next frame is then decoded wrong
+    file.seekable = lambda: False  # or soundfile seeks after each block, and an mp3's next frame is decoded wrong
     with file:
         while True:
             try:
-                with _silenced():
+                with _silent_stderr():
                     block = file.read(BLOCK, "float32", always_2d=True)  # (time, channels)
             except soundfile.LibsndfileError as error:
                 raise AudioError("clip_damaged", error.error_string) from error
@@ -177,21 +180,21 @@ def _blocks(file: "soundfile.SoundFile", promised: int, fault: str) -> Iterator[
                 break
             done += len(block)
             yield block
-        if promised - done > TOLERATED_S * file.samplerate:
-            fault = missing_audio(done / file.samplerate, promised / file.samplerate)
+        if promised_frames - done > TOLERATED_S * file.samplerate:
+            fault = missing_audio(done / file.samplerate, promised_frames / file.samplerate)
         if fault:
             raise AudioError("clip_truncated", fault)
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Without what libmpg123 writes straight to the screen about a damaged mp3."""
+def _silent_stderr() -> Iterator[None]:
+    """Suppress what libmpg123 writes directly to stderr about a damaged mp3."""
     sys.stderr.flush()
-    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(screen, 2)
-        os.close(screen)
-        os.close(nowhere)
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)

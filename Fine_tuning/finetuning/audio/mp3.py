@@ -1,4 +1,4 @@
-"""The frames of an mp3 as they follow each other: how long it is, whatever its header says."""
+"""Count the frames of an mp3 to know how long it is, whatever its header says."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,38 +12,38 @@ KBIT = {  # by version (1 or, for 2 and 2.5, 2) and layer
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-SLACK = 2  # frames: the one that holds the header, and one cut short
+SLACK = 2  # frames: the one with the header, and one cut off
 
 
 @dataclass(frozen=True)
 class Mp3Stream:
-    """The frames of an mp3, counted one by one, and what its header says of them."""
+    """The frames of an mp3, counted one by one, and what its header states."""
 
     samples: int  # in all frames
     rate: int  # Hz, of the first frame
     frame: int  # samples of the first frame
-    stated: int  # frames, as the header has it; 0: there is none
-    is_cut: bool  # the header promises more bytes than there are
+    stated: int  # frames by the header; 0: not stated
+    is_truncated: bool  # the header states more bytes than there are
     is_mixed: bool  # frames of several sample rates
 
     @property
     def duration_s(self) -> float:
-        """What is there, in seconds."""
+        """Return the duration of the frames that are there, in seconds."""
         return self.samples / self.rate
 
     @property
-    def promised(self) -> int:
-        """Samples that there should be."""
-        return max(self.samples, self.stated * self.frame) if self.is_cut else self.samples
+    def promised_samples(self) -> int:
+        """Return how many samples there should be."""
+        return max(self.samples, self.stated * self.frame) if self.is_truncated else self.samples
 
     def is_as_stated(self, readable: int) -> bool:
-        """Whether a reader that trusts the header, and finds so many `readable` samples, reads all."""
+        """Return whether a reader that trusts the header, and announces `readable` samples, reads all of them."""
         stated = self.stated * self.frame or readable
         return not self.is_mixed and self.samples <= stated + SLACK * self.frame
 
 
 def read_stream(data: bytes | mmap) -> Mp3Stream | None:
-    """Follow the frames from the first to the last, over tags and over what is none; None where there are none."""
+    """Follow the frames from the first to the last, skipping tags and garbage; return None when there are none."""
     at, samples, first, rates = 0, 0, None, set()
     while at + 4 <= len(data):
         length, count, rate = _frame(int.from_bytes(data[at : at + 4]) & 0xFFFEFE00)
@@ -55,7 +55,7 @@ def read_stream(data: bytes | mmap) -> Mp3Stream | None:
         elif data[at : at + 3] == b"ID3":
             at += 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(data[at + 6 : at + 10])))
         else:
-            at = _next(data, at + 1)
+            at = _next_frame(data, at + 1)
     if first is None:
         return None
     start, frame, rate = first
@@ -64,16 +64,16 @@ def read_stream(data: bytes | mmap) -> Mp3Stream | None:
 
 
 def _header(frame: bytes) -> tuple[int, int]:
-    """Frames and bytes as the first frame states them; 0: it does not."""
+    """Return the numbers of frames and bytes that the first frame states; 0 when it does not."""
     at = max(frame.find(b"Xing"), frame.find(b"Info"))
     if at < 0:
         return 0, 0
-    flags, one, two = (int.from_bytes(frame[at + offset : at + offset + 4]) for offset in (4, 8, 12))
-    return one if flags & 1 else 0, (two if flags & 1 else one) if flags & 2 else 0
+    flags, first, second = (int.from_bytes(frame[at + offset : at + offset + 4]) for offset in (4, 8, 12))
+    return first if flags & 1 else 0, (second if flags & 1 else first) if flags & 2 else 0
 
 
-def _next(data: bytes | mmap, at: int) -> int:
-    """Where the next frame begins that another one follows; the end where there is none."""
+def _next_frame(data: bytes | mmap, at: int) -> int:
+    """Return where the next frame begins that another one follows; the end of the data when there is none."""
     while (at := data.find(b"\xff", at)) >= 0:
         if is_frame(data, at):
             return at
@@ -82,7 +82,7 @@ def _next(data: bytes | mmap, at: int) -> int:
 
 
 def is_frame(data: bytes | mmap, at: int) -> bool:
-    """Whether a frame begins at `at`, and another one of its kind where it ends."""
+    """Return whether a frame begins at `at`, followed directly by another one of its kind."""
     header = int.from_bytes(data[at : at + 4])
     length, *kind = _frame(header & 0xFFFEFE00)
     after = int.from_bytes(data[at + length : at + length + 4])
@@ -91,7 +91,10 @@ def is_frame(data: bytes | mmap, at: int) -> bool:
 
 @lru_cache(maxsize=4096)
 def _frame(header: int) -> tuple[int, int, int]:
-    """Bytes, samples and sample rate of a frame, zeros where it is none (ISO 11172-3, 2.4.1.3, and 13818-3)."""
+    """Return bytes, samples and sample rate of a frame by its header (ISO 11172-3, 2.4.1.3, and 13818-3).
+
+    All are zero when the header is not valid.
+    """
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     kbit, rate, padding = header >> 12 & 15, header >> 10 & 3, header >> 9 & 1
     if header >> 21 != 0x7FF or version == 1 or layer == 4 or kbit in (0, 15) or rate == 3:

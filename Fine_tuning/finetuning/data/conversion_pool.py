@@ -1,4 +1,4 @@
-"""Many clips -> wavs in a pool of processes, with a log of what is done, so that a rerun goes on where it was."""
+"""Convert many clips to wavs in a pool of processes, with a log of the results from which a rerun resumes."""
 
 import json
 import os
@@ -21,35 +21,35 @@ from finetuning.data.manifest import SPLITS, manifest_path
 from finetuning.errors import UserError
 from finetuning.files import atomic_open, ensure_writable_dir, remove_stale_temp_files
 
-BATCH = 16  # clips sent at a time: sending one costs the main process as much as sending all of them
-IN_FLIGHT = 2  # batches a worker, waiting or at work: enough to keep it busy, few enough to keep memory flat
-DISK_BYTES_A_CLIP = 4096 + 1024  # the last block of a wav is not full; a kilobyte of lines about it
-LARGE = 1e300  # no number in the log is
-ENDS = "ends the process that decodes it"  # or something else did, such as a lack of memory: the next run asks again
+BATCH = 16  # clips sent to a worker at a time: sending one costs the main process as much as sending all of them
+IN_FLIGHT = 2  # batches per worker, queued or in progress: enough to keep it busy, few enough to keep memory constant
+DISK_BYTES_A_CLIP = 4096 + 1024  # the last, partly filled block of a wav, and a kilobyte of lines about it
+LARGE = 1e300  # larger than any number in the log
+CRASHES = "ends the process that decodes it"  # or a lack of memory did: the next run tries again
 
 Task = tuple[str, str, bytes | Path, Path, float | None]  # path, stamp, clip, wav, dB
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertedClip:
-    """What became of a clip: a wav of `duration_s`, or a reason why there is none."""
+    """The result for a clip: a wav of `duration_s`, or a reason why there is none."""
 
     path: str
-    stamp: str  # of the clip it was made from
+    stamp: str  # of the source clip
     duration_s: float = 0.0  # of the wav
     decoded_s: float = 0.0  # before silence was trimmed
     reason: str = ""
     detail: str = ""
-    passing: bool = False  # a fault of this machine, not of the clip: tried again by the next run
-    wav_mtime_ns: int = 0  # of the wav; 0: made before this was recorded
+    passing: bool = False  # a fault of this machine, not of the clip: the next run tries again
+    wav_mtime_ns: int = 0  # of the wav; 0: converted before this was recorded
     wav_crc32: int = 0
 
     @classmethod
     def read(cls, fields: Any) -> Self | None:
-        """The entry that a line of the log holds; None where it is none."""
+        """Return the entry that a line of the log holds; None when it is not one."""
         try:
             entry = cls(**fields)
-            "".join((entry.path, entry.stamp, entry.reason, entry.detail)).encode()  # half a surrogate pair is no text
+            "".join((entry.path, entry.stamp, entry.reason, entry.detail)).encode()  # a lone surrogate is not text
             numbers = (entry.duration_s, entry.decoded_s, entry.wav_mtime_ns, entry.wav_crc32)
             return entry if all(0 <= number < LARGE for number in numbers) else None
         except (TypeError, UnicodeEncodeError):
@@ -57,47 +57,47 @@ class ConvertedClip:
 
 
 class ConversionLog:
-    """`conversion.jsonl`: a first line that says what all wavs depend on, then one line a clip as results arrive."""
+    """`conversion.jsonl`: a first line with what all wavs depend on, then one line per clip as results arrive."""
 
     def __init__(self, output: Path, key: dict[str, Any]) -> None:
-        """Read the log in `output`; what was made under another `key` counts as not made."""
+        """Read the log in `output`; entries made under another `key` do not count."""
         self.path, self.key, self.wavs = output / "conversion.jsonl", key, output / "wavs"
         first, *lines = _lines(self.path)
         self.old_key = first if isinstance(first, dict) else None
         entries = [ConvertedClip.read(line) for line in lines] if self.old_key == key else []
         self.done = {entry.path: entry for entry in entries if entry}
         if broken := entries.count(None):
-            print(f"{self.path}: {broken:,} lines cannot be read; what they speak of is converted again")
+            print(f"{self.path}: {broken:,} lines cannot be read; their clips are converted again")
 
     def missing(self, clips: Iterable[Clip], stamps: dict[str, str]) -> list[Clip]:
-        """Clips without a result, changed since, or with a wav that is gone or is not what it was when it was made."""
-        found: dict[str, os.stat_result] = {}
+        """Return the clips without a result, those that have changed since, and those whose wav is gone or altered."""
+        stats: dict[str, os.stat_result] = {}
         if self.wavs.is_dir():
             with os.scandir(self.wavs) as entries:
-                found = {entry.name: entry.stat() for entry in entries if entry.is_file()}
+                stats = {entry.name: entry.stat() for entry in entries if entry.is_file()}
         missing, changed, touched = [], [], []
         for clip in clips:
-            entry, wav = self.done.get(clip.path), found.get(clip.wav)
+            entry, wav = self.done.get(clip.path), stats.get(clip.wav)
             if entry is None or entry.passing or entry.stamp != stamps[clip.path]:
                 missing.append(clip)
             elif entry.reason:
                 continue
             elif wav is None:
                 missing.append(clip)
-            elif not self._is_as_made(entry, clip, wav):
+            elif not self._is_unaltered(entry, clip, wav):
                 changed.append(clip)
             elif entry.wav_crc32 and entry.wav_mtime_ns != wav.st_mtime_ns:
                 touched.append(replace(entry, wav_mtime_ns=wav.st_mtime_ns))
         if changed:
             example = changed[0].wav
             print(f"{len(changed):,} wavs have changed since they were made, such as {example}; they are made again")
-        if touched:  # the folder was copied: each wav is read once for that, not by each run
+        if touched:  # the folder was copied: each wav is read once because of that, not by every run
             self.done |= {entry.path: entry for entry in touched}
             self._write()
         return missing + changed
 
-    def _is_as_made(self, entry: ConvertedClip, clip: Clip, wav: os.stat_result) -> bool:
-        """Whether a wav has its size and, where its time stamp is another, its content."""
+    def _is_unaltered(self, entry: ConvertedClip, clip: Clip, wav: os.stat_result) -> bool:
+        """Return whether a wav still has its size and, where its time stamp differs, its content."""
         if wav.st_size != decoding.wav_size(entry.duration_s):
             return False
         if wav.st_mtime_ns == entry.wav_mtime_ns or not entry.wav_crc32:
@@ -105,9 +105,9 @@ class ConversionLog:
         return zlib.crc32((self.wavs / clip.wav).read_bytes()) == entry.wav_crc32
 
     def start(self) -> None:
-        """Write the log anew without a line cut off by a crash, and clear away what no longer holds."""
+        """Rewrite the log without a line cut off by a crash, and remove files that are out of date."""
         remove_stale_temp_files(self.wavs)  # half-written wavs of a run that was killed
-        if self.old_key != self.key:  # manifests that speak of other wavs must not outlive them
+        if self.old_key != self.key:  # manifests must not outlive the wavs that they list
             for split in SPLITS:
                 manifest_path(self.path.parent, split).unlink(missing_ok=True)
         self._write()
@@ -118,7 +118,7 @@ class ConversionLog:
             lines.writelines(_line(entry) for entry in self.done.values())
 
     def record(self, results: Iterable[ConvertedClip]) -> None:
-        """Append results one by one; OSError when the disk is full."""
+        """Append results one by one; raise OSError when the disk is full."""
         with self.path.open("a", encoding="utf-8", buffering=1) as lines:
             for result in results:
                 lines.write(_line(result))
@@ -126,15 +126,15 @@ class ConversionLog:
 
 
 def _lines(path: Path) -> list[Any]:
-    """What the lines of a log hold, None for one that is no JSON; the last one may be cut off and is left out then."""
+    """Return the content of each line of a log, None for a line that is not JSON, without a last line cut off."""
     lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    found = []
+    contents = []
     for line in lines:
         try:
-            found.append(json.loads(line))
+            contents.append(json.loads(line))
         except (ValueError, RecursionError):
-            found.append(None)
-    return found[:-1] if len(found) > 1 else found  # behind the last line feed stands nothing
+            contents.append(None)
+    return contents[:-1] if len(contents) > 1 else contents  # nothing follows the last line feed
 
 
 def _line(entry: ConvertedClip) -> str:
@@ -145,7 +145,7 @@ def _line(entry: ConvertedClip) -> str:
 def convert_all(
     release: Release, clips: list[Clip], log: ConversionLog, trim_silence_db: float | None, workers: int
 ) -> None:
-    """Convert `clips` and log each result; UserError when the disk is full or a process was killed."""
+    """Convert `clips` and log each result; raise UserError when the disk is full or cannot be written to."""
     decoding.check_installation(trim_silence_db)
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
@@ -156,55 +156,55 @@ def convert_all(
         log.record(iter_results(tasks, len(wavs), workers))
     except OSError as error:
         raise UserError(
-            f"cannot write to {log.wavs} ({error.strerror or error}); what is converted is kept, mend that (where the "
-            "disk is full, make room) and run the same command again"
+            f"cannot write to {log.wavs} ({error.strerror or error}); converted clips are kept: fix this (if the disk "
+            "is full, make room) and rerun the same command"
         ) from error
 
 
 def estimate_disk_bytes(durations_s: Iterable[float]) -> int:
-    """What wavs of these durations take on a disk, with their lines in the log, the manifests and dataset.json."""
+    """Return the bytes on disk of wavs of these durations, with their lines in the log and the manifests."""
     return sum(
         decoding.wav_size(min(duration_s, decoding.MAX_DURATION_S)) + DISK_BYTES_A_CLIP for duration_s in durations_s
     )
 
 
 def iter_results(tasks: Iterator[Task], count: int, workers: int) -> Iterator[ConvertedClip]:
-    """Results in the order they arrive, with a progress bar; a clip that ends the process decoding it is a bad clip."""
+    """Yield results as they arrive, with a progress bar; a clip that crashes the decoding process is a bad clip."""
     from tqdm import tqdm
 
     batches = iter(lambda: list(islice(tasks, BATCH)), [])
     with tqdm(total=count, desc="converting", unit=" clips", mininterval=0.5) as bar:
         broken = True
         while broken:
-            flying: dict[str, list[Task]] = {}
+            in_flight: dict[str, list[Task]] = {}
             try:
-                for result in _pooled(batches, workers, flying):
+                for result in _pooled(batches, workers, in_flight):
                     bar.update()
                     yield result
                 broken = False
             except BrokenProcessPool:
-                for result in _one_by_one([task for batch in flying.values() for task in batch]):
+                for result in _one_by_one([task for batch in in_flight.values() for task in batch]):
                     bar.update()
                     yield result
 
 
-def _pooled(batches: Iterator[list[Task]], workers: int, flying: dict[str, list[Task]]) -> Iterator[ConvertedClip]:
-    """Run `batches` in a pool; at most IN_FLIGHT a worker are held, in `flying` by the path of their first clip."""
+def _pooled(batches: Iterator[list[Task]], workers: int, in_flight: dict[str, list[Task]]) -> Iterator[ConvertedClip]:
+    """Run `batches` in a pool, at most IN_FLIGHT per worker, kept in `in_flight` by the path of their first clip."""
     pool, futures = _pool(workers), set[Future[list[ConvertedClip]]]()
     try:
         for batch in batches:
-            flying[batch[0][0]] = batch
-            with _uninterrupted():
+            in_flight[batch[0][0]] = batch
+            with _sigint_blocked():
                 futures.add(pool.submit(_convert_batch, batch))
             while len(futures) >= IN_FLIGHT * workers:
                 done, futures = wait(futures, return_when=FIRST_COMPLETED)
-                yield from _landed(done, flying)
+                yield from _completed(done, in_flight)
         while futures:
             done, futures = wait(futures, return_when=FIRST_COMPLETED)
-            yield from _landed(done, flying)
+            yield from _completed(done, in_flight)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient second one
-        for worker in list(pool._processes.values()):  # what they are at is half a second of work
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C
+        for worker in list(pool._processes.values()):  # half a second of work is lost
             worker.kill()
         raise
     finally:
@@ -212,8 +212,8 @@ def _pooled(batches: Iterator[list[Task]], workers: int, flying: dict[str, list[
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits; processes started meanwhile never get it: it is their parent's, who ends them."""
+def _sigint_blocked() -> Iterator[None]:
+    """Delay Ctrl-C; processes started in the block never receive it: their parent does, and ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -221,36 +221,39 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _landed(done: Iterable[Future[list[ConvertedClip]]], flying: dict[str, list[Task]]) -> Iterator[ConvertedClip]:
+def _completed(
+    done: Iterable[Future[list[ConvertedClip]]], in_flight: dict[str, list[Task]]
+) -> Iterator[ConvertedClip]:
+    """Yield the results of finished batches, then raise the exception of one that failed."""
     for results in [future.result() for future in done if future.exception() is None]:
-        del flying[results[0].path]
+        del in_flight[results[0].path]
         yield from results
     for future in done:
-        future.result()  # raises what a worker could not turn into a result
+        future.result()
 
 
 def _one_by_one(tasks: list[Task]) -> Iterator[ConvertedClip]:
-    """Clips held when a process ended: each alone at work, in one process until a clip ends that, then in another.
+    """Convert, one at a time, the clips that were in flight when a worker crashed.
 
-    The clip is asked again there, as its first one, before it gets the blame: what an earlier clip left behind in a
-    process, or a signal, may have ended it.
+    A clip during which the process crashes is tried again as the first clip of a new process before it is blamed: a
+    signal, or what an earlier clip left behind in the process, may have caused the crash.
     """
-    left = deque(tasks)
-    while left:
+    remaining = deque(tasks)
+    while remaining:
         fresh = True
         with _pool(1) as pool:
             try:
-                while left:
-                    with _uninterrupted():
-                        future = pool.submit(_convert_one, *left[0])
+                while remaining:
+                    with _sigint_blocked():
+                        future = pool.submit(_convert_one, *remaining[0])
                     result = future.result()
-                    left.popleft()
+                    remaining.popleft()
                     fresh = False
                     yield result
             except BrokenProcessPool:
                 if fresh:
-                    path, stamp = left.popleft()[:2]
-                    yield ConvertedClip(path, stamp, reason="clip_undecodable", detail=ENDS, passing=True)
+                    path, stamp = remaining.popleft()[:2]
+                    yield ConvertedClip(path, stamp, reason="clip_undecodable", detail=CRASHES, passing=True)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -260,21 +263,21 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _convert_batch(tasks: list[Task]) -> list[ConvertedClip]:
-    """In a worker: the results in the order of `tasks`."""
+    """Return, in a worker, the results in the order of `tasks`."""
     return [_convert_one(*task) for task in tasks]
 
 
 def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: float | None) -> ConvertedClip:
-    """In a worker. An error of one clip is that clip's; only OSError (the disk) concerns them all."""
+    """Convert one clip in a worker; its errors become its result, except OSError (the disk), which ends the run."""
     try:
         duration_s, decoded_s = decoding.convert_to_wav(clip, wav, trim)
-    except AudioError as bad:
-        return ConvertedClip(path, stamp, reason=bad.reason, detail=bad.detail, passing=bad.passing)
+    except AudioError as error:
+        return ConvertedClip(path, stamp, reason=error.reason, detail=error.detail, passing=error.passing)
     except MemoryError:
         return ConvertedClip(path, stamp, reason="clip_undecodable", detail="not enough memory", passing=True)
     except OSError:
         raise
-    except Exception as error:  # whatever a decoder makes of a broken file, it must not stop a run of hours
+    except Exception as error:  # whatever a decoder raises for a broken file, it must not stop a run of hours
         detail = f"{error.__class__.__name__}: {error}"
         return ConvertedClip(path, stamp, reason="clip_undecodable", detail=detail, passing=True)
     return ConvertedClip(
@@ -283,7 +286,7 @@ def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: flo
 
 
 def _prepare_worker() -> None:
-    """Quiet and mortal: no chatter of libmpg123 on the screen, Ctrl-C is the parent's, no life without it."""
+    """Silence libmpg123's messages, leave Ctrl-C to the parent, and end this worker when the parent ends."""
     import multiprocessing
     import threading
 

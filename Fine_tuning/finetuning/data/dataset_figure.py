@@ -19,7 +19,7 @@ REJECTED = "#d55e00"
 def save_dataset_figure(about: dict[str, Any], chosen: dict[str, list[Utterance]], path: Path) -> None:
     """Draw hours, durations, speakers and rejections of a dataset as a PNG.
 
-    `about` as in dataset.json, `chosen` as in the manifests; the same numbers give the same bytes.
+    `about` is the content of dataset.json, `chosen` that of the manifests; the same numbers give the same bytes.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -29,9 +29,9 @@ def save_dataset_figure(about: dict[str, Any], chosen: dict[str, list[Utterance]
         figure = Figure(figsize=(11, 8), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
         total = sum(split["hours"] for split in about["splits"].values())
-        named = f"{about['name']}: {_hours(total)} h in {about['utterances']:,} clips"
+        title = f"{about['name']}: {_hours(total)} h in {about['utterances']:,} clips"
         by = about["config"]["dataset.split"]["by"]
-        figure.suptitle(f"{named}\n{about['release']}, split by {by}", fontsize=13)
+        figure.suptitle(f"{title}\n{about['release']}, split by {by}", fontsize=13)
         (hours, durations), (speakers, rejections) = figure.subplots(2, 2)
         _draw_hours(hours, about["splits"])
         _draw_durations(durations, {name: [u.duration for u in chosen[name]] for name in COLOURS})
@@ -61,13 +61,13 @@ def _hours(hours: float) -> str:
 
 
 def _draw_durations(axes: "Axes", seconds: dict[str, list[float]]) -> None:
-    """A stacked histogram: bins of a round width, fewer of them for fewer clips."""
-    every = [s for group in seconds.values() for s in group]
-    most = min(70.0, max(12.0, 2 * len(every) ** 0.4))
-    width = next(w for w in (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, max(every)) if max(every) / w <= most)
-    edges = [width * i for i in range(ceil(max(every) / width) + 1)]
+    """Draw a stacked histogram with bins of a round width, fewer of them for fewer clips."""
+    pooled = [s for group in seconds.values() for s in group]
+    max_bins = min(70.0, max(12.0, 2 * len(pooled) ** 0.4))
+    width = next(w for w in (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, max(pooled)) if max(pooled) / w <= max_bins)
+    edges = [width * i for i in range(ceil(max(pooled) / width) + 1)]
     stacks, *_ = axes.hist(list(seconds.values()), edges, stacked=True, color=COLOURS.values(), label=list(COLOURS))
-    axes.set(title=f"Durations: mean {fmean(every):.2f} s, median {median(every):.2f} s")
+    axes.set(title=f"Durations: mean {fmean(pooled):.2f} s, median {median(pooled):.2f} s")
     axes.set(xlabel="duration (s)", ylabel=f"clips in {width:g} s", xlim=(0, edges[-1]), ylim=(0, 1.2 * stacks.max()))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.get_major_locator().set_params(integer=True)
@@ -76,21 +76,21 @@ def _draw_durations(axes: "Axes", seconds: dict[str, list[float]]) -> None:
 
 
 def _draw_speakers(axes: "Axes", speakers: dict[str, list[str]]) -> None:
-    """Rank and clips on logarithmic axes: few speakers and a long tail are both readable."""
+    """Plot clips over rank on logarithmic axes: few speakers and a long tail are both readable."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    every = Counter(speaker for group in speakers.values() for speaker in group)
-    if not every:
+    clips = Counter(speaker for group in speakers.values() for speaker in group)
+    if not clips:
         return _draw_nothing(axes, "Clips by speaker", "no clip names its speaker")
     ranked = {name: sorted(Counter(group).values(), reverse=True) for name, group in speakers.items()}
     for (name, counts), mark in zip(ranked.items(), ("o-", "s--", "^:"), strict=True):
         size = 4 if len(counts) <= 100 else 0
         axes.plot(range(1, len(counts) + 1), counts, mark, color=COLOURS[name], markersize=size, label=name)
-    together = list(accumulate(sorted(every.values(), reverse=True)))
-    half = next(rank for rank, clips in enumerate(together, start=1) if 2 * clips >= together[-1])
+    cumulative = list(accumulate(sorted(clips.values(), reverse=True)))
+    half = next(rank for rank, count in enumerate(cumulative, start=1) if 2 * count >= cumulative[-1])
     most = max(len(counts) for counts in ranked.values())
     top = max(counts[0] for counts in ranked.values() if counts)
-    axes.set(title=f"Clips by speaker: half are by {half:,} of {len(every):,} speakers")
+    axes.set(title=f"Clips by speaker: half are by {half:,} of {len(clips):,} speakers")
     axes.set(xlabel="speakers of the split, the most active first", ylabel="clips in the split")
     axes.set(xscale="log", yscale="log", xlim=(0.8, 1.3 * most), ylim=(0.8, 1.4 * top**1.15))
     for axis, end in ((axes.xaxis, most), (axes.yaxis, top)):

@@ -1,4 +1,4 @@
-"""What step 1 leaves: manifests, rejected.jsonl, dataset.json, dataset.png. What is right already is left alone."""
+"""The files of a dataset: manifests, rejected.jsonl, dataset.json, dataset.png. Those up to date are not rewritten."""
 
 import json
 import textwrap
@@ -18,24 +18,18 @@ from finetuning.errors import UserError, printable
 from finetuning.files import atomic_open, create_temp_file, read_json, remove_stale_temp_files, sha256_of, write_json
 
 SHOWN_RULES = 8  # on the screen; all are in dataset.json
-NOT_CONTENT = (
-    "source",
-    "output",
-    "download",
-    "archive",
-    "workers",
-    "shards",
-)  # keys of the section that change nothing in what is made
+# keys of the configuration's section that do not affect the manifests
+NOT_CONTENT = ("source", "output", "download", "archive", "workers", "shards")
 
 
 def content_settings(config: Config) -> dict[str, Any]:
-    """The part of the config that the manifests depend on, by dotted key."""
+    """Return the part of the configuration that the manifests depend on, by dotted key."""
     tree = config.as_dict()
     dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in NOT_CONTENT}
     text = {f"text.{key}": tree["text"][key] for key in ("alphabet", "numbers", "foreign")}
     for key in ("before_lower_case", "rules"):
         rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"][key]]
-        if rules or key == "rules":  # most languages have none of the first
+        if rules or key == "rules":  # most languages have no rules before lower case
             text[f"text.{key}"] = rules
     return {**dataset, **text}
 
@@ -48,7 +42,7 @@ def describe_dataset(
     rejected: list[RejectedRow],
     texts: TextReport,
 ) -> dict[str, Any]:
-    """The content of dataset.json: the same dataset gives the same bytes, wherever it lies."""
+    """Return the content of dataset.json; the same dataset gives the same bytes in any folder."""
     return {
         "name": config.name,
         "release": release,
@@ -67,21 +61,21 @@ def describe_dataset(
 
 
 def changed_settings(output: Path, config: Config, release: str) -> list[str]:
-    """Keys whose value is another than in the run that wrote the dataset.json in `output`; none in a first run."""
-    before = read_json(output / "dataset.json")
-    was = before.get("config") if isinstance(before, dict) else None
-    if not isinstance(was, dict):
+    """Return the keys whose values have changed since dataset.json in `output` was written; none in a first run."""
+    about = read_json(output / "dataset.json")
+    old = about.get("config") if isinstance(about, dict) else None
+    if not isinstance(old, dict):
         return []
-    now = content_settings(config)
-    changed = [key for key in {**now, **was} if now.get(key) != was.get(key)]
-    return changed if before.get("release") == release else ["dataset.source", *changed]
+    new = content_settings(config)
+    changed = [key for key in {**new, **old} if new.get(key) != old.get(key)]
+    return changed if about.get("release") == release else ["dataset.source", *changed]
 
 
 @contextmanager
 def keep_rejections_on_error(output: Path, rejected: list[RejectedRow]) -> Iterator[None]:
-    """Where the block ends in a UserError, write rejected.jsonl all the same: it tells why nothing is left.
+    """Write rejected.jsonl even when the block raises a UserError: it tells why nothing is left.
 
-    A dataset that is in `output` already keeps its own.
+    That of a complete dataset in `output` is not overwritten.
     """
     try:
         yield
@@ -105,25 +99,25 @@ def _write_rejected(path: Path, lines: str) -> None:
 def write_dataset(
     output: Path, chosen: dict[str, list[Utterance]], rejected: list[RejectedRow], about: dict[str, Any]
 ) -> bool:
-    """Write what differs from what is there, dataset.json after all it speaks of; False when nothing did.
+    """Write the files that have changed, dataset.json after those it describes; return whether there were any.
 
-    dataset.png is drawn last: it goes first when anything changes, so that no picture of another dataset is left.
+    dataset.png is removed first and drawn last when anything changes, so that it never shows another dataset.
     """
     stale = [split for split in SPLITS if read_manifest_or_none(manifest_path(output, split)) != chosen[split]]
     lines = _lines(rejected)
-    path, picture = output / "rejected.jsonl", output / "dataset.png"
+    path, figure = output / "rejected.jsonl", output / "dataset.png"
     rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
     about_stale = read_json(output / "dataset.json") != about
     if stale or rejected_stale or about_stale:
-        picture.unlink(missing_ok=True)
+        figure.unlink(missing_ok=True)
     replace_manifests(output, {split: chosen[split] for split in stale})
     if rejected_stale:
         _write_rejected(path, lines)
     if about_stale:
         write_json(output / "dataset.json", about)
-    drawn = not picture.is_file()
+    drawn = not figure.is_file()
     if drawn:
-        dataset_figure.save_dataset_figure(about, chosen, picture)
+        dataset_figure.save_dataset_figure(about, chosen, figure)
     for folder in (output, output / "release", output / "wavs"):
         if folder.is_dir():
             remove_stale_temp_files(folder)
@@ -131,8 +125,9 @@ def write_dataset(
 
 
 def replace_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None:
-    """Write all that changed before the first gets its name, and never have old and new ones side by side: a killed run
-    may leave none of them, and not clips of the test set in a training manifest.
+    """Replace manifests so that old and new ones are never side by side, also when the run is killed.
+
+    A killed run may leave none of them, but never clips of the test set in a training manifest.
     """
     new: dict[str, Path] = {}
     try:
@@ -149,7 +144,7 @@ def replace_manifests(output: Path, changed: dict[str, list[Utterance]]) -> None
 
 
 def read_manifest_or_none(manifest: Path) -> list[Utterance] | None:
-    """The utterances of a manifest, or None where it has to be written anew."""
+    """Return the utterances of a manifest, or None when it has to be written again."""
     try:
         return read_manifest(manifest, check_audio=False)
     except UserError:  # missing or damaged
@@ -157,7 +152,7 @@ def read_manifest_or_none(manifest: Path) -> list[Utterance] | None:
 
 
 def format_summary(about: dict[str, Any]) -> str:
-    """Splits, what they have in common, rejections and rules of a dataset.json, for the screen: at most 45 lines."""
+    """Return a summary of dataset.json for the screen, at most 45 lines: splits, overlap, rejections and rules."""
     lines = [f"{'':22}{'hours':>10}{'share':>9}{'clips':>11}{'speakers':>11}{'sentences':>11}"]
     hours = sum(split["hours"] for split in about["splits"].values()) or 1.0
     for name, split in about["splits"].items():
@@ -165,11 +160,11 @@ def format_summary(about: dict[str, Any]) -> str:
         lines.append(f"{name:22}{split['hours']:10.3f}{split['hours'] / hours:9.1%}{counts}")
     lines.append("in both")
     for pair, both in about["overlap"].items():
-        lines.append(f"  {pair:50}{_figure(both['speakers']):>11}{both['sentences']:11,}")
+        lines.append(f"  {pair:50}{_format_count(both['speakers']):>11}{both['sentences']:11,}")
     lines.append(f"{'clips known from train':22}{'by speaker':>19}{'by sentence':>19}{'by neither':>19}")
     for name, known in about["known_from_train"].items():
         lines.append(
-            f"  {name:20}" + "".join(f"{_clips(known[what]):>19}" for what in ("speaker", "sentence", "neither"))
+            f"  {name:20}" + "".join(f"{_format_clips(known[what]):>19}" for what in ("speaker", "sentence", "neither"))
         )
     lines.append(f"rejected: {about['rejected']:,} of {about['rows']:,} rows")
     by_count = sorted(about["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
@@ -181,24 +176,24 @@ def format_summary(about: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _foreign_characters(found: list[dict[str, Any]]) -> list[str]:
-    """The few that cost most rows: what to add to the rules or to the alphabet."""
-    if not found:
+def _foreign_characters(characters: list[dict[str, Any]]) -> list[str]:
+    """Return the lines about the few that cost most rows: candidates for the rules or the alphabet."""
+    if not characters:
         return []
-    shown = found[:5]
-    more = f", {len(shown)} of {len(found)}; all in dataset.json" if len(shown) < len(found) else ""
-    return [f"foreign characters{more}", *(f"  {_character(one)}" for one in shown)]
+    top = characters[:5]
+    more = f", {len(top)} of {len(characters)}; all in dataset.json" if len(top) < len(characters) else ""
+    return [f"foreign characters{more}", *(f"  {_format_character(character)}" for character in top)]
 
 
-def _character(one: dict[str, Any]) -> str:
-    character = one["character"] if one["character"].isprintable() else " "
-    sentence = textwrap.shorten(printable(one["sentence"]), 60, placeholder="…")
-    return f"{character} U+{ord(one['character']):04X}{one['rows']:8,} rows  {sentence}"
+def _format_character(about: dict[str, Any]) -> str:
+    character = about["character"] if about["character"].isprintable() else " "
+    sentence = textwrap.shorten(printable(about["sentence"]), 60, placeholder="…")
+    return f"{character} U+{ord(about['character']):04X}{about['rows']:8,} rows  {sentence}"
 
 
-def _figure(count: int | None) -> str:
+def _format_count(count: int | None) -> str:
     return "unknown" if count is None else f"{count:,}"
 
 
-def _clips(counted: dict[str, float] | None) -> str:
-    return "unknown" if counted is None else f"{counted['clips']:,} ({counted['share']:.1%})"
+def _format_clips(figures: dict[str, float] | None) -> str:
+    return "unknown" if figures is None else f"{figures['clips']:,} ({figures['share']:.1%})"

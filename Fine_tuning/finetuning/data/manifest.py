@@ -1,4 +1,4 @@
-"""NeMo manifests: one JSON object a line, one line an utterance."""
+"""NeMo manifests: one line per utterance, each a JSON object."""
 
 import json
 from collections.abc import Iterable
@@ -14,35 +14,35 @@ from finetuning.errors import UserError
 from finetuning.files import atomic_open, parse_json
 
 SPLITS = ("train", "validation", "test")
-ABOUT = {"sentence", "speaker", "gender", "age", "accents"}  # fields that may be empty or missing
-MAX_DURATION_S = 1e6  # of an utterance: eleven days, so no clip's
+OPTIONAL = {"sentence", "speaker", "gender", "age", "accents"}  # fields that may be empty or missing
+MAX_DURATION_S = 1e6  # of an utterance: eleven days, more than any clip's
 
 
 @dataclass(frozen=True)
 class Utterance:
     """One line of a manifest. The first three fields are what NeMo reads; the others may be empty.
 
-    The last two are there when the wav lies in a shard; `shard_id` is NeMo's name for it.
+    The last two are set when the wav is in a shard; `shard_id` is NeMo's name for its number.
     """
 
     audio_filepath: str  # relative to the manifest; in a shard: the member's name
     duration: float  # seconds
     text: str  # normalised
-    sentence: str = ""  # as it stands in the release
+    sentence: str = ""  # as in the release
     speaker: str = ""  # client_id
     gender: str = ""
     age: str = ""
     accents: str = ""
     shard_id: int | None = None  # the number of the tar
-    shard_offset: int | None = None  # bytes in it before the wav's header
+    shard_offset: int | None = None  # bytes in the shard before the wav's header
 
     @property
     def wav_size(self) -> int:
-        """Bytes of the wav, as step 1 writes it."""
+        """Return the size in bytes of the wav, as step 1 writes it."""
         return decoding.wav_size(min(self.duration, decoding.MAX_DURATION_S))
 
     def wav(self, folder: Path) -> Path | ShardMember:
-        """Where the wav lies, when the manifest lies in `folder`."""
+        """Return where the wav is, given the folder of the manifest."""
         if self.shard_id is None:
             return folder / self.audio_filepath
         return ShardMember(shard_path(folder, self.shard_id), self.audio_filepath, self.shard_offset, self.wav_size)
@@ -50,17 +50,17 @@ class Utterance:
 
 @cache
 def shard_path(folder: Path, shard_id: int) -> Path:
-    """A shard by its number, named as NeMo names them."""
+    """Return the path of a shard by its number, named as NeMo names them."""
     return folder / f"audio_{shard_id}.tar"
 
 
 def manifest_path(folder: Path, split: str) -> Path:
-    """Where step 1 writes the manifest of `split` and the other steps find it."""
+    """Return the path at which step 1 writes the manifest of `split` and the other steps read it."""
     return folder / f"{split}_manifest.json"
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
-    """Write the utterances in the order given; the file appears under its name only when it is whole."""
+    """Write the utterances in their order; the file appears under its name only when it is complete."""
     with atomic_open(path) as lines:
         for utterance in utterances:
             fields = {name: value for name, value in vars(utterance).items() if value is not None}
@@ -68,10 +68,10 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
 
 
 def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:
-    """The utterances of a manifest, fields unknown to this project left out.
+    """Return the utterances of a manifest, without fields that are unknown to this project.
 
-    UserError names the first line that is not an utterance, the first wav or shard that is missing (`check_audio`), or
-    says that the manifest is missing or empty.
+    Raises UserError when the manifest is missing or empty, for the first line that is not an utterance and, with
+    `check_audio`, for the first wav or shard that is missing.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # a sentence may hold U+2028 or U+0085
@@ -96,14 +96,14 @@ def read_manifest(path: Path, check_audio: bool = True) -> list[Utterance]:
 
 
 def parse_line(line: str, where: str) -> Utterance:
-    """The utterance of one line; UserError, which names `where` it stands, when it is none."""
+    """Return the utterance of one line; raise UserError, which names its place `where`, when it is not one."""
     try:
         fields = parse_json(line)
         if not isinstance(fields, dict):
-            raise TypeError("it is no JSON object")
+            raise TypeError("it is not a JSON object")
         known = {name: fields[name] for name in Utterance.__dataclass_fields__ if fields.get(name) is not None}
-        for name in ABOUT & known.keys():
-            known[name] = _stated(name, known[name])
+        for name in OPTIONAL & known.keys():
+            known[name] = _as_text(name, known[name])
         utterance = Utterance(**known)
         if not (isinstance(utterance.audio_filepath, str) and isinstance(utterance.text, str)):
             raise TypeError("audio_filepath and text must be strings")
@@ -113,13 +113,13 @@ def parse_line(line: str, where: str) -> Utterance:
         if place != (None, None) and not all(_is_number(number, int) and 0 <= number < 1 << 62 for number in place):
             raise TypeError("shard_id and shard_offset must both be numbers, as step 1 writes them")
     except (ValueError, TypeError) as error:
-        said = str(error).replace("Utterance.__init__() ", "")
-        raise UserError(f"{where} is not an utterance with audio_filepath, duration and text ({said})") from error
+        reason = str(error).replace("Utterance.__init__() ", "")
+        raise UserError(f"{where} is not an utterance with audio_filepath, duration and text ({reason})") from error
     return utterance
 
 
-def _stated(name: str, value: Any) -> str:
-    """What an optional field says; other tools number their speakers."""
+def _as_text(name: str, value: Any) -> str:
+    """Return an optional field as text; other tools number their speakers."""
     if isinstance(value, str):
         return value
     if _is_number(value, int):

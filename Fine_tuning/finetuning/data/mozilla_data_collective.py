@@ -1,4 +1,7 @@
-"""A release from the Mozilla Data Collective, by its official client. The key is never shown, logged or written."""
+"""Download a release from the Mozilla Data Collective with its official client.
+
+The key is never printed, logged or written.
+"""
 
 import errno
 import os
@@ -21,23 +24,23 @@ if TYPE_CHECKING:
     from datacollective import DatasetDetails
 
 SITE = "https://mozilladatacollective.com"
-WAITS_S = (1, 5, 20, 60, 120)  # before the next attempt, while none brings a byte
-MAX_WAIT_S = 900  # that a server may ask for
+WAITS_S = (1, 5, 20, 60, 120)  # before the next attempt, as long as attempts bring no byte
+MAX_WAIT_S = 900  # a longer wait that the server asks for ends the run
 LOOPBACK = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?(/[\w/-]*)?"
 
 
 class _TransientError(Exception):
-    """A fault that another attempt may not meet."""
+    """Raised for an error that another attempt may not meet."""
 
     def __init__(self, what: str, wait_s: float | None = None) -> None:
         super().__init__(what)
-        self.wait_s = wait_s  # as the server asks
+        self.wait_s = wait_s  # requested by the server
 
 
 def download_release(dataset_id: str, published: Archive, archive: Path) -> None:
     """Download the dataset to `archive`, which appears under its name when size and SHA-256 are the published ones.
 
-    A download that broke off goes on, in this run and in the next. UserError says what to do and what to type.
+    An interrupted download is resumed, in this run and in the next. Raises UserError when it cannot be completed.
     """
     if not find_spec("datacollective"):
         version = ".".join(map(str, sys.version_info[:3]))
@@ -56,12 +59,12 @@ def download_release(dataset_id: str, published: Archive, archive: Path) -> None
             with exclusive_lock(folder):
                 _attempts(dataset_id, published, archive, folder)
         finally:
-            with suppress(OSError):  # it holds what is to go on
+            with suppress(OSError):  # it holds a part to resume from
                 folder.rmdir()
 
 
 def _attempts(dataset_id: str, published: Archive, archive: Path, folder: Path) -> None:
-    """Until the archive is there, or some attempts in a row have brought no byte."""
+    """Try until the archive is there, or several attempts in a row have brought no byte."""
     fruitless, had = 0, _bytes_in(folder)
     while not archive.is_file():
         try:
@@ -70,7 +73,7 @@ def _attempts(dataset_id: str, published: Archive, archive: Path, folder: Path) 
             fruitless, had = (fruitless if _bytes_in(folder) <= had else 0), _bytes_in(folder)
             if fruitless == len(WAITS_S) or (fault.wait_s or 0) > MAX_WAIT_S:
                 raise UserError(
-                    f"cannot download {dataset_id} ({fault}); {had:,} bytes are kept, the same command goes on"
+                    f"cannot download {dataset_id} ({fault}); {had:,} bytes are kept: rerun the same command to resume"
                 ) from fault
             wait_s = WAITS_S[fruitless] if fault.wait_s is None else fault.wait_s
             print(f"\n{fault}; {had:,} bytes are kept, another attempt in {wait_s:g} s", flush=True)
@@ -80,10 +83,10 @@ def _attempts(dataset_id: str, published: Archive, archive: Path, folder: Path) 
 
 @contextmanager
 def _key_for_client(archive: Path) -> Iterator[None]:
-    """The environment of Mozilla's client, for as long as it is needed: a key and the address that it is sent to.
+    """Set the environment of Mozilla's client for the block: the key and the address that it is sent to.
 
-    The client would set every variable that a `.env` in the current folder, or in any above, holds; and requests would
-    send what a ~/.netrc holds instead of the key.
+    Otherwise the client sets every variable of a `.env` in the current folder or any above, and requests sends what a
+    ~/.netrc holds instead of the key.
     """
     given = {"MDC_API_KEY": _key(archive), "MDC_API_URL": _api()}
     given |= {"PYTHON_DOTENV_DISABLED": "1", "NETRC": os.devnull}
@@ -99,7 +102,7 @@ def _key_for_client(archive: Path) -> Iterator[None]:
 
 
 def _api() -> str:
-    """Where the key is sent: to Mozilla or, where MDC_API_URL says so, to a server on this machine."""
+    """Return where the key is sent: to Mozilla or, if MDC_API_URL says so, to a server on this machine."""
     from requests.utils import get_environ_proxies
 
     address = os.environ.get("MDC_API_URL", "").rstrip("/") or f"{SITE}/api"
@@ -118,7 +121,7 @@ def _api() -> str:
 
 
 def _key(archive: Path) -> str:
-    """MDC_API_KEY from the environment or, where it holds none, from .env in the project's folder."""
+    """Return MDC_API_KEY from the environment or, if it is not set there, from .env in the project's folder."""
     from dotenv import dotenv_values
 
     file = ROOT / ".env"
@@ -127,14 +130,14 @@ def _key(archive: Path) -> str:
         try:
             key = dotenv_values(file, interpolate=False).get("MDC_API_KEY")
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {file} ({error}); write it anew as plain text: MDC_API_KEY=…") from error
+            raise UserError(f"cannot read {file} ({error}); rewrite it as plain text: MDC_API_KEY=…") from error
     if not key:
         raise UserError(
             f"there is no {archive} and no key to download it with; make one at {SITE}/api-reference and write "
             f"MDC_API_KEY=… into {file}, or download the archive by hand and put it there"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError("MDC_API_KEY holds a blank or a sign that no key has; copy it again, in one line")
+        raise UserError("MDC_API_KEY contains a space or another character that no key has; copy it again, in one line")
     return key
 
 
@@ -143,7 +146,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _attempt(dataset_id: str, published: Archive, archive: Path, folder: Path) -> None:
-    """One session with the server; _Passing or UserError where it does not end with `archive` in its place."""
+    """Try once to download `archive`; raise _TransientError or UserError when it does not get there."""
     from datacollective import get_dataset_details
     from datacollective.errors import DownloadError
 
@@ -156,17 +159,17 @@ def _attempt(dataset_id: str, published: Archive, archive: Path, folder: Path) -
         _verify(folder / details.filename, published.sha256, archive)
     except (UserError, _TransientError):
         raise
-    except DownloadError as error:  # of the file itself; whatever it was stands behind it
+    except DownloadError as error:  # about the file itself, with the cause behind it
         fault, of_file = error.__cause__, True
-    except Exception as error:  # what the client makes of an answer nobody foresaw is none of its own kinds
+    except Exception as error:  # for an unforeseen answer the client raises errors of any kind
         fault = error
     else:
         return
-    raise _explained(fault, of_file, dataset_id, page, folder) from fault
+    raise _explain(fault, of_file, dataset_id, page, folder) from fault
 
 
 def _check_published(dataset_id: str, details: "DatasetDetails", published: Archive) -> None:
-    """UserError unless the server offers what the config states: before gigabytes are on their way."""
+    """Raise UserError, before gigabytes are transferred, unless the server offers what the configuration states."""
     offered = {"size_bytes": int(details.sizeBytes or 0), "sha256": details.checksum or ""}
     stated = {"size_bytes": published.size_bytes, "sha256": published.sha256}
     if not all(stated.values()):
@@ -174,29 +177,29 @@ def _check_published(dataset_id: str, details: "DatasetDetails", published: Arch
             f"dataset.archive must state size and checksum of {dataset_id}; the server says: "
             f"size_bytes: {offered['size_bytes']}, sha256: {offered['sha256'] or 'nothing'}"
         )
-    if other := [key for key in stated if offered[key] and offered[key] != stated[key]]:
+    if different := [key for key in stated if offered[key] and offered[key] != stated[key]]:
         raise UserError(
             f"{dataset_id} is another archive than dataset.archive states ("
-            + ", ".join(f"{key} {offered[key]} instead of {stated[key]}" for key in other)
+            + ", ".join(f"{key} {offered[key]} instead of {stated[key]}" for key in different)
             + "); give the id of the one you mean (dataset.download=…), or state the new values"
         )
     name = details.filename or ""
     if Path(name).name != name or not name or name.startswith("."):
-        raise UserError(f"the server gives {dataset_id} the file name {name!r}, which is none; download it by hand")
+        raise UserError(f"the server gives {dataset_id} the invalid file name {name!r}; download it by hand")
 
 
 def _download(details: "DatasetDetails", size: int, whole: Path) -> None:
-    """Bring `whole` to `size` bytes."""
+    """Download or complete the file `whole`, which has `size` bytes."""
     from datacollective import download_dataset
 
     part = whole.with_name(whole.name + ".part")  # the client's
     had = part.stat().st_size if part.is_file() else 0
     check_disk_space(whole.parent, size - had, f"the rest of {details.filename}")
-    if had == size:  # killed before it was renamed: the client would ask for what comes after the end
+    if had == size:  # killed before it was renamed: the client would request a range beyond the end
         part.replace(whole)
     elif had > size:
         part.unlink()
-    with _at_most(had + size, part, _too_much(size)):  # all of it may come once more
+    with _size_limit(had + size, part, _too_much(size)):  # the server may send all of it again
         download_dataset(details.id, str(whole.parent))
     got = whole.stat().st_size
     if got == had + size and had:  # the server sent everything instead of the rest
@@ -204,18 +207,18 @@ def _download(details: "DatasetDetails", size: int, whole: Path) -> None:
     elif got > size:
         whole.unlink()
         raise UserError(_too_much(size))
-    elif got < size:  # the client takes it for whole where the server does not say how much is to come
+    elif got < size:  # the client takes it for complete when the server does not announce the size
         whole.replace(part)
         whole.with_name(whole.name + ".checksum").write_text(details.checksum or "")
         raise _TransientError("the connection broke off")
 
 
 @contextmanager
-def _at_most(size: int, part: Path, sentence: str) -> Iterator[None]:
-    """End a download whose file would grow beyond `size` bytes with UserError: the client writes whatever comes."""
+def _size_limit(size: int, part: Path, sentence: str) -> Iterator[None]:
+    """Raise UserError when a file in the block grows beyond `size` bytes: the client writes whatever it receives."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft != resource.RLIM_INFINITY and soft <= size:
-        yield  # what the user allows is less
+        yield  # the user's own limit is lower
         return
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1, hard))
     try:
@@ -231,27 +234,27 @@ def _at_most(size: int, part: Path, sentence: str) -> Iterator[None]:
 
 def _too_much(size: int) -> str:
     return (
-        f"the server sends more than the {size:,} bytes that are due; nothing of it was kept: look whether "
-        "dataset.download and dataset.archive are of the same release"
+        f"the server sends more than the expected {size:,} bytes; nothing of it was kept: check that dataset.download "
+        "and dataset.archive are of the same release"
     )
 
 
-def _verify(whole: Path, wanted: str, archive: Path) -> None:
-    """Give what has come its name; what is not the published archive is set aside, with UserError."""
-    found = sha256(whole)
-    name = archive.name if found == wanted else archive.name + ".wrong"
+def _verify(whole: Path, expected: str, archive: Path) -> None:
+    """Rename the download to `archive`; set it aside and raise UserError when it is not the published archive."""
+    digest = sha256(whole)
+    name = archive.name if digest == expected else archive.name + ".wrong"
     whole.replace(archive.with_name(name))
-    for left in whole.parent.iterdir():
-        left.unlink()
-    if found != wanted:
+    for path in whole.parent.iterdir():
+        path.unlink()
+    if digest != expected:
         raise UserError(
-            f"what was downloaded has the SHA-256 {found} and should have {wanted}; it was set aside as {name}, the "
-            "same command downloads it again"
+            f"the download has the SHA-256 {digest} and should have {expected}; it was set aside as {name}: rerun the "
+            "same command to download it again"
         )
 
 
 def _keep_the_end(path: Path, size: int) -> None:
-    """Cut everything before the last `size` bytes off, without a second copy on the disk."""
+    """Remove everything before the last `size` bytes, without a second copy on disk."""
     surplus = path.stat().st_size - size
     with path.open("r+b") as file:
         for start in range(0, size, 1 << 24):
@@ -262,25 +265,22 @@ def _keep_the_end(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _explained(fault: BaseException | None, of_file: bool, dataset_id: str, page: str, folder: Path) -> BaseException:
-    """What to raise for a fault of the client; its own words may hold the key or a signed address."""
+def _explain(fault: BaseException | None, of_file: bool, dataset_id: str, page: str, folder: Path) -> BaseException:
+    """Return what to raise for an error of the client, whose own words may hold the key or a signed address."""
     import requests
     from datacollective import AuthenticationError, RateLimitError
 
     from finetuning.download import describe_request_error
 
-    said = textwrap.shorten(
-        printable(str(fault).partition(" — ")[2]), 300, placeholder=" …"
-    )  # the server's own words, where the client passes them on
-    said = "" if os.environ["MDC_API_KEY"] in said else f" ({said})" if said else ""
+    # the server's own words, where the client passes them on
+    reply = textwrap.shorten(printable(str(fault).partition(" — ")[2]), 300, placeholder=" …")
+    reply = "" if os.environ["MDC_API_KEY"] in reply else f" ({reply})" if reply else ""
     match fault:
         case KeyboardInterrupt():
             return KeyboardInterrupt()
         case RateLimitError():
-            asked = fault.response.headers.get("Retry-After", "")
-            return _TransientError(
-                "the server has too many requests (429)", float(asked) if asked.isdecimal() else None
-            )
+            wait = fault.response.headers.get("Retry-After", "")
+            return _TransientError("the server has too many requests (429)", float(wait) if wait.isdecimal() else None)
         case AuthenticationError():
             return UserError(f"the server does not accept MDC_API_KEY (401); make a new key at {SITE}/api-reference")
         case requests.HTTPError() if fault.response.status_code == requests.codes.requested_range_not_satisfiable:
@@ -288,25 +288,25 @@ def _explained(fault: BaseException | None, of_file: bool, dataset_id: str, page
                 part.unlink()
             return _TransientError(describe_request_error(fault))
         case requests.HTTPError() if fault.response.status_code < 500:
-            return UserError(f"cannot download {dataset_id} ({describe_request_error(fault)}{said}); look at {page}")
-        case ValueError():  # no JSON, no address
+            return UserError(f"cannot download {dataset_id} ({describe_request_error(fault)}{reply}); look at {page}")
+        case ValueError():  # not JSON, or not an address
             pass
         case requests.RequestException():
             return _TransientError(describe_request_error(fault))
-        case OSError(errno=None) if of_file:  # 403, 404, 410: the address was signed for a limited time
-            return _TransientError("the server does not give the file any more")
+        case OSError(errno=None) if of_file:  # 403, 404, 410: the signed address has expired
+            return _TransientError("the server no longer offers the file")
         case PermissionError(errno=None):
             return UserError(
-                f"the server refuses {dataset_id} to the account of MDC_API_KEY (403{said}); log in at {page}, accept "
-                "the terms there and type the same command again"
+                f"the server refuses {dataset_id} to the account of MDC_API_KEY (403{reply}); log in at {page}, accept "
+                "the terms there and rerun the same command"
             )
         case FileNotFoundError(errno=None):
-            return UserError(f"there is no dataset {dataset_id}{said}; look its id up at {SITE} (dataset.download=…)")
+            return UserError(f"there is no dataset {dataset_id}{reply}; look its id up at {SITE} (dataset.download=…)")
         case OSError():
-            does = "write to" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "read or write"
+            action = "write to" if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "read or write"
             return UserError(
-                f"cannot {does} {fault.filename or folder} ({fault.strerror or fault}); what is there is kept, make "
-                "room or mend that, and type the same command again"
+                f"cannot {action} {fault.filename or folder} ({fault.strerror or fault}); what has arrived is "
+                "kept: make room or fix this, and rerun the same command"
             )
     return UserError(
         f"cannot understand the server's answer about {dataset_id} ({fault.__class__.__name__}); look at {page}"

@@ -1,7 +1,10 @@
-"""Which rows of a release become utterances, and why the others do not."""
+"""Which rows of a release become utterances, and why the others do not.
+
+Each filter takes the candidates, returns those that pass and appends a RejectedRow for every other one to `rejected`.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from math import floor
 from operator import eq
@@ -14,37 +17,63 @@ from finetuning.data.manifest import Utterance
 from finetuning.data.text_normalization import Language
 from finetuning.errors import UserError
 
-LARGE_SHARE = 0.2  # of the rows rejected for one reason: something is wrong with the release or with the settings
+LARGE_SHARE = 0.2  # of the rows rejected for one reason: the release or the settings are probably wrong
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A row on its way to an utterance, with what each step finds out about it."""
+
+    clip: Clip
+    text: str  # normalised
+    release_split: str = ""  # by the release's own tables, where they decide
+    stated_s: float = 0.0  # duration by clip_durations.tsv; 0: not stated
+    converted: ConvertedClip | None = None
+
+    @property
+    def audio_filepath(self) -> str:
+        """The wav, relative to the manifest."""
+        return f"wavs/{self.clip.wav}"
+
+    def to_utterance(self) -> Utterance:
+        """Return the line of the manifest for a clip that has been converted."""
+        clip = self.clip
+        about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
+        return Utterance(self.audio_filepath, self.converted.duration_s, self.text, *about)
 
 
 @dataclass(frozen=True)
 class ForeignCharacter:
-    """A character outside the alphabet, and what it cost."""
+    """A character outside the alphabet and the rows that were rejected for it."""
 
     character: str
-    rows: int  # rejected rows whose text holds it
-    sentence: str  # the shortest of theirs
+    rows: int  # rejected rows whose text contains it
+    sentence: str  # the shortest of them
 
 
 @dataclass(frozen=True)
 class TextReport:
-    """What the rules did to the sentences of a release; the same whatever the order of its rows."""
+    """What the rules did to the sentences of a release; it does not depend on the order of the rows."""
 
-    rules: dict[str, int]  # each rule, in the order they are applied: rows whose text it changed
+    rules: dict[str, int]  # for each rule, in the order of application: rows whose text it changed
     foreign_characters: list[ForeignCharacter]  # those that cost most rows first
 
 
-def filter_by_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str], list[RejectedRow], TextReport]:
-    """The normalised text of each row that has a usable path and sentence; of several rows for a clip, the first."""
-    texts: dict[Clip, str] = {}
-    taken: dict[str, str] = {}  # wav: the clip it is made from
-    rejected = []
-    changed = dict.fromkeys(language.rule_names(), 0)
+def filter_by_text(
+    rows: Iterable[Clip], language: Language, rejected: list[RejectedRow]
+) -> tuple[list[Candidate], TextReport]:
+    """Return a candidate for each row with a usable path and sentence, and what the rules for texts did.
+
+    Of several rows for one clip, the first is taken.
+    """
+    candidates: list[Candidate] = []
+    clip_of_wav: dict[str, str] = {}
+    rule_counts = dict.fromkeys(language.rule_names(), 0)
     sentences: dict[str, list[str]] = {}  # by foreign character
     for clip in rows:
         text, rules = language.trace(clip.sentence)
         for rule in rules:
-            changed[rule] += 1
+            rule_counts[rule] += 1
         if not is_file_name(clip.path):
             rejected.append(RejectedRow(clip.path, "path_outside_clips", "not the name of a file in clips/"))
         elif fault := language.fault(clip.sentence):
@@ -55,27 +84,105 @@ def filter_by_text(rows: list[Clip], language: Language) -> tuple[dict[Clip, str
             rejected.append(RejectedRow(clip.path, "foreign_character", foreign))
             for character in foreign:
                 sentences.setdefault(character, []).append(clip.sentence)
-        elif clip.wav in taken:
-            rejected.append(RejectedRow(clip.path, "duplicate_clip", f"another row makes a wav of {taken[clip.wav]}"))
+        elif clip.wav in clip_of_wav:
+            detail = f"another row makes a wav of {clip_of_wav[clip.wav]}"
+            rejected.append(RejectedRow(clip.path, "duplicate_clip", detail))
         else:
-            texts[clip] = text
-            taken[clip.wav] = clip.path
-    return texts, rejected, TextReport(changed, _foreign_characters(sentences))
+            candidates.append(Candidate(clip, text))
+            clip_of_wav[clip.wav] = clip.path
+    return candidates, TextReport(rule_counts, _foreign_characters(sentences))
 
 
 def _foreign_characters(sentences: dict[str, list[str]]) -> list[ForeignCharacter]:
-    found = [
-        ForeignCharacter(character, len(those), min(those, key=lambda sentence: (len(sentence), sentence)))
-        for character, those in sentences.items()
+    characters = [
+        ForeignCharacter(character, len(rows), min(rows, key=lambda sentence: (len(sentence), sentence)))
+        for character, rows in sentences.items()
     ]
-    return sorted(found, key=lambda foreign: (-foreign.rows, foreign.character))
+    return sorted(characters, key=lambda foreign: (-foreign.rows, foreign.character))
+
+
+def filter_by_clip(
+    candidates: list[Candidate], present: Container[str], rejected: list[RejectedRow]
+) -> list[Candidate]:
+    """Return the candidates whose clip is among `present`, the files in clips/."""
+    passed = []
+    for candidate in candidates:
+        if candidate.clip.path in present:
+            passed.append(candidate)
+        else:
+            rejected.append(RejectedRow(candidate.clip.path, "clip_missing", "not in clips/"))
+    return passed
+
+
+def filter_by_release_split(
+    candidates: list[Candidate], splits: dict[str, list[str]], rejected: list[RejectedRow]
+) -> list[Candidate]:
+    """Return the candidates that are in exactly one of the release's own splits, and note which one.
+
+    `splits`: for each clip, the splits whose tables name it.
+    """
+    passed = []
+    for candidate in candidates:
+        names = splits.get(candidate.clip.path, [])
+        if len(names) == 1:
+            candidate.release_split = names[0]
+            passed.append(candidate)
+        else:
+            detail = f"in {' and '.join(names)}" if names else "in none of train.tsv, dev.tsv and test.tsv"
+            rejected.append(RejectedRow(candidate.clip.path, "not_in_release_split", detail))
+    return passed
+
+
+def filter_by_audio(candidates: list[Candidate], dataset: Dataset, rejected: list[RejectedRow]) -> list[Candidate]:
+    """Return the candidates whose clip was converted and passes the filters of `dataset`."""
+    passed = []
+    for candidate in candidates:
+        if fault := _audio_fault(candidate, dataset):
+            rejected.append(RejectedRow(candidate.clip.path, *fault))
+        else:
+            passed.append(candidate)
+    return passed
+
+
+def _audio_fault(candidate: Candidate, dataset: Dataset) -> tuple[str, str] | None:
+    """Return the first reason why a clip and its text make no utterance, with the figures behind it."""
+    sound, stated_s = candidate.converted, candidate.stated_s
+    frames, needed = floor(sound.duration_s * dataset.encoder_frames_per_second + 1e-6), min_ctc_frames(candidate.text)
+    if sound.reason:
+        return sound.reason, sound.detail
+    if sound.decoded_s < stated_s * (1 - dataset.max_missing_share):
+        return "clip_truncated", f"{sound.decoded_s:.2f} s of the {stated_s:.2f} s that clip_durations.tsv states"
+    if sound.duration_s < dataset.min_duration_s:
+        return "too_short", f"{sound.duration_s:.2f} s"
+    if sound.duration_s > dataset.max_duration_s:
+        return "too_long", f"{sound.duration_s:.2f} s"
+    if needed > frames:
+        return "too_many_characters", f"needs {needed} encoder frames and has {frames}"
+    return None
+
+
+def is_file_name(path: str) -> bool:
+    """Return whether `path` is the plain name of a visible file, short enough for every file system."""
+    return bool(path) and not path.startswith(".") and not set(path) & set("/\\\0") and len(path.encode()) <= 200
+
+
+def min_ctc_frames(text: Sequence[Any]) -> int:
+    """Return the number of frames below which CTC gives `text` (characters or tokens) no probability.
+
+    It is one for each token and one for the blank between equal neighbours (Graves et al. 2006, section 3): "anno"
+    needs a-n-blank-n-o, five frames.
+    """
+    return len(text) + sum(map(eq, text, text[1:]))
 
 
 def check_rows_left(
-    clips: list[Clip], rejected: list[RejectedRow], report: TextReport, alphabet: str, present: set[str]
+    candidates: list[Candidate], rejected: list[RejectedRow], report: TextReport, alphabet: str, present: set[str]
 ) -> None:
-    """UserError where no row is worth converting; it shows what most have in common. `present`: the files in clips/."""
-    if clips:
+    """Raise UserError when there is no candidate, with what most rows have in common.
+
+    `present`: the files in clips/.
+    """
+    if candidates:
         return
     if not rejected:
         raise UserError("validated.tsv has no row below its header; get the release again")
@@ -85,7 +192,7 @@ def check_rows_left(
     if reason == "foreign_character":
         worst = ", ".join(f"{one.character!r} in {one.rows:,}" for one in report.foreign_characters[:5])
         raise UserError(
-            f"no row is left: all hold characters outside of text.alphabet, which is {alphabet!r} ({worst} rows); is "
+            f"no row is left: all contain characters outside text.alphabet, which is {alphabet!r} ({worst} rows); is "
             "this --config the one of the language?"
         )
     if reason in ("clip_missing", "path_outside_clips"):
@@ -101,81 +208,12 @@ def check_rows_left(
 
 
 def rejection_warnings(rejected: list[RejectedRow], rows: int) -> list[str]:
-    """A sentence for each reason that has cost a large share of the rows, those apart that are a matter of settings."""
+    """Return a warning for each reason that cost a large share of the rows, except those the settings ask for."""
     counts = Counter(row.reason for row in rejected if row.reason != "not_in_release_split")
-    found = []
+    warnings = []
     for reason, count in counts.most_common():
         if count > LARGE_SHARE * rows:
             example = min(row for row in rejected if row.reason == reason)
             detail = f"{example.path!r}: {example.detail}"
-            found.append(f"warning: {count / rows:.0%} of the rows are rejected as {reason}, such as {detail}")
-    return found
-
-
-def is_file_name(path: str) -> bool:
-    """Whether `path` names a visible file in a folder, short enough for every file system, and nothing elsewhere."""
-    return bool(path) and not path.startswith(".") and not set(path) & set("/\\\0") and len(path.encode()) <= 200
-
-
-def filter_by_clip(clips: list[Clip], present: dict[str, str]) -> tuple[list[Clip], list[RejectedRow]]:
-    """The rows whose clip is in the release (`present`)."""
-    missing = [RejectedRow(clip.path, "clip_missing", "not in clips/") for clip in clips if clip.path not in present]
-    return [clip for clip in clips if clip.path in present], missing
-
-
-def filter_by_release_split(clips: list[Clip], splits: dict[str, list[str]]) -> tuple[list[Clip], list[RejectedRow]]:
-    """The rows that exactly one of the release's own splits names."""
-    kept, rejected = [], []
-    for clip in clips:
-        named = splits.get(clip.path, [])
-        if len(named) == 1:
-            kept.append(clip)
-        else:
-            detail = f"in {' and '.join(named)}" if named else "in none of train.tsv, dev.tsv and test.tsv"
-            rejected.append(RejectedRow(clip.path, "not_in_release_split", detail))
-    return kept, rejected
-
-
-def filter_by_audio(
-    clips: list[Clip],
-    texts: dict[Clip, str],
-    converted: dict[str, ConvertedClip],
-    stated_s: dict[str, float],
-    dataset: Dataset,
-) -> tuple[list[Utterance], list[RejectedRow]]:
-    """The rows whose clip was converted and passes the filters of `dataset`."""
-    utterances, rejected = [], []
-    for clip in clips:
-        sound, text = converted[clip.path], texts[clip]
-        fault = _rejection(sound, text, stated_s.get(clip.path, 0.0), dataset)
-        if fault:
-            rejected.append(RejectedRow(clip.path, *fault))
-        else:
-            about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
-            utterances.append(Utterance(f"wavs/{clip.wav}", sound.duration_s, text, *about))
-    return utterances, rejected
-
-
-def _rejection(sound: ConvertedClip, text: str, stated_s: float, dataset: Dataset) -> tuple[str, str] | None:
-    """The first reason why a clip and its text make no utterance, and the figures behind it."""
-    frames = floor(sound.duration_s * dataset.encoder_frames_per_second + 1e-6)
-    if sound.reason:
-        return sound.reason, sound.detail
-    if sound.decoded_s < stated_s * (1 - dataset.max_missing_share):
-        return "clip_truncated", f"{sound.decoded_s:.2f} s of the {stated_s:.2f} s that clip_durations.tsv states"
-    if sound.duration_s < dataset.min_duration_s:
-        return "too_short", f"{sound.duration_s:.2f} s"
-    if sound.duration_s > dataset.max_duration_s:
-        return "too_long", f"{sound.duration_s:.2f} s"
-    if min_ctc_frames(text) > frames:
-        return "too_many_characters", f"needs {min_ctc_frames(text)} encoder frames and has {frames}"
-    return None
-
-
-def min_ctc_frames(text: Sequence[Any]) -> int:
-    """Frames below which CTC gives `text` no probability: one a letter, and a blank between equal neighbours.
-
-    Graves et al. 2006, section 3: "anno" needs a-n-blank-n-o, five frames. `text` may hold the numbers of its
-    letters instead.
-    """
-    return len(text) + sum(map(eq, text, text[1:]))
+            warnings.append(f"warning: {count / rows:.0%} of the rows are rejected as {reason}, such as {detail}")
+    return warnings

@@ -1,4 +1,4 @@
-"""A shard: wavs in one large tar, for storage that hates small files. Written whole, read where a wav lies."""
+"""Read wavs from shards: large tars for storage that handles small files badly, read at the offset of each wav."""
 
 import os
 import tarfile
@@ -24,19 +24,21 @@ class ShardMember:
     size: int  # bytes of the wav
 
     def __str__(self) -> str:
-        """For a sentence about it."""
+        """Return its name for messages."""
         return f"{self.name} in {self.shard}"
 
     def read(self) -> bytes:
-        """The wav; UserError where the shard is missing, cut off, or holds something else there."""
+        """Return the wav; raise UserError when the shard is missing, cut off, or holds something else there."""
         try:
             data = os.pread(_open(self.shard).fileno(), HEADER + self.size, self.offset)
             header = tarfile.TarInfo.frombuf(data[:HEADER], "ascii", "replace")
         except FileNotFoundError as error:
             raise UserError(f"there is no {self.shard}; run step 1 again, it makes only what is missing") from error
         except OSError as error:
-            raise UserError(f"cannot read {self.shard} ({error.strerror}); mend that, type it again") from error
-        except (tarfile.HeaderError, OverflowError, ValueError):  # OverflowError: no file is so long
+            raise UserError(
+                f"cannot read {self.shard} ({error.strerror}); fix this and rerun the same command"
+            ) from error
+        except (tarfile.HeaderError, OverflowError, ValueError):  # OverflowError: beyond any file's size
             data = b""
             header = tarfile.TarInfo()
         if (header.name, header.size) != (self.name, self.size) or len(data) < HEADER + self.size:
@@ -49,20 +51,20 @@ class ShardMember:
 
 @lru_cache(maxsize=MAX_OPEN_SHARDS)
 def _open(shard: Path) -> FileIO:
-    """Opened once: on storage of a cluster that costs more than reading. Closed when it has gone out of use.
+    """Open a shard, which stays open: on the storage of a cluster, opening costs more than reading.
 
-    Only `os.pread` reads from it, so that it may be shared with forked processes.
+    It is read by `os.pread` only, so it may be shared with forked processes.
     """
     return shard.open("rb", buffering=0)
 
 
 def open_wav(wav: Path | ShardMember) -> Path | BytesIO:
-    """What soundfile reads a wav from, wherever it lies."""
+    """Return what soundfile can read the wav from, whether it is a file or in a shard."""
     return BytesIO(wav.read()) if isinstance(wav, ShardMember) else wav
 
 
 def check_shards(members: Iterable[ShardMember]) -> None:
-    """UserError unless each shard is there, is no other's and goes on to its last member; two reads a shard."""
+    """Raise UserError unless each shard exists and holds its first and last member; takes two reads per shard."""
     ends: dict[Path, tuple[ShardMember, ShardMember]] = {}
     for member in members:
         first, last = ends.get(member.shard, (member, member))

@@ -1,4 +1,4 @@
-"""A dataset in shards: tars and manifests as NeMo's tarred datasets have them, in a folder that needs nothing else."""
+"""Pack a dataset into shards: tars and manifests like those of NeMo's tarred datasets, in a self-contained folder."""
 
 import random
 import re
@@ -16,13 +16,14 @@ from finetuning.data.shard_reader import HEADER, ShardMember
 from finetuning.errors import UserError
 from finetuning.files import atomic_path, check_disk_space, read_json, remove_stale_temp_files, sha256_of, write_json
 
-SHARD_BYTES = 1_000_000_000  # about, at most: nearly nine hours
-MARK = "dataset_creation.py "  # what a shard of ours is known by begins so
-FIRST_OFFSET = 2 * HEADER  # bytes before the first member: what the shard was made from
+SHARD_BYTES = 1_000_000_000  # roughly the maximum size, nearly nine hours of audio
+MARK = "dataset_creation.py "  # prefix of the fingerprint of every shard made here
+FIRST_OFFSET = 2 * HEADER  # bytes before the first member: the fingerprint
+RERUN = "rerun the same command: only what is missing is made"
 
 
 def shard_layout(sizes: Iterable[int]) -> tuple[list[int], int]:
-    """The offset of each wav of these sizes in a shard, and the size of the shard, in bytes."""
+    """Return the offset of each wav of these sizes in a shard, and the size of the shard, in bytes."""
     offsets, end = [], FIRST_OFFSET
     for size in sizes:
         offsets.append(end)
@@ -35,16 +36,17 @@ def _round_up(size: int, block: int) -> int:
 
 
 def write_shard(
-    path: Path, wavs: Iterable[tuple[ShardMember, Path]], made_from: str, progress: Callable[[int], object]
+    path: Path, wavs: Iterable[tuple[ShardMember, Path]], fingerprint: str, progress: Callable[[int], object]
 ) -> None:
-    """Write a shard that holds a copy of each wav where its member says; `made_from` is what it is known by.
+    """Write a shard that holds a copy of each wav at the offset of its member.
 
-    That stands in a global pax header, as a commit does in `git archive`'s; no time, user or place is in it. UserError
-    when a wav is gone or changed, or the disk is full; then nothing has its name. `progress` is told the bytes of each.
+    The fingerprint is stored in a global pax header, like the commit in a `git archive`; the tar holds no time, user or
+    path. `progress` is called with the bytes of each wav. Raises UserError, without a file at `path`, when a wav is
+    missing or has changed, or the disk is full.
     """
     with (
         atomic_path(path) as temporary,
-        tarfile.open(temporary, "w:", format=tarfile.PAX_FORMAT, pax_headers={"comment": made_from}) as tar,
+        tarfile.open(temporary, "w:", format=tarfile.PAX_FORMAT, pax_headers={"comment": fingerprint}) as tar,
     ):
         for member, wav in wavs:
             data = _read_wav(wav, member.size)
@@ -59,14 +61,14 @@ def _read_wav(wav: Path, size: int) -> bytes:
     try:
         data = wav.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {wav} ({error.strerror}); type it again, only what is missing is made") from error
+        raise UserError(f"cannot read {wav} ({error.strerror}); {RERUN}") from error
     if len(data) != size:
-        raise UserError(f"{wav} has changed meanwhile; type it again, only what is missing is made")
+        raise UserError(f"{wav} has changed meanwhile; {RERUN}")
     return data
 
 
 def read_fingerprint(path: Path) -> str | None:
-    """What the shard at `path` is known by: "" for another's tar, None where there is none or it cannot be read."""
+    """Return the fingerprint of the shard at `path`: "" for a foreign tar, None when there is none or it is damaged."""
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=tar_stream.TarHeader) as tar:
             return tar.pax_headers.get("comment", "")
@@ -76,20 +78,20 @@ def read_fingerprint(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as it is to be."""
+    """The plan of a shard."""
 
     path: Path
-    wavs: list[tuple[ShardMember, Path]]  # and the file each is a copy of
+    wavs: list[tuple[ShardMember, Path]]  # each with the file it is a copy of
     size: int  # bytes
-    made_from: str  # differs when anything in it does
+    fingerprint: str  # differs when anything in the shard does
 
-    def is_made(self) -> bool:
-        """Whether it is there already."""
-        return read_fingerprint(self.path) == self.made_from and self.path.stat().st_size == self.size
+    def is_up_to_date(self) -> bool:
+        """Return whether the shard exists as planned."""
+        return read_fingerprint(self.path) == self.fingerprint and self.path.stat().st_size == self.size
 
 
 def check_shard_folder(folder: Path, release: str) -> None:
-    """UserError where `folder` holds something that `pack` would spoil."""
+    """Raise UserError when `folder` holds something that packing would overwrite."""
     about = read_json(folder / "dataset.json")
     other = about.get("release", release) if isinstance(about, dict) else release
     if other != release:
@@ -97,8 +99,8 @@ def check_shard_folder(folder: Path, release: str) -> None:
     if (folder / "conversion.jsonl").exists():
         raise UserError(f"{folder} is the dataset.output of some run; give another dataset.shards=…")
     for path in _tars(folder):
-        known_by = read_fingerprint(path)
-        if known_by is not None and not known_by.startswith(MARK):
+        fingerprint = read_fingerprint(path)
+        if fingerprint is not None and not fingerprint.startswith(MARK):
             raise UserError(f"{path} was not made by step 1; give another dataset.shards=…")
 
 
@@ -114,15 +116,15 @@ def pack_dataset(
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> tuple[dict[str, range], bool]:
-    """Make `folder` hold the utterances, whose wavs lie in `output`: the numbers of each split's shards, and whether
-    anything had to be written.
+    """Pack the utterances, whose wavs are in `output`, into shards in `folder`.
 
-    `stamps`: for each wav what differs when the wav does. A shard is written when it would be another one. Manifests
-    that change go before the first shard does and come back after the last: none ever speaks of other shards.
+    `stamps`: for each wav, a value that differs when the wav does. Only shards that have changed are written. Manifests
+    that change are removed before the first shard is written and replaced after the last, so that they never list other
+    shards. Returns the shard numbers of each split, and whether anything had to be written.
     """
     remove_stale_temp_files(folder)
     packed, planned = plan_shards(output, chosen, stamps, folder, shard_bytes)
-    stale = [shard for shard in planned if not shard.is_made()]
+    stale = [shard for shard in planned if not shard.is_up_to_date()]
     surplus = set(_tars(folder)) - {shard.path for shard in planned}
     changed = {s: u for s, u in packed.items() if dataset_files.read_manifest_or_none(manifest_path(folder, s)) != u}
     about_stale = read_json(folder / "dataset.json") != about
@@ -135,18 +137,18 @@ def pack_dataset(
     dataset_files.replace_manifests(folder, changed)
     if about_stale:
         write_json(folder / "dataset.json", about)
-    numbers = {split: {u.shard_id for u in packed[split]} for split in SPLITS}
-    ranges = {split: range(min(own), max(own) + 1) for split, own in numbers.items()}
+    shard_ids = {split: {u.shard_id for u in packed[split]} for split in SPLITS}
+    ranges = {split: range(min(ids), max(ids) + 1) for split, ids in shard_ids.items()}
     return ranges, bool(stale or surplus or changed or about_stale)
 
 
 def plan_shards(
     output: Path, chosen: dict[str, list[Utterance]], stamps: Mapping[str, Any], folder: Path, shard_bytes: int
 ) -> tuple[dict[str, list[Utterance]], list[Shard]]:
-    """The manifests, in the order of `chosen`, and the shards: of a split as many as it needs, numbered on.
+    """Return the manifests, in the order of `chosen`, and the shards, numbered through all splits.
 
-    Which shard an utterance is in, and where there, is drawn at random, so that each is a fair sample; shards of a
-    split differ by one utterance at most.
+    The shard of an utterance and its place there are random, so that each shard is a fair sample of its split; shards
+    of a split differ by one utterance at most.
     """
     packed, planned = {}, []
     for split in SPLITS:
@@ -158,19 +160,21 @@ def plan_shards(
             offsets, shard_size = shard_layout(utterances[number].wav_size for number in numbers)
             wavs, contents = [], []
             for number, offset in zip(numbers, offsets, strict=True):
-                loose = utterances[number]
-                name = member_name(loose.audio_filepath)
-                own = replace(loose, audio_filepath=name, shard_id=len(planned), shard_offset=offset)
-                packed[split][number] = own
-                wavs.append((own.wav(folder), loose.wav(output)))
-                contents.append([name, offset, loose.wav_size, stamps[loose.audio_filepath]])
+                unpacked = utterances[number]
+                name = member_name(unpacked.audio_filepath)
+                member = replace(unpacked, audio_filepath=name, shard_id=len(planned), shard_offset=offset)
+                packed[split][number] = member
+                wavs.append((member.wav(folder), unpacked.wav(output)))
+                contents.append([name, offset, unpacked.wav_size, stamps[unpacked.audio_filepath]])
             planned.append(Shard(shard_path(folder, len(planned)), wavs, shard_size, MARK + sha256_of(contents)))
     return packed, planned
 
 
 def member_name(wav: str) -> str:
-    """A wav's name in a shard: no folder, one dot, since webdataset takes all behind the first for the suffix, and
-    nothing that would need more than a plain header. What does not fit gets a digest instead.
+    """Return a wav's name in a shard: without folders, short and ASCII, so that it fits a plain header.
+
+    It has one dot, since webdataset takes everything after the first for the suffix. Other names are replaced by a part
+    of them and a digest.
     """
     stem = PurePosixPath(wav).stem
     if not re.fullmatch(r"\w{1,90}", stem, re.ASCII):
@@ -180,7 +184,7 @@ def member_name(wav: str) -> str:
 
 def _check_disk_space(folder: Path, stale: list[Shard]) -> None:
     growth = needed = 0
-    for shard in stale:  # the old one goes when the new one is whole
+    for shard in stale:  # the old one is removed when the new one is complete
         needed = max(needed, growth + shard.size)
         growth += shard.size - (shard.path.stat().st_size if shard.path.is_file() else 0)
     check_disk_space(folder, needed, "the set of missing shards")
@@ -193,4 +197,4 @@ def _write_shards(stale: list[Shard]) -> None:
         total = sum(member.size for shard in stale for member, _ in shard.wavs)
         with tqdm(total=total, desc="packing", unit="B", unit_scale=True) as bar:
             for shard in stale:
-                write_shard(shard.path, shard.wavs, shard.made_from, bar.update)
+                write_shard(shard.path, shard.wavs, shard.fingerprint, bar.update)

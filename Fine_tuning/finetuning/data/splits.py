@@ -1,4 +1,4 @@
-"""Who goes to train, validation and test, and what the three have in common."""
+"""Assign utterances to train, validation and test, and measure what the three have in common."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ Assignment = dict[str, str]  # audio_filepath: split
 
 
 def validate_split(split: Split, speakers: set[str], speakers_named: bool) -> None:
-    """UserError where `by: speaker` cannot work, before any clip is converted."""
+    """Raise UserError when `by: speaker` cannot work, before any clip is converted."""
     if split.by is not SplitBy.speaker:
         return
     if not speakers_named:
@@ -27,9 +27,9 @@ def validate_split(split: Split, speakers: set[str], speakers_named: bool) -> No
 
 
 def assign_splits(split: Split, utterances: list[Utterance]) -> tuple[Assignment, Assignment]:
-    """`by: speaker` or `by: clip`: each utterance's split, and those left out with the split that has their sentence.
+    """Return the split of each utterance, and for those left out the split that has their sentence.
 
-    The same for a seed whatever the order of `utterances`.
+    It depends on the seed, not on the order of `utterances`.
     """
     shares = {"train": split.train, "validation": split.validation, "test": split.test}
     if split.by is SplitBy.clip:
@@ -38,7 +38,7 @@ def assign_splits(split: Split, utterances: list[Utterance]) -> tuple[Assignment
 
 
 def split_by_clip(utterances: list[Utterance], shares: dict[str, float], seed: int) -> Assignment:
-    """Shares met in clips; speakers and sentences stand in several splits (the published protocol)."""
+    """Split at random by shares of the clips; splits share speakers and sentences (the published protocol)."""
     paths = sorted((u.audio_filepath for u in utterances), key=lambda path: _hash_order(seed, path))
     ends = {"train": round(len(paths) * shares["train"]), "validation": 0, "test": len(paths)}
     ends["validation"] = round(len(paths) * (shares["train"] + shares["validation"]))
@@ -47,46 +47,46 @@ def split_by_clip(utterances: list[Utterance], shares: dict[str, float], seed: i
 
 
 def split_by_speaker(utterances: list[Utterance], shares: dict[str, float], seed: int) -> tuple[Assignment, Assignment]:
-    """Shares met in hours; no speaker and no sentence stands in two splits.
+    """Split by shares of the duration such that no speaker and no sentence is in two splits.
 
-    A speaker goes to the split that lacks most hours, those with most hours first: they end in train, so that
-    validation and test hold many voices. Then a sentence read in several splits stays in the one furthest below its
-    share, and the other splits lose it.
+    Speakers are assigned in descending order of duration (in powers of two, then at random), each to the split that
+    lacks most: the most active end in train, so that validation and test hold many voices. Then a sentence read in
+    several splits stays in the one furthest below its share, and the other splits lose it.
     """
-    hours = defaultdict(float)
-    for u in sorted(utterances, key=lambda u: u.audio_filepath):  # one order of adding: one result to the last bit
-        hours[u.speaker] += u.duration
-    lacking = {split: shares[split] * sum(hours[speaker] for speaker in sorted(hours)) for split in SPLITS}
-    home: dict[str, str] = {}
-    order = sorted(hours, key=lambda speaker: (-floor(log2(hours[speaker] or 1e-9)), _hash_order(seed, speaker)))
-    for left, speaker in zip(range(len(order), 0, -1), order, strict=True):
-        empty = [split for split in SPLITS if split not in home.values()] if left <= len(SPLITS) else []
-        home[speaker] = max(empty if left <= len(empty) else SPLITS, key=lambda split: lacking[split])
-        lacking[home[speaker]] -= hours[speaker]
-    return _separate_sentences(utterances, home, shares, seed)
+    seconds: dict[str, float] = defaultdict(float)
+    for u in sorted(utterances, key=lambda u: u.audio_filepath):  # one order of summation: the same to the last bit
+        seconds[u.speaker] += u.duration
+    lacking = {split: shares[split] * sum(seconds[speaker] for speaker in sorted(seconds)) for split in SPLITS}
+    split_of: dict[str, str] = {}  # by speaker
+    order = sorted(seconds, key=lambda speaker: (-floor(log2(seconds[speaker] or 1e-9)), _hash_order(seed, speaker)))
+    for remaining, speaker in zip(range(len(order), 0, -1), order, strict=True):
+        empty = [split for split in SPLITS if split not in split_of.values()] if remaining <= len(SPLITS) else []
+        split_of[speaker] = max(empty if remaining <= len(empty) else SPLITS, key=lambda split: lacking[split])
+        lacking[split_of[speaker]] -= seconds[speaker]
+    return _separate_sentences(utterances, split_of, shares, seed)
 
 
 def _separate_sentences(
-    utterances: list[Utterance], home: dict[str, str], shares: dict[str, float], seed: int
+    utterances: list[Utterance], split_of: dict[str, str], shares: dict[str, float], seed: int
 ) -> tuple[Assignment, Assignment]:
-    """Every utterance in its speaker's split, except where another split has its sentence."""
-    hours = dict.fromkeys(SPLITS, 0.0)
+    """Assign utterances to their speaker's split, and those whose sentence stays in another split to that, as lost."""
+    seconds = dict.fromkeys(SPLITS, 0.0)
     sentences: dict[str, dict[str, list[Utterance]]] = defaultdict(lambda: defaultdict(list))
     for u in sorted(utterances, key=lambda u: u.audio_filepath):
-        hours[home[u.speaker]] += u.duration
-        sentences[u.text][home[u.speaker]].append(u)
-    kept, lost = {}, {}
+        seconds[split_of[u.speaker]] += u.duration
+        sentences[u.text][split_of[u.speaker]].append(u)
+    assigned, lost = {}, {}
     for text in sorted(sentences, key=lambda text: _hash_order(seed, text)):
-        total = sum(hours.values())
-        keeper = max(sentences[text], key=lambda split: (shares[split] * total - hours[split], split))
+        total = sum(seconds.values())
+        keeper = max(sentences[text], key=lambda split: (shares[split] * total - seconds[split], split))
         for split, group in sentences[text].items():
-            (kept if split == keeper else lost).update((u.audio_filepath, keeper) for u in group)
-            hours[split] -= sum(u.duration for u in group) if split != keeper else 0.0
-    return kept, lost
+            (assigned if split == keeper else lost).update((u.audio_filepath, keeper) for u in group)
+            seconds[split] -= sum(u.duration for u in group) if split != keeper else 0.0
+    return assigned, lost
 
 
 def check_splits_not_empty(splits: dict[str, list[Utterance]], rejected: list[RejectedRow]) -> None:
-    """UserError names a split without an utterance, and the reasons for which rows were rejected."""
+    """Raise UserError, with the reasons for which rows were rejected, when a split has no utterance."""
     empty = [name for name in SPLITS if not splits[name]]
     if not empty:
         return
@@ -104,7 +104,7 @@ def check_splits_not_empty(splits: dict[str, list[Utterance]], rejected: list[Re
 
 
 def describe_splits(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, float]]:
-    """By split: hours, clips, speakers and different sentences."""
+    """Return hours, clips, speakers and distinct sentences of each split."""
     return {
         name: {
             "hours": round(sum(u.duration for u in utterances) / 3600, 4),
@@ -117,7 +117,10 @@ def describe_splits(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, f
 
 
 def split_overlap(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, int | None]]:
-    """By pair of splits: speakers and different sentences that stand in both; None where no clip names its speaker."""
+    """Return the speakers and distinct sentences that each pair of splits shares.
+
+    Those of speakers are None when no clip names its speaker.
+    """
     named = any(map(_speakers, splits.values()))
     return {
         f"{a} and {b}": {
@@ -129,27 +132,27 @@ def split_overlap(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, int
 
 
 def seen_in_train(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, dict[str, float] | None]]:
-    """Of validation and of test: clips by a speaker heard in train, with a sentence read in train, and with neither.
+    """Return how many clips of validation and test have a speaker of train, a sentence of train, and neither.
 
-    Each as a count and as a share of the split's clips; what concerns speakers is None where no clip names its speaker.
+    Each is a count and a share of the split's clips; those of speakers are None when no clip names its speaker.
     """
     speakers, sentences = _speakers(splits["train"]), {u.text for u in splits["train"]}
     named = any(map(_speakers, splits.values()))
 
-    def counted(clips: list[bool]) -> dict[str, float]:
+    def figures(clips: list[bool]) -> dict[str, float]:
         return {"clips": sum(clips), "share": round(sum(clips) / (len(clips) or 1), 4)}
 
-    known = {}
+    seen = {}
     for name in SPLITS[1:]:
-        heard = [u.speaker in speakers for u in splits[name]]
-        read = [u.text in sentences for u in splits[name]]
-        neither = [not (a or b) for a, b in zip(heard, read, strict=True)]
-        known[name] = {
-            "speaker": counted(heard) if named else None,
-            "sentence": counted(read),
-            "neither": counted(neither) if named else None,
+        by_speaker = [u.speaker in speakers for u in splits[name]]
+        by_sentence = [u.text in sentences for u in splits[name]]
+        by_neither = [not (a or b) for a, b in zip(by_speaker, by_sentence, strict=True)]
+        seen[name] = {
+            "speaker": figures(by_speaker) if named else None,
+            "sentence": figures(by_sentence),
+            "neither": figures(by_neither) if named else None,
         }
-    return known
+    return seen
 
 
 def _speakers(utterances: Iterable[Utterance]) -> set[str]:
@@ -157,5 +160,5 @@ def _speakers(utterances: Iterable[Utterance]) -> set[str]:
 
 
 def _hash_order(seed: int, key: str) -> bytes:
-    """A place in a random order that depends on nothing but the seed and the key."""
+    """Return a sort key for a random order that depends on nothing but the seed and the key."""
     return hashlib.sha256(f"{seed} {key}".encode()).digest()

@@ -1,4 +1,4 @@
-"""A .tar.gz read as a stream: nothing is ever unpacked by the name it gives itself."""
+"""Read a .tar.gz as a stream; nothing is ever unpacked under the name that a member gives itself."""
 
 import gzip
 import tarfile
@@ -24,10 +24,11 @@ HEADERS = (
 def iter_members(
     source: Path, what: str = "", digest: "_Hash | None" = None
 ) -> Iterator[Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]]:
-    """All members of a .tar.gz in the order they stand, in constant memory, with a progress bar if it is named.
+    """Yield an iterator over the members of a .tar.gz in stored order, in constant memory.
 
-    `digest` is given every byte of the file, once the last member has been asked for. UserError when the archive is
-    damaged anywhere, or holds a link, a device or a member outside of it.
+    `what` names a progress bar; without it there is none. `digest` has received every byte of the file when the
+    iterator is exhausted. Raises UserError when the archive is damaged anywhere, or holds a link, a device or a member
+    outside of it.
     """
     from tqdm import tqdm
 
@@ -37,14 +38,14 @@ def iter_members(
             bar.update(file.tell() - bar.n)
             _check(member, source)
             yield tar, member
-        while rest := tar.fileobj.read(1 << 16):  # to the end: this is what checks the length and the checksum
+        while rest := tar.fileobj.read(1 << 16):  # reading to the end checks length and checksum
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("there is something behind the last member")
+                raise tarfile.ReadError("there are data after the last member")
 
     with (
-        _faults_of(source),
+        _errors_explained(source),
         source.open("rb") as file,
-        gzip.open(_Digested(file, digest) if digest else file) as unpacked,
+        gzip.open(_DigestingFile(file, digest) if digest else file) as unpacked,
         tarfile.open(fileobj=unpacked, mode="r|", bufsize=1 << 16, tarinfo=TarHeader) as tar,
         tqdm(total=source.stat().st_size, desc=what, unit="B", unit_scale=True, leave=False, disable=not what) as bar,
     ):
@@ -52,13 +53,13 @@ def iter_members(
 
 
 @contextmanager
-def _faults_of(source: Path) -> Iterator[None]:
-    """Turn what gzip, tarfile and the disk say about an archive into UserError."""
+def _errors_explained(source: Path) -> Iterator[None]:
+    """Turn errors of gzip, tarfile and the disk about an archive into UserError."""
     try:
         yield
     except gzip.BadGzipFile as error:
         raise UserError(
-            f"{source} is not a .tar.gz archive, or damaged ({error}); get it again as it was packed, or its folder"
+            f"{source} is not a .tar.gz archive, or damaged ({error}); download it again, or give the unpacked folder"
         ) from error
     except EOFError as error:
         raise UserError(f"{source} is truncated; download it again") from error
@@ -73,7 +74,7 @@ def _faults_of(source: Path) -> Iterator[None]:
 
 
 class TarHeader(tarfile.TarInfo):
-    """What tarfile makes of a header; one that would fill the memory is damaged."""
+    """A member's header as tarfile reads it, except that one which would fill the memory counts as damaged."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # which subclasses may extend, tarfile says
         if self.type in HEADERS and self.size > MAX_HEADER_BYTES:
@@ -81,21 +82,21 @@ class TarHeader(tarfile.TarInfo):
         return super()._proc_member(tar)
 
 
-class _Digested:
-    """A file whose bytes go into a digest as they are read."""
+class _DigestingFile:
+    """A file whose bytes update a digest as they are read."""
 
     def __init__(self, file: BinaryIO, digest: "_Hash") -> None:
         self.file, self.digest = file, digest
 
     def read(self, size: int = -1) -> bytes:
-        """As the file's own."""
+        """Read up to `size` bytes."""
         data = self.file.read(size)
         self.digest.update(data)
         return data
 
 
 def _check(member: tarfile.TarInfo, source: Path) -> None:
-    """UserError unless the member is a plain file or a folder inside the archive."""
+    """Raise UserError unless the member is a plain file or a folder inside the archive."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise UserError(f"{source}: the member {member.name!r} points outside the archive; do not use this file")

@@ -1,4 +1,4 @@
-"""From the sentence of a release to the text of an utterance, by the rules of the config."""
+"""Normalise the sentence of a release to the text of an utterance, by the rules of the configuration."""
 
 import re
 import unicodedata
@@ -10,12 +10,12 @@ from typing import Self
 from finetuning.config.schema import Foreign, Rule, Text
 from finetuning.errors import UserError
 
-NUMBER_WORDS = "numbers in words"  # what these two are called among the rules
+NUMBER_WORDS = "numbers in words"  # the names of these two built-in rules
 TRANSLITERATION = "foreign letters"
-MAX_CHARACTERS = 2000  # characters of a sentence: two minutes of speech. Rules may take the square of it, or more
+MAX_CHARACTERS = 2000  # of a sentence, two minutes of speech; a rule's time may grow with its square or faster
 
-# What transcribers note about a sound that is no speech: [noise], {laugh}, <unk>, *laughs*. Between parentheses stands
-# prose, too: there it takes one of their words, alone. Brackets without a letter in them are no notes.
+# Transcribers' notes about sounds that are not speech: [noise], {laugh}, <unk>, *laughs*. Parentheses also enclose
+# prose: there only one of these words, alone, is a note. Brackets without a letter in them are not notes.
 NOTES = (
     "inaudible|unintelligible|indistinct|unclear|crosstalk|noise|music|applause|breath|breathing|laugh|laughs|laughing|"
     "laughter|cough|coughs|coughing|sigh|sighs|inudibile|incomprensibile|risata|risate|applausi|ininteligible|risas|"
@@ -32,19 +32,19 @@ TAG = re.compile(
 )
 
 # Digits that stand alone: not in 3.5, 1-2, 10 000, 007, '60, 5' or 50 %, and not before a full stop inside a sentence,
-# which makes an ordinal of them in German. The digit comes first and is looked back from: the search for it is quick.
+# which marks an ordinal in German. The pattern begins with the digit and looks back from it, which makes it fast.
 NUMBER = re.compile(
     r"""[0-9](?<![^\s("«“„'‘’¿¡][0-9])(?<![0-9]\s[0-9])(?<!\W['‘’][0-9])(?<!^['‘’][0-9])(?:(?<!0)[0-9]{1,5})?"""
     r"""(?=[,;:!?)"»”…]*(?:\s|$)|[.…][.…)"»”\s]*$)(?!\s+[0-9%‰°€$£])"""
 )
-# Letters that Unicode does not take apart into a plain letter and its marks. Not among them are those that some write
-# one way and some another (ø is o or oe, ð is d or th): they stay foreign.
+# Letters that Unicode does not decompose into a plain letter and its marks. Those with several common transliterations
+# (ø is o or oe, ð is d or th) are not among them: they stay foreign.
 UNDIVIDED = str.maketrans({"æ": "ae", "œ": "oe", "ß": "ss", "ł": "l", "đ": "d", "ħ": "h", "ŧ": "t", "ı": "i"})
 
 
 @dataclass(frozen=True)
 class Substitution:
-    """A rule, ready to be applied: what the pattern finds becomes `replace`, or what that makes of the match."""
+    """A compiled rule: each match of the pattern becomes `replace`, or what it returns for the match."""
 
     name: str
     pattern: re.Pattern[str]
@@ -52,34 +52,34 @@ class Substitution:
 
     @classmethod
     def of(cls, rule: Rule) -> Self:
-        """Compile a rule of the config; UserError names it when its pattern or replacement is none."""
+        """Compile a rule of the configuration; raise UserError when its pattern or replacement is not valid."""
         if rule.pattern is None and not rule.letters:
             raise UserError(f"text.rules: {rule.name!r} has neither a pattern nor letters")
         try:
-            letters = {to_nfc(key): to_nfc(value) for key, value in rule.letters.items()}
+            mapping = {to_nfc(key): to_nfc(value) for key, value in rule.letters.items()}
             replace = to_nfc(rule.replace)
-            pattern = re.compile(to_nfc(rule.pattern or "[" + re.escape("".join(letters)) + "]"))
-            pattern.sub(replace, "")  # finds a replacement with a group that is not there
+            pattern = re.compile(to_nfc(rule.pattern or "[" + re.escape("".join(mapping)) + "]"))
+            pattern.sub(replace, "")  # raises for a group that does not exist
         except (re.error, IndexError, OverflowError, RecursionError) as error:
             raise UserError(f"text.rules: {rule.name!r} is not a regular expression ({error})") from error
-        if wrong := [key for key in letters if len(key) != 1 and rule.pattern is None]:
+        if wrong := [key for key in mapping if len(key) != 1 and rule.pattern is None]:
             raise UserError(f"text.rules: {rule.name!r} has {wrong[0]!r} among its letters; give it a pattern, too")
-        if letters:
-            return cls(rule.name, pattern, lambda match: letters.get(match[0], match[0]))
-        if "\\" in replace:  # re would look the replacement up at each call, found something or not
+        if mapping:
+            return cls(rule.name, pattern, lambda match: mapping.get(match[0], match[0]))
+        if "\\" in replace:  # re would parse the replacement at each call, even without a match
             return cls(rule.name, pattern, lambda match: match.expand(replace))
         return cls(rule.name, pattern, replace)
 
     def apply(self, text: str) -> str:
-        """`text` after this rule; a match that has no entry in a rule's `letters` stays as it is."""
+        """Return `text` after this rule; a match without an entry in the rule's `letters` stays as it is."""
         return self.pattern.sub(self.replace, text)
 
 
 @dataclass(frozen=True)
 class Language:
-    """An alphabet and the ordered rules that lead into it; number words are the first, transliteration the last.
+    """An alphabet and the ordered rules that lead to it; number words come first, transliteration last.
 
-    The rules of `before_lower_case` come before all of them and see capitals.
+    The rules of `before_lower_case` are applied before all of them, to the text with its capitals.
     """
 
     alphabet: str
@@ -88,7 +88,7 @@ class Language:
 
     @classmethod
     def of(cls, text: Text) -> Self:
-        """The language of a config; UserError names a rule that cannot be understood, or `text.numbers`."""
+        """Return the language of a configuration; raise UserError for an invalid rule or `text.numbers`."""
         early = [Substitution.of(rule) for rule in text.before_lower_case]
         rules = [Substitution.of(rule) for rule in text.rules]
         if text.numbers is not None:
@@ -97,41 +97,41 @@ class Language:
             rules.append(transliteration(text.alphabet))
         names = [rule.name for rule in (*early, *rules)]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"text.rules: two rules are called {twice[0]!r}; what each one does is counted by its name")
+            raise UserError(f"text.rules: two rules are called {twice[0]!r}; each needs a name of its own")
         return cls(text.alphabet, tuple(rules), tuple(early))
 
     def rule_names(self) -> list[str]:
-        """The names of all rules in the order in which they are applied."""
+        """Return the names of all rules in the order of application."""
         return [rule.name for rule in (*self.before_lower_case, *self.rules)]
 
     def normalise(self, sentence: str) -> str:
-        """Lower case, NFC, the rules in their order, runs of white space as one space, none at the ends.
+        """Return the sentence in lower case and NFC after all rules, with single spaces and none at the ends.
 
-        Nothing is left of a sentence that has a `fault`.
+        A sentence that has a `fault` becomes empty.
         """
         return self.trace(sentence)[0]
 
     def fault(self, sentence: str) -> tuple[str, str] | None:
-        """The reason for which no rule is applied to `sentence`, and what was found; None for an ordinary sentence."""
+        """Return why `sentence` cannot be used as it is, and the evidence; None for an ordinary sentence."""
         if len(sentence) > MAX_CHARACTERS:
             return "sentence_too_long", f"{len(sentence):,} characters, and {MAX_CHARACTERS:,} at most are read"
-        tag = OPENING.search(sentence) and TAG.search(sentence)  # the first is quick, and mostly finds nothing
+        tag = OPENING.search(sentence) and TAG.search(sentence)  # the first is fast and rarely matches
         return ("transcriber_tag", tag[0]) if tag else None
 
     def trace(self, sentence: str) -> tuple[str, list[str]]:
-        """The normalised sentence, and the names of the rules that changed it."""
+        """Return the normalised sentence and the names of the rules that changed it."""
         names: list[str] = []
         if self.fault(sentence):
             return "", names
         text = sentence
         if self.before_lower_case:
-            text = _applied(self.before_lower_case, to_nfc(text), names)
-        text = _applied(self.rules, lower(text), names)
-        # composed again: a rule may have removed what kept a letter and its mark apart
+            text = _apply_rules(self.before_lower_case, to_nfc(text), names)
+        text = _apply_rules(self.rules, lower(text), names)
+        # composed again: a rule may have removed a character between a letter and its mark
         return to_nfc(" ".join(text.split())), names
 
     def foreign(self, text: str) -> str:
-        """The characters of `text` that are not in the alphabet, each once, sorted."""
+        """Return the characters of `text` that are not in the alphabet, each once, sorted."""
         return "".join(sorted(set(self._outside.findall(text))))
 
     @cached_property
@@ -139,8 +139,8 @@ class Language:
         return outside(self.alphabet)
 
 
-def _applied(rules: tuple[Substitution, ...], text: str, names: list[str]) -> str:
-    """`text` after the rules in their order; the names of those that changed it are added to `names`."""
+def _apply_rules(rules: tuple[Substitution, ...], text: str, names: list[str]) -> str:
+    """Return `text` after the rules in their order; append the names of those that changed it to `names`."""
     for rule in rules:
         after = rule.apply(text)
         if after != text:
@@ -150,24 +150,24 @@ def _applied(rules: tuple[Substitution, ...], text: str, names: list[str]) -> st
 
 
 def to_nfc(text: str) -> str:
-    """`text` with each letter and its marks in one character where Unicode has one (NFC)."""
+    """Return `text` with each letter and its marks composed into one character where Unicode has one (NFC)."""
     return unicodedata.normalize("NFC", text)
 
 
 def lower(sentence: str) -> str:
-    """Lower case and composed, in this order because lower case can decompose."""
+    """Return `sentence` in lower case and composed, in this order because lower case can decompose."""
     return to_nfc(sentence.lower())
 
 
 def outside(alphabet: str) -> re.Pattern[str]:
-    """Any one character that is not in the alphabet."""
+    """Return a pattern for any character that is not in the alphabet."""
     return re.compile(f"[^{re.escape(alphabet)}]")
 
 
 def number_words(language: str) -> Substitution:
-    """Whole numbers of up to six digits as words: in the basic form, whatever they stand beside.
+    """Return the rule that writes whole numbers of up to six digits as words, in the base form whatever the context.
 
-    Whatever else holds a digit stays as it is. UserError where num2words does not have the language.
+    Other expressions with digits stay as they are. Raises UserError when num2words does not have the language.
     """
     from num2words import CONVERTER_CLASSES, num2words
 
@@ -178,20 +178,23 @@ def number_words(language: str) -> Substitution:
     def words(match: re.Match[str]) -> str:
         try:
             return lower(num2words(int(match[0]), lang=language))
-        except (NotImplementedError, OverflowError, TypeError):  # a language of num2words that cannot say this one
+        except (NotImplementedError, OverflowError, TypeError):  # num2words lacks this number in the language
             return match[0]
 
     return Substitution(NUMBER_WORDS, NUMBER, words)
 
 
 def transliteration(alphabet: str) -> Substitution:
-    """Each letter outside the alphabet without its marks or by UNDIVIDED, where that leads into the alphabet."""
+    """Return the rule that replaces letters outside the alphabet by their base letters, where those are in it.
+
+    The base letters are those of the Unicode decomposition, or of UNDIVIDED.
+    """
     inside = set(alphabet)
 
     def plain(match: re.Match[str]) -> str:
         parts = unicodedata.normalize("NFD", match[0])
-        letters = "".join(c for c in parts if not unicodedata.combining(c)).translate(UNDIVIDED)
-        after_letter = match.string[: match.start()][-1:].isalpha()  # the marks are its, if there is nothing else
-        return letters if set(letters) <= inside and (letters or after_letter) else match[0]
+        base = "".join(c for c in parts if not unicodedata.combining(c)).translate(UNDIVIDED)
+        after_letter = match.string[: match.start()][-1:].isalpha()  # marks alone belong to the letter before them
+        return base if set(base) <= inside and (base or after_letter) else match[0]
 
     return Substitution(TRANSLITERATION, re.compile(outside(alphabet).pattern + "[\u0300-\u036f]*"), plain)

@@ -1,7 +1,7 @@
-"""N-gram models as ARPA files, the text format that KenLM, SRILM and flashlight read.
+"""Read and write n-gram models as ARPA files, the text format of KenLM, SRILM and flashlight.
 
-A line `\\data\\`, one like `ngram 2=120` for each order; then for each order a line `\\2-grams:` and one for each
-n-gram, log10 probability, words, log10 back-off; then `\\end\\`.
+The format: a line `\\data\\` and one like `ngram 2=120` for each order; then, for each order, a line `\\2-grams:` and
+one for each n-gram with log10 probability, words and log10 back-off; at the end `\\end\\`.
 """
 
 import re
@@ -16,7 +16,7 @@ from finetuning.files import atomic_open
 from finetuning.language_model.kneser_ney import NEVER, SPECIAL, Level, NgramModel, find_ngrams
 
 COUNT = re.compile(r"ngram\s+([0-9]{1,9})\s*=\s*([0-9]{1,15})$")
-SPACES = re.compile(r"[ \t\r\n]+")  # not what else Unicode has: a word may hold it
+SPACES = re.compile(r"[ \t\r\n]+")  # without Unicode's other spaces, which a word may contain
 
 
 def write_arpa(path: Path, model: NgramModel) -> None:
@@ -38,10 +38,10 @@ def write_arpa(path: Path, model: NgramModel) -> None:
 
 
 def read_arpa(path: Path) -> NgramModel:
-    """A model from an ARPA file of whatever maker: any blanks and any order of lines; a back-off that is missing is 0.
+    """Return the model of an ARPA file by any tool: with any white space, order of lines, and without back-offs of 0.
 
-    Without <unk>, that gets no probability. UserError names file and line where it is no ARPA file, incomplete, or does
-    not hold what its header says.
+    If the file has no <unk>, that gets no probability. Raises UserError, with file and line, when it is not an ARPA
+    file, is incomplete, or does not match its header. All of it is checked, since KenLM accepts an n-gram twice.
     """
     try:
         with path.open(encoding="utf-8", newline="\n") as text:
@@ -49,18 +49,18 @@ def read_arpa(path: Path) -> NgramModel:
     except FileNotFoundError as error:
         raise UserError(f"there is no language model {path}; make it or name another one") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no ARPA file ({error}); name one that is UTF-8 text, not compressed") from error
+        raise UserError(f"{path} is not an ARPA file ({error}); name one that is UTF-8 text, not compressed") from error
 
 
 class _Lines:
-    """The lines of a file that are not empty, and where they stand."""
+    """The lines of a file that are not empty, and their numbers."""
 
     def __init__(self, path: Path, text: Iterator[str]) -> None:
         self.path, self.number = path, 0
         self._text = text
 
     def next(self, what: str) -> str:
-        """The next line; UserError when the file ends before `what`."""
+        """Return the next line; raise UserError when the file ends before `what`."""
         for line in self._text:
             self.number += 1
             if line.strip():
@@ -69,13 +69,13 @@ class _Lines:
         raise self.error(f"the file ends before {what}")
 
     def error(self, problem: str, line: int | None = None) -> UserError:
-        """One sentence about the line read last, or another one."""
+        """Return the error for a problem in the last line read, or in another one."""
         where = f"{self.path}, line {line or self.number}"
-        return UserError(f"{where}: {printable(problem)}; make the ARPA file anew or name another one")
+        return UserError(f"{where}: {printable(problem)}; make the ARPA file again or name another one")
 
 
 def read_unigrams(path: Path) -> tuple[list[int], list[str]]:
-    """The counts of each order and the words, but the special ones, of an ARPA file of which no more is read."""
+    """Return the counts of each order and the words, without the special ones, of an ARPA file; read no further."""
     with path.open(encoding="utf-8", newline="\n") as text:
         lines = _Lines(path, text)
         counts, _ = _header(lines)
@@ -84,17 +84,17 @@ def read_unigrams(path: Path) -> tuple[list[int], list[str]]:
 
 
 def _header(lines: _Lines) -> tuple[list[int], str]:
-    """The counts of each order, and the line behind them."""
+    """Return the counts of each order, and the line after them."""
     line = lines.next("\\data\\")
-    while line != "\\data\\":  # whatever its maker had to say
+    while line != "\\data\\":  # comments
         if lines.number > 100:
-            raise lines.error("no \\data\\ in the first 100 lines, so it is no ARPA file")
-        line = lines.next("\\data\\, so it is no ARPA file")
+            raise lines.error("no \\data\\ in the first 100 lines, so it is not an ARPA file")
+        line = lines.next("\\data\\, so it is not an ARPA file")
     counts = []
-    while found := COUNT.match(line := lines.next("\\1-grams:")):
-        if int(found[1]) != len(counts) + 1:
+    while match := COUNT.match(line := lines.next("\\1-grams:")):
+        if int(match[1]) != len(counts) + 1:
             raise lines.error(f"the count of order {len(counts) + 1} is missing")
-        counts.append(int(found[2]))
+        counts.append(int(match[2]))
     if not counts:
         raise lines.error("no count of unigrams")
     return counts, line
@@ -105,19 +105,19 @@ def _read(lines: _Lines) -> NgramModel:
     model = NgramModel([], [])
     for order, count in enumerate(counts, start=1):
         if line != f"\\{order}-grams:":
-            raise lines.error(f"\\{order}-grams: should stand here, as the header's counts have it, not {line[:60]!r}")
-        model = _with_level(model, order, count, lines)
+            raise lines.error(f"by the header's counts, \\{order}-grams: should follow here, not {line[:60]!r}")
+        model = _add_level(model, order, count, lines)
         line = lines.next("\\end\\")
     if line != "\\end\\":
-        raise lines.error(f"\\end\\ should stand here, as the header's counts have it, not {line[:60]!r}")
+        raise lines.error(f"by the header's counts, \\end\\ should follow here, not {line[:60]!r}")
     return model
 
 
-def _with_level(model: NgramModel, order: int, count: int, lines: _Lines) -> NgramModel:
-    """`model` and its next level, of `count` n-grams."""
-    names: list[str] = []  # of the words of the unigrams
+def _add_level(model: NgramModel, order: int, count: int, lines: _Lines) -> NgramModel:
+    """Return `model` with its next level, of `count` n-grams."""
+    names: list[str] = []  # the words of the unigrams
     numbers = {word: number for number, word in enumerate(model.words)}
-    grams, probabilities, back_offs, where = array("q"), array("d"), array("d"), array("q")
+    grams, probabilities, back_offs, line_numbers = array("q"), array("d"), array("d"), array("q")
     for _ in range(count):
         line = lines.next(f"the last of {count} {order}-grams")
         fields = SPACES.split(line)
@@ -138,18 +138,18 @@ def _with_level(model: NgramModel, order: int, count: int, lines: _Lines) -> Ngr
                 raise lines.error(f"the word {error.args[0]!r} is not among the unigrams") from error
         probabilities.append(max(p, NEVER))
         back_offs.append(max(back_off, NEVER))
-        where.append(lines.number)
+        line_numbers.append(lines.number)
     if order == 1:
         return NgramModel(*_unigrams(names, probabilities, back_offs, lines))
     at = np.array(grams, dtype=np.int64).reshape(-1, order)
     contexts = find_ngrams(model, at[:, :-1])
     if (contexts < 0).any():
-        raise lines.error("its first words are no n-gram of their own", where[int(np.argmin(contexts))])
+        raise lines.error("its first words are not an n-gram of their own", line_numbers[int(np.argmin(contexts))])
     keys = contexts * len(model.words) + at[:, -1]
     rows = np.argsort(keys, kind="stable")
-    again = np.flatnonzero(np.diff(keys[rows]) == 0)
-    if len(again):
-        raise lines.error(f"this {order}-gram stands here for the second time", where[int(rows[again[0] + 1])])
+    repeated = np.flatnonzero(np.diff(keys[rows]) == 0)
+    if len(repeated):
+        raise lines.error(f"this {order}-gram is listed a second time", line_numbers[int(rows[repeated[0] + 1])])
     level = Level(keys[rows], np.array(probabilities)[rows], np.array(back_offs)[rows])
     return NgramModel(model.words, [*model.levels, level])
 
@@ -160,6 +160,6 @@ def _unigrams(names: list[str], probabilities: array, back_offs: array, lines: _
         raise lines.error("the unigrams up to here lack <s> or </s>, or have a word twice")
     values.setdefault("<unk>", (NEVER, 0.0))
     words = [*SPECIAL, *sorted(set(values) - set(SPECIAL))]
-    of_words = np.array([values[word] for word in words])
-    of_words[words.index("<s>"), 0] = NEVER  # some say 0: it is there without being predicted
-    return words, [Level(np.arange(len(words)), *of_words.T.copy())]
+    table = np.array([values[word] for word in words])  # (words, 2): log10 probability and back-off
+    table[words.index("<s>"), 0] = NEVER  # some tools write 0: <s> is never predicted
+    return words, [Level(np.arange(len(words)), *table.T.copy())]

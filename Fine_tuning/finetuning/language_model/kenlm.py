@@ -1,4 +1,8 @@
-"""The language model in its folder: found, checked, loaded by KenLM, and its perplexity."""
+"""Find, check and load the language model of an experiment with KenLM, and measure its perplexity.
+
+Its folder holds `language_model.arpa`, `lexicon.txt` (a word, a tab, its characters separated by spaces) and
+`language_model.json`. A word of a given model may be spelt differently in the texts (`Città`, `l’`).
+"""
 
 import hashlib
 import math
@@ -26,7 +30,10 @@ ARPA, LEXICON, ABOUT = "language_model.arpa", "lexicon.txt", "language_model.jso
 
 
 def find_language_model(output: str, config_file: str) -> tuple[Path, Lexicon, dict[str, str]]:
-    """The language model in the folder `output`, its words, the hashes of both; UserError when it is not made yet."""
+    """Return the language model in the folder `output`, its lexicon and the hashes of both.
+
+    Raises UserError when there is none yet, or when the files are not those that language_model.json describes.
+    """
     folder = resolve_path(output)
     command = f"python Fine_tuning/train_language_model.py --config {config_file}"
     about = read_json(folder / ABOUT)
@@ -37,7 +44,7 @@ def find_language_model(output: str, config_file: str) -> tuple[Path, Lexicon, d
         if about["inputs"]["file"]:
             path = resolve_path(about["inputs"]["file"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / ABOUT} describes no language model; delete it and type: {command}") from error
+        raise UserError(f"{folder / ABOUT} describes no language model; delete it and run: {command}") from error
     lexicon, content = folder / LEXICON, _read_bytes(folder / LEXICON)
     hashes = {
         "arpa": sha256(path) if path.is_file() else "",
@@ -45,14 +52,14 @@ def find_language_model(output: str, config_file: str) -> tuple[Path, Lexicon, d
     }
     if hashes != recorded:
         raise UserError(
-            f"{path} and {lexicon} are not what {ABOUT} beside them says; wait for the run that is making them, or "
-            f"type: {command}"
+            f"{path} and {lexicon} are not those that {ABOUT} describes; wait for the run that is making them, or "
+            f"run: {command}"
         )
     return path, parse_lexicon(lexicon, content), hashes
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Of a file, empty where there is none: read once, so that what is hashed is what is used."""
+    """Return the content of a file, empty if there is none: read once, so that what is hashed is what is used."""
     try:
         return path.read_bytes()
     except OSError:
@@ -60,7 +67,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def is_up_to_date(folder: Path, inputs: Mapping[str, Any]) -> bool:
-    """Whether the language model in a folder was made from these inputs and is still as it was made."""
+    """Return whether the language model in a folder was made from these inputs and has not changed since."""
     about = read_json(folder / ABOUT)
     if not isinstance(about, dict) or about.get("inputs") != inputs:
         return False
@@ -72,21 +79,21 @@ def is_up_to_date(folder: Path, inputs: Mapping[str, Any]) -> bool:
 
 
 def perplexity(path: Path, lexicon: Lexicon, texts: Iterable[str]) -> dict[str, Any]:
-    """How a model takes texts, as KenLM reads it: 10 ** -mean log10 p over words and sentence ends.
+    """Return the perplexity of texts, 10 ** -mean log10 p over words and sentence ends, scored by KenLM.
 
-    Without the words it does not know; the rate of these; and with them, as <unk>. Of words of one spelling, the one
-    that the model finds more probable there counts. UserError when the figures of a file are no numbers.
+    It is given without unknown words and with them (as <unk>), together with their rate. Of words with the same
+    spelling, the most probable one in its place counts. Raises UserError when a probability is not a number.
     """
     lm, dictionary = load_kenlm(path, lexicon)
-    known, nothing = defaultdict(list), [dictionary.get_index(UNKNOWN)]
+    known, unknown_index = defaultdict(list), [dictionary.get_index(UNKNOWN)]
     for word, spelling in lexicon.items():
         known[spelling].append(dictionary.get_index(word))
     total, all_total, unknown, count, ends = 0.0, 0.0, 0, 0, 0
     for text in texts:
         state = lm.start(False)
         for word in text.split():
-            scored = [lm.score(state, number) for number in known.get(word, nothing)]
-            state, score = max(scored, key=lambda found: found[1])
+            scored = [lm.score(state, number) for number in known.get(word, unknown_index)]
+            state, score = max(scored, key=lambda result: result[1])
             all_total += score
             total += score if word in known else 0.0
             unknown += word not in known
@@ -94,7 +101,7 @@ def perplexity(path: Path, lexicon: Lexicon, texts: Iterable[str]) -> dict[str, 
         _, score = lm.finish(state)
         total, all_total, ends = total + score, all_total + score, ends + 1
     if not math.isfinite(all_total):
-        raise UserError(f"{path} gives probabilities that are none; make it again or name another one")
+        raise UserError(f"{path} gives probabilities that are not numbers; make it again or name another one")
     figures = {
         "perplexity": _power(-total / (count - unknown + ends)),
         "perplexity_with_unknown": _power(-all_total / (count + ends)),
@@ -104,7 +111,7 @@ def perplexity(path: Path, lexicon: Lexicon, texts: Iterable[str]) -> dict[str, 
 
 
 def _power(exponent: float) -> float:
-    """10 to that power, infinite where it is no float any more."""
+    """Return 10 to that power, infinity where a float cannot hold it."""
     return 10**exponent if exponent < 300 else math.inf
 
 
@@ -120,7 +127,10 @@ def require_flashlight() -> None:
 
 
 def load_kenlm(path: Path, words: Iterable[str]) -> "tuple[KenLM, Dictionary]":
-    """An ARPA file or KenLM's binary, and the numbers of `words` and of <unk>; UserError when KenLM cannot read it."""
+    """Load an ARPA file or KenLM binary; return it and the dictionary of `words` and <unk>.
+
+    Raises UserError when KenLM cannot read it.
+    """
     from flashlight.lib.text.decoder.kenlm import KenLM
     from flashlight.lib.text.dictionary import Dictionary
 
@@ -139,13 +149,13 @@ def load_kenlm(path: Path, words: Iterable[str]) -> "tuple[KenLM, Dictionary]":
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """KenLM draws a progress bar of its own on stderr."""
+    """Suppress the progress bar that KenLM draws on stderr."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(null)

@@ -1,8 +1,9 @@
-"""KenLM's own estimator, lmplz, for a text that does not fit in memory: it sorts on the disk.
+"""KenLM's own estimator, lmplz, for texts that do not fit in memory: it sorts on disk.
 
-It estimates what ngrams.py does (interpolated modified Kneser-Ney; Heafield et al. 2013): log10 p is the same to 5e-7.
-It takes no <unk> in a text, so a word outside the vocabulary is written as RARE, which becomes <unk> afterwards: that
-spreads what is for words that do not occur over one word more, and log10 p differs by a few times 1 / number of words.
+It estimates the same model as kneser_ney.py (interpolated modified Kneser-Ney; Heafield et al. 2013): log10 p agrees to
+5e-7. It does not accept <unk> in a text, so a word outside the vocabulary is written as RARE, which becomes <unk>
+afterwards. That spreads the probability of unseen words over one more word, and log10 p differs by a few times
+1 / number of words.
 """
 
 import math
@@ -19,30 +20,33 @@ from finetuning.errors import UserError, printable
 from finetuning.files import atomic_path
 from finetuning.language_model.kneser_ney import FALLBACK
 
-LEAST_PER_WORD, MOST_PER_WORD = 100, 300  # bytes that ngrams.py takes, measured: the same sentences, ever new ones
-RARE = "<rare>"  # no text has it: a note of a transcriber, as <unk> is
-SHARE = 0.5  # of the free memory that lmplz may sort in
-LEAST_TO_SORT, MOST_TO_SORT = 1 << 26, 1 << 31  # bytes: with less lmplz does not begin, more it fills in vain
+LEAST_PER_WORD, MOST_PER_WORD = (
+    100,
+    300,
+)  # bytes that kneser_ney.py takes, measured on repeated and on ever new sentences
+RARE = "<rare>"  # in no text: such a tag is rejected as a transcriber's note, like <unk>
+SORT_SHARE = 0.5  # of the free memory that lmplz may sort in
+LEAST_TO_SORT, MOST_TO_SORT = 1 << 26, 1 << 31  # bytes: with less lmplz does not start, more does not help
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 SUBSTITUTED = re.compile(r"[Ss]ubstituting fallback discounts for order (\d+)")  # counted from 0
 
 
 def available_memory_bytes() -> int:
-    """Memory that this process can still have, by the machine, its control groups and its own limit."""
-    free = list(_left_in_groups())
-    if found := re.search(r"^MemAvailable: +(\d+) kB", _read(PROC / "meminfo"), re.MULTILINE):
-        free.append(int(found[1]) * 1024)
+    """Return the memory this process can still get, limited by the machine, its control groups and its own limit."""
+    free = list(_free_in_groups())
+    if available := re.search(r"^MemAvailable: +(\d+) kB", _read(PROC / "meminfo"), re.MULTILINE):
+        free.append(int(available[1]) * 1024)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    found = re.search(r"^VmSize:\s+(\d+) kB", _read(PROC / "self" / "status"), re.MULTILINE)
-    if limit != resource.RLIM_INFINITY and found:
-        free.append(limit - int(found[1]) * 1024)
+    size = re.search(r"^VmSize:\s+(\d+) kB", _read(PROC / "self" / "status"), re.MULTILINE)
+    if limit != resource.RLIM_INFINITY and size:
+        free.append(limit - int(size[1]) * 1024)
     return max(0, min(free, default=1 << 62))
 
 
-def _left_in_groups() -> Iterator[int]:
-    """Bytes that each control group of this process, as of a container or a job, still gives.
+def _free_in_groups() -> Iterator[int]:
+    """Yield the bytes free in each control group of this process (of a container or a job, for example).
 
-    What files were read from is given back when it is needed.
+    The page cache counts as free.
     """
     for line in _read(PROC / "self" / "cgroup").splitlines():
         kinds, path = line.split(":", 2)[1:]
@@ -68,7 +72,7 @@ def _read(path: Path) -> str:
 
 
 def find_lmplz() -> str | None:
-    """Where lmplz lies on the PATH."""
+    """Return the path of lmplz if it is on the PATH."""
     return shutil.which("lmplz")
 
 
@@ -80,17 +84,17 @@ def estimate_with_lmplz(
     prune: Sequence[int],
     vocabulary: Iterable[str] | None,
 ) -> list[int]:
-    """Write the ARPA file of a text that is read once; the orders whose discounts could not be estimated.
+    """Write the ARPA file of a text, which is read once; return the orders whose discounts could not be estimated.
 
-    `vocabulary`: the words that the model may have, any other is <unk>; None: all. UserError when lmplz fails: nothing
-    is written then.
+    `vocabulary`: the words of the model, any other becomes <unk>; None: all words. Raises UserError, and writes
+    nothing, when lmplz fails.
     """
     command = [
         lmplz,
         "-o",
         str(order),
         "-S",
-        f"{min(MOST_TO_SORT, max(LEAST_TO_SORT, int(SHARE * available_memory_bytes())))}b",
+        f"{min(MOST_TO_SORT, max(LEAST_TO_SORT, int(SORT_SHARE * available_memory_bytes())))}b",
     ]
     command += ["-T", f"{arpa.parent}/", "--discount_fallback", *map(str, FALLBACK[1:])]
     command += ["--prune", *map(str, prune)] if any(prune) else []
@@ -109,14 +113,14 @@ def estimate_with_lmplz(
             process.stdout.close()
             status = process.wait()
         log.seek(0)
-        said = log.read().decode("utf-8", "replace")
+        messages = log.read().decode("utf-8", "replace")
         if status:
-            raise _failed(lmplz, arpa, status, said)
-    return [int(number) + 1 for number in SUBSTITUTED.findall(said)]
+            raise _lmplz_error(lmplz, arpa, status, messages)
+    return [int(number) + 1 for number in SUBSTITUTED.findall(messages)]
 
 
 def _feed(stdin: BinaryIO, sentences: Iterable[Sequence[str]], allowed: frozenset[str] | None) -> bool:
-    """Write all sentences, a line each; whether RARE is among their words. A program that has ended gets no more."""
+    """Write all sentences, one per line, unless the program ends; return whether RARE is among their words."""
     rare = False
     try:
         with stdin:
@@ -131,7 +135,7 @@ def _feed(stdin: BinaryIO, sentences: Iterable[Sequence[str]], allowed: frozense
 
 
 def _rare_as_unknown(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of lmplz's ARPA file with RARE and its <unk>, which stands first and in no n-gram, as one word."""
+    """Yield the lines of lmplz's ARPA file with RARE and <unk>, which is first and in no n-gram, merged to <unk>."""
     unknown = None
     for line in lines:
         if line.startswith(b"ngram 1="):
@@ -149,10 +153,10 @@ def _rare_as_unknown(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield line
 
 
-def _failed(lmplz: str, arpa: Path, status: int, said: str) -> UserError:
-    last = printable(said.strip().splitlines()[-1])[:200] if said.strip() else "without a word"
-    ended = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+def _lmplz_error(lmplz: str, arpa: Path, status: int, messages: str) -> UserError:
+    last = printable(messages.strip().splitlines()[-1])[:200] if messages.strip() else "without a message"
+    end = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     return UserError(
-        f"{lmplz} {ended} ({last}); nothing was written: give it more memory or disk space beside {arpa}, type "
-        "the same command again"
+        f"{lmplz} {end} ({last}); nothing was written: give it more memory, or more disk space at {arpa.parent}, and "
+        "rerun the same command"
     )
