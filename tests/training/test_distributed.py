@@ -85,11 +85,13 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_later(
     os.kill(child, signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert_refused(
-        subprocess.CompletedProcess([], process.returncode, out, err), "trains together", "the same command goes on"
+        subprocess.CompletedProcess([], process.returncode, out, err),
+        "trains together",
+        "rerun the same command to resume",
     )
     resumed = run_script("train.py", *arguments, env=ONE)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert resumed.stdout.count("Going on from") == 1
+    assert resumed.stdout.count("Resuming from") == 1
     assert (tmp_path / "run" / "Model-IT-finetuned.nemo").is_file()
 
 
@@ -128,7 +130,7 @@ def test_a_job_of_slurm_is_stopped_at_its_time_limit_and_goes_on(tiny_config: Pa
     processes = started_by_slurm(command, port)
     first, second = (process.communicate(timeout=300) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], (first, second)
-    assert first[0].count("Going on from") == 1 and "Going on from" not in second[0]
+    assert first[0].count("Resuming from") == 1 and "Resuming from" not in second[0]
     assert (tmp_path / "Model-IT-finetuned.nemo").is_file()
 
 

@@ -191,7 +191,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     moved = (tmp_path / "run").rename(tmp_path / "moved")  # as to another disk
     resumed = run_script("train.py", *command[2:-1], f"training.output={moved}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "Going on from" in resumed.stdout
+    assert "Resuming from" in resumed.stdout
     assert {path.name for path in (moved / "checkpoints").glob("[lp.]*")} == {"last.ckpt", "previous.ckpt"}
     assert not differing(weights(moved / "checkpoints" / "last.ckpt"), weights(tiny_run / "checkpoints" / "last.ckpt"))
     assert read_rows(moved) == read_rows(tiny_run)

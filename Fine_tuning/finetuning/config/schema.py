@@ -141,14 +141,12 @@ class Training:
     accelerator: str = "auto"  # auto: a GPU when there is one
     devices: int = 1  # GPUs or, on CPUs, processes on each node; each takes batches of its own
     num_nodes: int = 1
-    strategy: str = "auto"  # Lightning's; auto: DDP where several processes train together
     precision: str = "auto"  # auto: 16-mixed on a GPU, 32-true on a CPU
     gradient_clip: float | None = None  # largest norm of all gradients together
     checkpoint_minutes: float = 30.0  # between two checkpoints within an epoch
     keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
     encoder_lr_scale: float = 1.0  # the encoder's learning rate is the optimizer's times this
     speed_perturbation: float = 0.0  # each training clip is played up to this share faster or slower
-    overfit: int = 0  # above 0: no training, but a self-test that learns so many utterances by heart
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
 

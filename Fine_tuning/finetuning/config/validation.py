@@ -292,8 +292,8 @@ def validate(config: Config) -> None:
             "training.batch_duration_s must be above 0, or null",
         ),
         (
-            min(training.checkpoint_minutes, training.encoder_lr_scale, training.overfit) < 0,
-            "training.checkpoint_minutes, training.encoder_lr_scale and training.overfit must be 0 or more",
+            min(training.checkpoint_minutes, training.encoder_lr_scale) < 0,
+            "training.checkpoint_minutes and training.encoder_lr_scale must be 0 or more",
         ),
         (training.accelerator not in ACCELERATORS, f"training.accelerator must be one of {', '.join(ACCELERATORS)}"),
         (training.precision not in PRECISIONS, f"training.precision must be one of {', '.join(PRECISIONS)}"),
