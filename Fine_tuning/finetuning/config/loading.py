@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetuning.config.key_types import shown_value, type_name, validate_types
 from finetuning.config.schema import ROOT, Config, resolve_path
-from finetuning.config.validation import shown_value, type_name, validate, validate_types
+from finetuning.config.validation import validate
 from finetuning.errors import UserError
 
 MAX_YAML_BYTES = 200_000  # bytes; PyYAML takes seconds for more

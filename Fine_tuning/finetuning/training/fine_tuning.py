@@ -70,7 +70,7 @@ def setup_optimizer(model: EncDecCTCModel, training: experiment.Training, steps:
     """Give the model NeMo's `optim` section, from which NeMo builds optimiser and schedule when fit() starts."""
     schedule = {"name": "CosineAnnealing", "max_steps": steps, **vars(training.schedule)}
     with open_dict(model.cfg):
-        model.cfg.optim = {**vars(training.optimizer), "sched": schedule}
+        model.cfg.optim = {**vars(training.optimizer), "name": training.optimizer.name.value, "sched": schedule}
         if training.encoder_lr_scale != 1:
             model.cfg.optim_param_groups = {"encoder": {"lr": training.optimizer.lr * training.encoder_lr_scale}}
 
@@ -80,7 +80,7 @@ def trainer_kwargs(training: experiment.Training) -> dict[str, Any]:
     if training.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("training.accelerator=gpu, and torch finds no GPU; type training.accelerator=auto")
     return {
-        "accelerator": training.accelerator,
+        "accelerator": training.accelerator.value,
         "devices": training.devices,
         "num_nodes": training.num_nodes,
         "strategy": DDP if is_distributed(training) else "auto",
@@ -164,7 +164,7 @@ def is_distributed(training: experiment.Training) -> bool:
 def precision(training: experiment.Training) -> str:
     """Return the numerical precision of the training, as Lightning calls it."""
     if training.precision != "auto":
-        return training.precision
+        return training.precision.value
     return "16-mixed" if uses_gpu(training.accelerator) else "32-true"
 
 

@@ -16,8 +16,6 @@ from finetuning.files import changed_keys, read_json, sha256, write_json
 RECORD = "run.json"
 PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer", "numpy", "soundfile", "librosa")
 FORMER_KEY = "training.strategy"  # of earlier versions: how processes exchange gradients, not what a run learns
-# where and how fast a run goes on may change in its middle; what it learns from may not
-FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes")
 
 
 def process_rank(devices: int) -> int:
@@ -124,12 +122,12 @@ def library_versions() -> dict[str, str]:
 def _new_record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
     settings = config.as_dict()
     folder = experiment.manifest_folder(config)
-    training = {key: value for key, value in settings["training"].items() if key not in FREE_TO_CHANGE}
+    free = experiment.free_keys(experiment.Training)
     architecture = config.model.architecture
     return {
         "experiment": config.name,
         "made_from": {
-            "training": training,
+            "training": {key: value for key, value in settings["training"].items() if key not in free},
             "alphabet": config.text.alphabet,
             "base": sha256(base) if base else None,
             "architecture": sha256(experiment.resolve_path(architecture)) if architecture and not base else None,
