@@ -11,8 +11,8 @@ import requests
 from tqdm import tqdm
 
 from finetuning.config import schema as experiment
-from finetuning.config.schema import RegistryEntry, strip_query
 from finetuning.config.key_types import shown_value
+from finetuning.config.schema import RegistryEntry, strip_query
 from finetuning.download import TIMEOUT_S, describe_request_error
 from finetuning.errors import UserError
 from finetuning.files import check_disk_space, ensure_writable_dir, exclusive_lock, sha256
