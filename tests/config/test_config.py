@@ -169,7 +169,7 @@ def test_what_may_change_while_a_step_resumes():
         ("training.optimizer.name=adamm", ["training.optimizer.name", "novograd, adamw"]),
         ("training.optimizer.betas=[0.9]", ["training.optimizer.betas"]),
         ("training.schedule.warmup_ratio=2", ["training.schedule.warmup_ratio=2.0 must be at least 0 and below 1"]),
-        ("training.optimizer.betas=[0.9,1]", ["training.optimizer.betas.1=1.0 must be at least 0 and below 1"]),
+        ("training.optimizer.betas=[0.9,1]", ["training.optimizer.betas[1]=1.0 must be at least 0 and below 1"]),
         ("training.decoder_init=zero", ["training.decoder_init: 'zero' is not one of random, warm"]),
         ("training.precision=16", ["training.precision: 16 is not one of auto, 32-true, 16-mixed, bf16-mixed"]),
         ("evaluation.decoder=no", ["evaluation.decoder: false is not one of greedy, lm"]),

@@ -242,7 +242,7 @@ NAMED = "manifest_utils.write_manifest, which is not among the classes"
         ({"model_weights.ckpt": hostile_checkpoint}, "weights cannot be read"),
         ({"model_weights.ckpt": a_bit_flipped}, "weights are damaged"),
         ({"model_weights.ckpt": deflated}, "unpack to more than their size"),
-        ({"model_weights.ckpt": no_numbers}, "no numbers"),
+        ({"model_weights.ckpt": no_numbers}, "not finite"),
         ({"model_config.yaml": lambda _: b"a: [1"}, "small.nemo is not a .nemo file"),
         ({"model_config.yaml": lambda _: b"- 1"}, "small.nemo is not a .nemo file"),
         ({"model_config.yaml": lambda content: TOUCHES + content}, "python/object"),

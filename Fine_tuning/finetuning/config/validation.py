@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from finetuning.errors import UserError
 
 def validate(config: Config) -> None:
     """Raise UserError for values that have the right type and still make no sense."""
-    for problem in (*_beyond_limits(config), *_wrong_registry(config), *_wrong_dataset(config), *_wrong_steps(config)):
+    checks = (_beyond_limits, _wrong_registry, _wrong_dataset, _wrong_steps)
+    for problem in chain.from_iterable(check(config) for check in checks):
         raise UserError(f"{config.file}: {problem}")
 
 
@@ -23,9 +25,10 @@ def _beyond_limits(section: Any, prefix: str = "") -> Iterator[str]:
     """Yield what is wrong with single values: infinite numbers, and what the limits of the schema do not allow."""
     for key in fields(section):
         value, name = getattr(section, key.name), prefix + key.name
-        entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        entries = {f"{name}[{number}]": entry for number, entry in enumerate(value)} if isinstance(value, list) else {}
+        entries |= {f"{name}.{entry}": content for entry, content in value.items()} if isinstance(value, dict) else {}
         limits, optional = key.metadata.get("limits"), type(None) in get_args(key_types(type(section))[key.name])
-        for dotted, single in ((name, value), *((f"{name}.{entry}", content) for entry, content in entries)):
+        for dotted, single in {name: value, **entries}.items():
             if is_dataclass(single):
                 yield from _beyond_limits(single, f"{dotted}.")
             elif isinstance(single, float) and not math.isfinite(single):
