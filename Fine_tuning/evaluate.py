@@ -89,6 +89,8 @@ def main() -> None:
     from finetuning.evaluation import results, slices
     from finetuning.language_model import kenlm
 
+    if config.evaluation.decoder == "lm":
+        kenlm.require_flashlight()
     named = results.row_names(config)
     test = read_data(manifest_path(experiment.manifest_folder(config), "test"))
     groups = slices.make_groups(test.utterances, read_training(test.folder), config.evaluation.topics)

@@ -34,6 +34,7 @@ def main() -> None:
     config = from_command_line(__doc__)
     from finetuning.language_model import kenlm
 
+    kenlm.require_flashlight()
     folder = ensure_writable_dir(experiment.resolve_path(config.language_model.output))
     with exclusive_lock(folder):
         remove_stale_temp_files(folder)

@@ -39,8 +39,11 @@ SHOWN = 5  # names of files that are left out
 def main() -> None:
     """Transcribe what can be read, and end with an error when something could not."""
     arguments = command_line()
+    from finetuning.language_model.kenlm import require_flashlight
     from finetuning.transcription.transcripts import TranscriptFolder, find_recordings
 
+    if arguments.language_model:
+        require_flashlight()
     given, left_out = find_recordings(arguments.recordings)
     if left_out:
         say(f"left out, for they do not look like sound: {listed(left_out)}; give a file by its name to have it tried")

@@ -114,7 +114,7 @@ def hours(recipes: dict[str, Any]) -> bytes | None:
 
 def seeds(recipes: dict[str, Any]) -> bytes | None:
     """Test WER of each seed of the demo, best path beside the language model."""
-    runs = recipes["variants"].get("warm", {}).get("runs", [])
+    runs = recipes["variants"].get("demo", {}).get("runs", [])
     pairs = [(seed, run) for seed, run in zip(recipes["seeds"], runs, strict=False) if "lm_wer" in run]
     if not pairs:
         return None

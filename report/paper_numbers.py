@@ -107,7 +107,9 @@ def _recipe(config: Config) -> dict[str, str]:
     return {
         "epochs": str(training.max_epochs),
         "frozen": str(training.frozen_epochs),
-        "batch": str(training.batch_size),
+        "batch": f"{training.batch_size} utterances"
+        if training.batch_duration_s is None
+        else f"{training.batch_duration_s:g} s",
         "optimizer": {"adamw": "AdamW", "novograd": "NovoGrad"}[training.optimizer.name],
         "lr": f"{training.optimizer.lr:g}",
         "warmup": f"{100 * training.schedule.warmup_ratio:g}",
@@ -170,10 +172,10 @@ def _signed(value: float) -> str:
 
 
 def _recipes(of: dict[str, Any]) -> dict[str, Any]:
-    """Each variant that was run: mean ± standard deviation, and whether its runs lie apart from the demo's."""
+    """Each variant that was run: mean ± standard deviation, and whether its runs lie apart from the long recipe's."""
     variants = {variant: of["variants"][variant] for variant in RECIPES if variant in of["variants"]}
-    demo = variants["warm"]
-    usual = demo["runs"][0]["epochs"]
+    demo, long = variants["demo"], variants["warm"]  # all but the demo change the long recipe
+    usual = long["runs"][0]["epochs"]
     found = {}
     for variant, measured in variants.items():
         epochs = measured["runs"][0]["epochs"]
@@ -183,8 +185,8 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
             "cer": spread(measured, "cer"),
             "reached": ", ".join(str(run["reached"] or "never") for run in measured["runs"]),
             "epochs": str(epochs),
-            "difference": _signed(measured["mean"]["wer"] - demo["mean"]["wer"]),
-            "beside": "" if variant == "warm" else _beside(variant, measured["runs"], demo["runs"]),
+            "difference": _signed(measured["mean"]["wer"] - long["mean"]["wer"]),
+            "beside": "" if variant == "warm" else _beside(variant, measured["runs"], long["runs"]),
         }
     adapting, frozen = "10 frozen epochs", "10 frozen epochs and batch normalisation"
     if {adapting, frozen} <= set(variants):
@@ -195,7 +197,7 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
         "seeds": str(len(of["seeds"])),
         "threshold": f"{of['validation_wer']:g}",
         "epochs": str(usual),
-        "other_epochs": any(of["epochs"] != str(usual) for of in found.values()),
+        "other_epochs": any(of["epochs"] != str(usual) for variant, of in found.items() if variant != "demo"),
         "machine": of["machine"],
         **with_lm,
     }

@@ -3,35 +3,87 @@
 import re
 from typing import Any
 
-from finetuning.config.loading import load_config
+from finetuning.config.schema import Config, Evaluation
+from finetuning.evaluation.results import format_published
+from paper_numbers import WAV_BYTES_PER_S, gpu_hours
 from wording import DECODINGS, RECIPES, short, spread
 
 
-def reaches(rows: dict[str, dict], measured: dict) -> str:
-    """What the demo gives, in a few sentences; `measured` over seeds, as in results/reference/recipes.json."""
+def seeds(measured: dict) -> str:
+    """Return the demo's word error rates over seeds; `measured` as in results/reference/recipes.json."""
     variants = measured["variants"]
-    said = [
-        (f"**{rows['quartznet_small_en']['wer']:.3f}**", "of the English model"),
-        *(
-            (f"**{spread(variants[variant], key)}**", when)
-            for variant, key, when in (
-                ("warm", "wer", "after fine-tuning"),
-                ("warm", "lm_wer", "with a language model"),
-                ("from scratch", "wer", "without the English model"),
-            )
-            if variant in variants and key in variants[variant]["mean"]
-        ),
+    long = variants["warm"]["runs"][0]["epochs"]
+    rates = [
+        f"**{spread(variants[variant], key)}** {when}"
+        for variant, key, when in (
+            ("demo", "wer", "after fine-tuning"),
+            ("demo", "lm_wer", "with the language model"),
+            ("from scratch", "wer", f"when trained from scratch, without the English model, for {long} epochs"),
+        )
+        if variant in variants and key in variants[variant]["mean"]
     ]
-    published = {p.model: p.wer for p in load_config("configs/italian.yaml", []).evaluation.published}
+    return f"Each row is one run. Over {len(measured['seeds'])} seeds, the demo's WER is {_and(rates)}."
+
+
+def gpu(torch: dict[str, Any], version: str) -> str:
+    """Return what the pinned `version` of torch takes; `torch` as in paper/published.json."""
     return (
-        "The demo's word error rate on unheard speakers of the sample, which is synthetic speech from a small grammar: "
-        f"{_and([' '.join(each) for each in said])} ({len(measured['seeds'])} seeds). On people's speech, Common Voice "
-        f"24 Italian, fine-tuning was published to reach {published['Model-IT-finetuned']:.3f}, and NVIDIA's own "
-        f"Italian model {published['stt_it_quartznet15x5']:.3f}; neither was measured here."
+        f"**GPU.** On Linux the pinned torch {version} is a build for CUDA {torch['cuda']}: {torch['download_gb']} GB "
+        f"to download, {torch['installed_gb']} GB installed, NVIDIA driver {torch['driver']} or newer "
+        "(`nvidia-smi` shows yours)."
     )
 
 
-def listed(text: str) -> str:
+def needs(others: dict[str, Any], conversion: dict[str, Any], italian: Config) -> str:
+    """Return what configs/italian.yaml takes of a machine, as a table.
+
+    `others`: paper/published.json. `conversion`: results/reference/dataset_creation.json.
+    """
+    clips, archive_gb = others["common_voice"]["validated_clips"], italian.dataset.archive.size_bytes / 1e9
+    wavs_gb = others["common_voice"]["hours"] * 3600 * WAV_BYTES_PER_S / 1e9
+    batch, longest_s = italian.training.batch_size, italian.dataset.max_duration_s
+    activations_gb = others["quartznet15x5"]["activation_mb_per_s"] * batch * longest_s / 1e3
+    clips_per_s, hours = conversion["clips_per_s"]["archive"]["median"], gpu_hours(others, italian)
+    rows = {
+        "Disk": f"about {archive_gb + wavs_gb + 1:.0f} GB: {archive_gb:.1f} for the archive, {wavs_gb:.0f} for the "
+        "wavs, 1 for models and checkpoints",
+        "GPU": f"NVIDIA, driver {others['torch']['driver']} or newer",
+        "GPU memory": f"{activations_gb:.1f} GB for the activations of the largest batch ({batch} clips of "
+        f"{longest_s:g} s) and 1 to 2 for everything else; calculated, not measured",
+        "Time, step 1": f"about {clips / clips_per_s / 60:.0f} minutes: {clips:,} clips at {short(clips_per_s)} per "
+        f"second on {conversion['machine']}",
+        "Time, step 2": f"{hours['least']} to {hours['most']} hours: an estimate, not measured, for a GPU that "
+        f"sustains {hours['slow']} to {hours['fast']} operations per second, far fewer than its data sheet promises",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def published(others: dict[str, Any], evaluation: Evaluation) -> str:
+    """Return the published rows and what is known of the run behind them; `others`: paper/published.json."""
+    run, clips = others["run"], others["common_voice"]["validated_clips"]
+    steps, frozen, knee = round(run["steps"] / run["epochs"]), run["frozen_epochs"], run["second_knee_epoch"]
+    known = [
+        f"Its text says that the split is {run['split']['text']}, its code {run['split']['code']}. Its {steps:,} steps "
+        f"of {run['batch']} utterances per epoch are {steps * run['batch'] / clips:.0%} of the release's "
+        f"{clips:,} clips.",
+        "It trimmed silence in training and validation but not in the test, which matters little: with trimming its "
+        f"test WER is {run['test_wer_trimmed']}.",
+        f"Its vocabulary has {run['labels']} labels, among them `_`.",
+        f"Its validation loss has a second knee at epoch {knee}, where the run was resumed. Its script unfreezes the "
+        f"encoder only as epoch {frozen + 1} begins, so from epoch {knee} on it was probably frozen again, and the "
+        f"result may come from about {knee - frozen - 1} unfrozen epochs.",
+    ]
+    return "\n".join(
+        [
+            f"**Not measured here.** On {evaluation.published_on}, split and normalised by its authors:\n",
+            f"{format_published(evaluation)}\n",
+            "What is known of the fine-tuning run in the second row:\n",
+            *(f"- {fact}" for fact in known),
+        ]
+    )
+
+
+def as_list(text: str) -> str:
     """Footnotes and comparisons as a list: Markdown would make one line of them."""
     return re.sub(r"^(?=\[\d|.* minus )", "- ", text, flags=re.MULTILINE)
 
@@ -46,19 +98,19 @@ def sizes(of: dict[str, Any]) -> str:
     )
 
 
-def _and(listed: list) -> str:
-    *first, last = map(str, listed)
+def _and(items: list) -> str:
+    *first, last = map(str, items)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def speed(of: dict) -> str:
+def conversion(of: dict) -> str:
     """Step 1 beside other ways to the same wavs, and what it takes of a machine."""
     ways = {
         "archive": "`dataset_creation.py`, from the archive",
         "folder": "`dataset_creation.py`, from the extracted folder",
         "sox": "sox, as NeMo's script for Common Voice runs it",
-        "ffmpeg": "ffmpeg, a process a clip",
-        "original": "pydub in one process, as this project began",
+        "ffmpeg": "ffmpeg, one process per clip",
+        "original": "pydub in one process, as in the original code",
         "decoding": "only decoding, with libsndfile",
     }
     lines = ["| mp3 to 16 kHz wav | Clips/s | Reading from the archive is |", "|---|---:|---:|"]
@@ -74,7 +126,7 @@ def speed(of: dict) -> str:
         f"With it, {of['clips']['archive']:,} clips took {short(packed)} s from the archive where it lies; extracting "
         f"it and converting from the folder took {short(extracted)} s and {of['extracted_mb']:,} MB more of the disk.",
         f"Peak memory with {int(few):,} and {int(many):,} clips: {at_first['main']} and {at_last['main']} MB, "
-        f"and {at_first['worker']} and {at_last['worker']} MB a worker.",
+        f"and {at_first['worker']} and {at_last['worker']} MB per worker.",
         f"Without the audio, {table['rows']:,} rows took {table['s']:.0f} s and {table['peak_mb']} MB.",
     ]
     return "\n".join([*lines, "", *about])
@@ -108,7 +160,7 @@ def evaluation(of: dict) -> str:
         "this": "`evaluate.py`",
         "transcribe": f"NeMo's `transcribe()`, batches of {of['batch']}",
         "transcribe 4": "NeMo's `transcribe()`, batches of 4, its default",
-        "original": "`Trainer.test()` twice, for WER and for CER, as this project began",
+        "original": "`Trainer.test()` twice, for WER and for CER, as in the original code",
     }
     lines = ["| Test set on the CPU | Seconds of audio/s | `evaluate.py` is |", "|---|---:|---:|"]
     for way, name in ways.items():
@@ -117,7 +169,7 @@ def evaluation(of: dict) -> str:
     found = of["difference"]
     about = [
         f"Medians of {of['rounds']} rounds on {of['machine']}; {of['model']}; {of['data']}.",
-        f"Loading is left out; so is the export, {of['export_s']:.0f} s once a model.",
+        f"Loading is left out; so is the export, {of['export_s']:.0f} s once per model.",
         f"The log-probabilities differ from NeMo's by at most {found['log_probabilities']:.0e}; {found['identical']} "
         f"of {found['transcripts']} transcripts, {found['distinct']} of them distinct, are identical.",
     ]
@@ -138,7 +190,7 @@ def decoding(of: dict) -> str:
     about = [
         f"Medians of {of['rounds']} rounds on {of['machine']}, one thread but for `beam_batch`; {of['data']}.",
         "The last two columns: WER with a language model of the general text alone, and how many of the "
-        f"{lacking['words']} words of the test set that it does not know are written right; the best path uses none.",
+        f"{lacking['words']} words of the test set that it does not know are recognised; greedy decoding uses none.",
     ]
     return "\n".join([*lines, "", *about])
 
@@ -167,12 +219,13 @@ def recipes(of: dict) -> str:
         rates = [spread(found, key) for key in ("wer", "cer")]
         epochs = ", ".join(str(run["reached"] or "never") for run in found["runs"])
         lines.append(f"| {RECIPES[variant]} | {' | '.join(rates)} | {epochs} |")
-    demo = of["variants"]["warm"]
-    usual = demo["runs"][0]["epochs"]
-    others = any(found["runs"][0]["epochs"] != usual for found in of["variants"].values())
+    demo = of["variants"]["demo"]
+    epochs = {variant: found["runs"][0]["epochs"] for variant, found in of["variants"].items()}
+    short_run, usual = epochs.pop("demo"), epochs["warm"]
     about = (
         f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
-        f"{usual} epochs each{', more where there are fewer utterances' if others else ''}."
+        f"the demo {short_run} epochs, the others {usual}"
+        f"{', more where there are fewer utterances' if set(epochs.values()) != {usual} else ''}."
     )
     if "lm_wer" in demo["mean"]:
         wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))

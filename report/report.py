@@ -1,14 +1,16 @@
-"""README's tables, image.png and the paper from what runs have written, so that no number is typed by hand.
+"""Write the tables of README and docs/, image.png and the paper from what runs have left: no number is typed by hand.
 
     python report/report.py
 
 Reads the committed files in results/reference/, which the scripts in benchmarks/ write, and paper/'s own; writes
-README.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input gives the same bytes.
+README.md, docs/benchmarks.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input
+gives the same bytes.
 """
 
 import argparse
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +24,17 @@ import readme_tables
 from finetuning.config.loading import ArgumentParser, load_config
 from finetuning.config.schema import ROOT
 from finetuning.errors import UserError, run_script
-from finetuning.evaluation.results import COMPARISONS, format_decoder_table, format_published, format_table
+from finetuning.evaluation.results import COMPARISONS, format_decoder_table, format_table
 from finetuning.files import atomic_path, ensure_writable_dir, read_json
 from finetuning.metrics import loss_curve
 from finetuning.metrics.history import read_metrics
-from paper_numbers import gpu_hours, numbers
+from paper_numbers import numbers
 from wording import minutes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")  # where the tables are
 REFERENCE = ROOT / "results" / "reference"
 PAPER = ROOT / "paper"
 BASE = ROOT / "models" / "demo" / "quartznet_small_en.run.json"
@@ -53,7 +55,7 @@ def main() -> None:
     """Write everything that follows from the results, each file whole or not at all."""
     ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
-        files = made()
+        files = build_files()
     except UserError:
         raise
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -70,40 +72,40 @@ def main() -> None:
     print(f"Wrote {', '.join(str(path.relative_to(ROOT)) for path in files)}")
 
 
-def made() -> dict[Path, bytes]:
-    """Each file that follows from the results, and what it must hold."""
+def build_files() -> dict[Path, bytes]:
+    """Return the content of each file that follows from the results."""
     metrics = read_metrics(REFERENCE / "metrics.csv")
-    found = gathered()
-    pictures = drawn(found["recipes"], metrics)
-    said = {**told(found), "figures": list(pictures)}
+    inputs = gather()
+    pictures = draw_figures(inputs["recipes"], metrics)
+    values = {**paper_values(inputs), "figures": list(pictures)}
     return {
-        README: filled_in(README.read_text(encoding="utf-8")).encode(),
+        **{page: text.encode() for page, text in fill_pages({p: p.read_text(encoding="utf-8") for p in PAGES}).items()},
         ROOT / "image.png": loss_curve.render_loss_curve(metrics, "Demo: loss per epoch (synthetic speech)"),
-        PAPER / "numbers.json": paper_pdf.as_json(said),
+        PAPER / "numbers.json": paper_pdf.as_json(values),
         **{PAPER / "figures" / f"{name}.svg": picture for name, picture in pictures.items()},
-        ROOT / "Finetuning ASR.pdf": paper_pdf.typeset(said, pictures, PAPER),
+        ROOT / "Finetuning ASR.pdf": paper_pdf.typeset(values, pictures, PAPER),
     }
 
 
-def gathered() -> dict[str, Any]:
-    """Content of the JSON files by their stem; comparisons may be missing."""
+def gather() -> dict[str, Any]:
+    """Return the content of the JSON files by their stem; comparisons may be missing."""
     return {
-        **{name: measured(f"{name}.json", benchmark) for name, benchmark in MEASURED.items()},
+        **{name: read_measurement(f"{name}.json", benchmark) for name, benchmark in MEASURED.items()},
         "comparisons": read_json(REFERENCE / f"{COMPARISONS}.json") or [],
         "published": read_json(PAPER / "published.json"),
         "base": read_json(BASE),
     }
 
 
-def told(found: dict[str, Any]) -> dict[str, Any]:
-    """The paper's numbers."""
+def paper_values(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the paper's numbers."""
     small = yaml.safe_load((ROOT / "configs" / "models" / "quartznet_small.yaml").read_text(encoding="utf-8"))
     demo, italian = (load_config(f"configs/{name}.yaml", []) for name in ("demo", "italian"))
-    return numbers(found, result_rows(found["timing"]), demo, italian, small)
+    return numbers(inputs, result_rows(inputs["timing"]), demo, italian, small)
 
 
-def drawn(recipes: dict[str, Any], metrics: "pd.DataFrame") -> dict[str, bytes]:
-    """The paper's pictures by name; one that nothing was measured for is left out."""
+def draw_figures(recipes: dict[str, Any], metrics: "pd.DataFrame") -> dict[str, bytes]:
+    """Return the paper's figures by name, without those that nothing was measured for."""
     pictures = {
         "losses": paper_figures.losses(metrics),
         "epochs": paper_figures.epochs(recipes),
@@ -114,55 +116,67 @@ def drawn(recipes: dict[str, Any], metrics: "pd.DataFrame") -> dict[str, bytes]:
 
 
 def result_rows(timing: dict[str, Any]) -> list[dict[str, Any]]:
-    """Results of the models of the demo, in the order of the table."""
-    return [measured(f"{name}.json", MEASURED["timing"]) for name in timing["models"]]
+    """Return the results of the demo's models, in the order of the table."""
+    return [read_measurement(f"{name}.json", MEASURED["timing"]) for name in timing["models"]]
 
 
-def filled_in(readme: str) -> str:
-    """`readme` with every part between `<!-- name -->` and `<!-- /name -->` made anew."""
-    for name, content in parts().items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        readme, found = marked.subn(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", readme)
-        if not found:
-            raise UserError(f"{README} has no part marked <!-- {name} --> … <!-- /{name} -->; put the marks back")
-    return readme
+def fill_pages(pages: dict[Path, str]) -> dict[Path, str]:
+    """Return `pages` with every part between `<!-- name -->` and `<!-- /name -->` written anew."""
+    content = build_parts()
+    left = set(content)
+
+    def fill(match: re.Match[str]) -> str:
+        left.discard(match[2])
+        return f"{match[1]}{content[match[2]]}\n{match[3]}"
+
+    marked = re.compile(rf"(<!-- ({'|'.join(content)}) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+    filled = {page: marked.sub(fill, text) for page, text in pages.items()}
+    if left:
+        names = ", ".join(f"<!-- {name} --> … <!-- /{name} -->" for name in sorted(left))
+        raise UserError(
+            f"none of {', '.join(page.name for page in pages)} has a part marked {names}; put the marks back"
+        )
+    return filled
 
 
-def parts() -> dict[str, str]:
-    """Markdown by the name of the mark."""
-    found = gathered()
-    timing, rows = found["timing"], result_rows(found["timing"])
-    italian = load_config("configs/italian.yaml", [])
-    gpu = gpu_hours(found["published"], italian)
+def build_parts() -> dict[str, str]:
+    """Return the Markdown of each part by its name."""
+    inputs = gather()
+    timing, rows = inputs["timing"], result_rows(inputs["timing"])
+    demo, italian = (load_config(f"configs/{name}.yaml", []) for name in ("demo", "italian"))
+    shipped = [row for row in rows if "scratch" not in row["model"]]
     steps = ", ".join(f"{name} {minutes(seconds)}" for name, seconds in timing["steps_s"].items())
     return {
-        "reaches": readme_tables.reaches({row["model"]: row for row in rows}, found["recipes"]),
-        "sizes": readme_tables.sizes(measured("dataset.json", MEASURED["dataset"])),
-        "demo": readme_tables.listed(
-            format_table(rows, load_config("configs/demo.yaml", []).evaluation, found["comparisons"])
-        ),
-        "published": f"On {italian.evaluation.published_on}, drawn and normalised by its authors:\n\n"
-        f"{format_published(italian.evaluation)}\n\nFine-tuning should take a GPU between {gpu['least']} and "
-        f"{gpu['most']} hours: an estimate, not measured, for one that sustains {gpu['slow']} to {gpu['fast']} "
-        "operations a second, far fewer than its data sheet promises.",
-        "timing": f"Measured from a fresh clone on {timing['machine']}: installation {minutes(timing['install_s'])}, "
-        f"then the scripts {minutes(timing['scripts_s'])} ({steps}).",
-        "recipes": readme_tables.recipes(found["recipes"]),
-        "dataset_creation": readme_tables.speed(found["dataset_creation"]),
-        "training": readme_tables.training(found["training"]),
-        "evaluation": readme_tables.evaluation(found["evaluation"]),
-        "decoders": format_decoder_table([row for row in rows if "scratch" not in row["model"]]),
-        "domain": readme_tables.domain(found["domain"]),
-        "decoding": readme_tables.decoding(found["decoding"]),
+        "timing": f"From a fresh clone on {timing['machine']}, installation took {minutes(timing['install_s'])} (with "
+        f"torch's CPU build on the disk) and the demo {minutes(timing['scripts_s'])}: {steps}.",
+        "demo": readme_tables.as_list(format_table(shipped, replace(demo.evaluation, note=""))),
+        "seeds": readme_tables.seeds(inputs["recipes"]),
+        "gpu": readme_tables.gpu(inputs["published"]["torch"], pin("torch")),
+        "needs": readme_tables.needs(inputs["published"], inputs["dataset_creation"], italian),
+        "published": readme_tables.published(inputs["published"], italian.evaluation),
+        "sizes": readme_tables.sizes(read_measurement("dataset.json", MEASURED["dataset"])),
+        "results": readme_tables.as_list(format_table(rows, demo.evaluation, inputs["comparisons"])),
+        "recipes": readme_tables.recipes(inputs["recipes"]),
+        "decoders": format_decoder_table(shipped),
+        "domain": readme_tables.domain(inputs["domain"]),
+        "decoding": readme_tables.decoding(inputs["decoding"]),
+        "dataset_creation": readme_tables.conversion(inputs["dataset_creation"]),
+        "training": readme_tables.training(inputs["training"]),
+        "evaluation": readme_tables.evaluation(inputs["evaluation"]),
     }
 
 
-def measured(name: str, benchmark: str) -> dict:
-    """The content of a file in results/reference/; UserError says which benchmark writes it."""
-    found = read_json(REFERENCE / name)
-    if found is None:
+def pin(package: str) -> str:
+    """Return the version of `package` in requirements.txt."""
+    return re.search(rf"^{package}==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+
+
+def read_measurement(name: str, benchmark: str) -> dict:
+    """Return the content of a file in results/reference/; UserError says which benchmark writes it."""
+    content = read_json(REFERENCE / name)
+    if content is None:
         raise UserError(f"there is no {REFERENCE / name}; type: python benchmarks/{benchmark}")
-    return found
+    return content
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from typing import Any
 
 RECIPES = {
-    "warm": "the demo: warm decoder, 5 frozen epochs",
+    "demo": "the demo",
+    "warm": "the long recipe: warm decoder, 5 frozen epochs",  # which those below change
     "random": "random decoder, as published",
     "from scratch": "without the English base",
     "0 frozen epochs": "nothing frozen",
@@ -17,7 +18,7 @@ RECIPES = {
 }
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 DECODINGS = {  # of benchmarks/decoding.py
-    "greedy": "best path",
+    "greedy": "greedy",
     "this": "words, the lexicon open: evaluate.py",
     "lexicon alone": "words, unknown ones all but forbidden",
     "letters": "letters, flashlight without a lexicon",

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+collect_ignore_glob = []  # tests of what has no package for this Python, see requirements.txt
+if sys.version_info >= (3, 13):
+    of_flashlight = ("beam_search", "evaluate_lm", "weight_search")
+    collect_ignore_glob += ["*/language_model/*", *(f"*test_{name}.py" for name in of_flashlight)]
+if sys.version_info < (3, 11, 4):
+    collect_ignore_glob += ["*test_mozilla_data_collective.py"]
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -70,7 +76,7 @@ def tiny_release(sample_archive: Path, tmp_path_factory: pytest.TempPathFactory)
     """A release of the sample's first 40 rows, as an extracted language folder."""
     folder = tmp_path_factory.mktemp("release")
     with tarfile.open(sample_archive) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder)
     (language,) = folder.glob("*/it")
     for table in ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv"):
         path = language / table

@@ -162,6 +162,7 @@ def test_what_may_change_while_a_step_resumes():
         ("training.workers=-1", ["training.workers"]),
         ("training.keep_best=-2", ["training.keep_best"]),
         ("training.gradient_clip=-1", ["training.gradient_clip=-1.0 must be above 0, or null"]),
+        ("training.dropout=1", ["training.dropout=1.0 must be at least 0 and below 1, or null"]),
         ("dataset.trim_silence_db=-5", ["dataset.trim_silence_db"]),
         ("dataset.shards=8", ["dataset.shards", "a folder"]),
         ("dataset.shards=datasets/./italian", ["dataset.shards", "another folder than dataset.output"]),

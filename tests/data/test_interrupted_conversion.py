@@ -52,7 +52,7 @@ MOMENTS: dict[str, Moment] = {  # in the order in which a run comes by
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("release")
     with tarfile.open(SAMPLE) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder)
     return {"archive": SAMPLE, "folder": next(folder.glob("*/it"))}
 
 

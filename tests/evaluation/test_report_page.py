@@ -377,7 +377,7 @@ def test_intervals_groups_and_differences_are_shown(in_groups: Evaluated, browse
         "one minus other: WER −0.5000 [−0.700, −0.200], a real difference.",
         "other minus one: WER −0.5000 [−1.000, 1.000], may be chance, 0 lies within.",
     ]
-    assert "3 speakers resampled; so few make them rough" in shown.texts("#footnotes")[0]
+    assert "3 speakers resampled; with so few, they are approximate" in shown.texts("#footnotes")[0]
     shown.choose("#model", "0")
     assert shown.texts("#slices th[scope=rowgroup]") == ["gender", "speakers, the most errors first"]
     widths = shown.run("[...document.querySelectorAll('#slices .bar')].map((bar) => bar.firstChild.style.width)")

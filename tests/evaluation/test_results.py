@@ -96,9 +96,9 @@ def test_intervals_stand_beside_the_rates_where_there_are_some() -> None:
     assert lines[5] == "In brackets: 95 % interval, bootstrap with 1,000 resamples of 1,234 speakers."
 
 
-def test_a_rough_interval_is_said_to_be_one() -> None:
+def test_an_interval_of_few_speakers_is_called_approximate() -> None:
     few = results.format_table([sure("m", resampled="speakers", resampled_units=9)], Evaluation())
-    assert few.endswith("of 9 speakers. It is rough and rather too narrow: they are few.")
+    assert few.endswith("of 9 speakers. With so few, it is approximate and likely too narrow.")
     nameless = results.format_table([sure("m", resampled="utterances", resampled_units=40)], Evaluation())
     assert nameless.endswith("of 40 utterances. No two speakers are named: it may be too narrow.")
 
@@ -106,7 +106,7 @@ def test_a_rough_interval_is_said_to_be_one() -> None:
 def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
     table = results.format_table([row("en", replace(SCORE, loss_left_out=2), "àè"), row("it")], Evaluation())
     assert "| en [1] [2] |" in table
-    assert "[1] The loss is over the letters this model has; it lacks: à è. CER and WER are over all.\n" in table
+    assert "[1] The vocabulary lacks: à è. The loss is over the letters it has, CER and WER over all.\n" in table
     assert "[2] The loss leaves out 2 of 10 utterances" in table
     assert "| it  " in table
 

@@ -104,6 +104,25 @@ def test_masks_fall_on_every_training_batch_and_on_no_validation_batch(tiny):
     assert model.trainer.global_step == 2 * 6
 
 
+def test_dropout_can_be_left_out_of_training_and_stays_in_the_exported_model(tiny, tmp_path: Path):
+    import torch
+
+    from finetuning.model.ctc_model import restore_model, save_model
+    from finetuning.training import fine_tuning
+
+    config = tiny("training.max_epochs=1", "training.frozen_epochs=0", "training.dropout=0")
+    model = start(config)
+    changed: list[bool] = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda _, inputs, output: changed.append(not output.equal(inputs[0])))
+    fine_tuning.fit(model, config, Path(config.training.output))
+    assert changed and not any(changed)
+    save_model(model, tmp_path / "trained.nemo")
+    restored = restore_model(tmp_path / "trained.nemo")
+    assert {module.p for module in restored.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
+
+
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
     config = tiny("training.max_epochs=4", "training.schedule.warmup_ratio=0.25")
     _, _ = trained(config)

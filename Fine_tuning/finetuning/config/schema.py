@@ -245,6 +245,8 @@ class Training:
     keep_best: int = key(free=True, at_least=-1)
     encoder_lr_scale: float = key(at_least=0)
     speed_perturbation: float = key(0.0, at_least=0, below=0.5)
+    dropout: float | None = key(None, at_least=0, below=1)
+    spec_augment: bool = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
 

@@ -4,10 +4,12 @@ import errno
 import os
 import re
 import resource
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,13 @@ def download_release(dataset_id: str, published: Archive, archive: Path) -> None
 
     A download that broke off goes on, in this run and in the next. UserError says what to do and what to type.
     """
+    if not find_spec("datacollective"):
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise UserError(
+            f"the download needs the package datacollective, which this Python {version} lacks and which exists for "
+            "3.11.4 and newer; type: make -B .venv/.complete PYTHON=python3.12, or download "
+            f"{SITE}/datasets/{dataset_id} by hand and put it at {archive}"
+        )
     with _key_for_client(archive):
         print(
             f"downloading {dataset_id}, {published.size_bytes / 1e9:.2f} GB, to {archive}; the wavs come on top",

@@ -14,14 +14,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions, SmearingMode, Trie
 
 from finetuning.config.schema import resolve_path
 from finetuning.decoding.greedy import ctc_collapse, greedy_path
 from finetuning.errors import UserError
 from finetuning.language_model.kenlm import UNKNOWN, find_language_model, load_kenlm
+
+if TYPE_CHECKING:
+    from flashlight.lib.text.decoder import Trie
 
 THRESHOLD = 25.0  # a hypothesis this much worse than the best of its frame is given up
 TOKENS = 16  # letters tried in a frame, the most probable ones
@@ -83,11 +86,13 @@ class BeamSearch:
         """The text of the best hypothesis."""
         return " ".join(ctc_collapse(self.decode(log_probabilities, settings), self.letters).split())
 
-    def _trie(self, spellings: Iterable[str]) -> Trie:
+    def _trie(self, spellings: Iterable[str]) -> "Trie":
         """Each spelling with the space that ends it, its score that of the language model without a context.
 
         An unknown word ends with a space of its own, which `_search` charges unknown_score for.
         """
+        from flashlight.lib.text.decoder import SmearingMode, Trie
+
         trie, unknown = Trie(len(self.letters) + 2, self.index[" "]), self.dictionary.get_index(UNKNOWN)
         score_of_unknown = self.lm.score(self.start, unknown)[1]
         for spelling in spellings:
@@ -100,12 +105,14 @@ class BeamSearch:
         trie.smear(SmearingMode.MAX)
         return trie
 
-    def _search(self, trie: Trie, log_probabilities: np.ndarray, settings: Settings, tokens: int) -> list[np.ndarray]:
+    def _search(self, trie: "Trie", log_probabilities: np.ndarray, settings: Settings, tokens: int) -> list[np.ndarray]:
         """Paths, the best first. A last frame is appended in which the space that ends the last word is free.
 
         A last column is appended for the space that ends an unknown word. flashlight's own unknown_score is for any
         beginning of a word in the trie, without a space behind it, so it is off.
         """
+        from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions
+
         frames, blank, space = len(log_probabilities), len(self.letters), self.index[" "]
         given = np.full((frames + 1, blank + 2), -math.inf, dtype=np.float32)
         given[:frames, : blank + 1] = log_probabilities

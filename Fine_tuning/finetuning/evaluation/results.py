@@ -21,7 +21,7 @@ COLUMNS = ("Model", "Test loss", "CER", "WER")
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
 WITH_LM = "+LM"  # ends the name of a model's row by the language model
 MAX_NAME_BYTES = 200  # bytes of a name; a file's may have 255, with .json and what it is called by before it is whole
-FEW_UNITS = 10  # speakers or utterances; fewer make an interval rough
+FEW_UNITS = 10  # speakers or utterances; fewer make an interval approximate
 MAX_NUMBER = 1e15  # no count, rate or loss of a result is
 INTERVAL_KEYS = {"cer_interval", "wer_interval", "resampled", "resampled_units"}  # keys of a result: all or none
 Result = dict[str, Any]  # as results/<experiment>/<model>.json
@@ -244,7 +244,7 @@ def _footnotes(row: Result) -> list[str]:
         letters = " ".join(row["letters_missing"])
         nemo = nemo and f"{nemo}: it drops these letters from the references."
         footnotes.append(
-            f"The loss is over the letters this model has; it lacks: {letters}. CER and WER are over all.{nemo}"
+            f"The vocabulary lacks: {letters}. The loss is over the letters it has, CER and WER over all.{nemo}"
         )
     elif nemo:
         footnotes.append(f"{nemo.strip()}: it drops the space before an apostrophe from the hypotheses.")
@@ -265,7 +265,7 @@ def _interval_note(rows: Sequence[Result]) -> str:
     few = any(count < FEW_UNITS for _, count in drawn)
     return (
         f"In brackets: 95 % interval, bootstrap with {RESAMPLES:,} resamples of {units}."
-        + (" It is rough and rather too narrow: they are few." if few else "")
+        + (" With so few, it is approximate and likely too narrow." if few else "")
         + (" No two speakers are named: it may be too narrow." if "utterances" in dict(drawn) else "")
     )
 

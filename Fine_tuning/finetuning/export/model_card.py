@@ -173,6 +173,8 @@ def _recipe(of: TrainedModel) -> dict[str, str]:
         "Learning rate": f"warm-up over {schedule['warmup_ratio']:.0%} of the steps, then cosine annealing to "
         f"{schedule['min_lr']:g}; the encoder's × {training['encoder_lr_scale']:g}",
         "Speed perturbation": f"± {training['speed_perturbation']:.0%}",
+        "Dropout": "the base model's" if training["dropout"] is None else f"{training['dropout']:g}",
+        "SpecAugment": "as the base model's" if training["spec_augment"] else "none",
         "Seed": str(training["seed"]),
         "Device": f"{of.run['device']}, precision {sessions[-1]['precision']}",
         "Versions": ", ".join(f"{name} {version}" for name, version in of.run["versions"].items()),

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,17 @@ def perplexity(path: Path, lexicon: Lexicon, texts: Iterable[str]) -> dict[str, 
 def _power(exponent: float) -> float:
     """10 to that power, infinite where it is no float any more."""
     return 10**exponent if exponent < 300 else math.inf
+
+
+def require_flashlight() -> None:
+    """Raise UserError where flashlight-text is not installed: it has no wheel for Python 3.13."""
+    if not find_spec("flashlight"):
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise UserError(
+            f"a language model needs the package flashlight-text, which this Python {version} lacks and which exists "
+            "for 3.11 and 3.12; type: make -B .venv/.complete PYTHON=python3.12, or do without a language model: "
+            "evaluation.decoder=greedy"
+        )
 
 
 def load_kenlm(path: Path, words: Iterable[str]) -> "tuple[KenLM, Dictionary]":

@@ -1,6 +1,8 @@
 """Fine-tuning in two phases with Lightning: first the encoder's convolutions are frozen, then everything learns."""
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,15 @@ def check_compatible(model: EncDecCTCModel, path: Path, config: experiment.Confi
             f"{path} gives {frames:g} frames a second, and step 1 has kept utterances that need {required:g}; type "
             f"dataset.encoder_frames_per_second={frames:g} for steps 1 and 2, or name another base"
         )
+
+
+def set_regularization(model: EncDecCTCModel, training: experiment.Training) -> None:
+    """Set the dropout and switch SpecAugment off as configured; the configuration exported with the model stays."""
+    for module in model.modules() if training.dropout is not None else ():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = training.dropout
+    if not training.spec_augment:
+        model.spec_augmentation = None
 
 
 def setup_optimizer(model: EncDecCTCModel, training: experiment.Training, steps: int) -> None:
@@ -137,13 +148,21 @@ def fit(
         last,
     ]
     trainer = build_trainer(training, output, callbacks)
+    set_regularization(model, training)
     model.set_trainer(trainer)
     batches, _ = setup_data(model, config, trainer)
     setup_optimizer(model, training, len(batches) * training.max_epochs)
     batches.epoch, batches.start = start.epochs, start.batches
+    with _other_processes_ended(trainer, last), as_user_error(is_distributed(training)):
+        trainer.fit(model, ckpt_path=start.path)
+    return list(monitor.warnings.values())
+
+
+@contextmanager
+def _other_processes_ended(trainer: pl.Trainer, last: LastCheckpoints) -> Iterator[None]:
+    """End the processes that train together with this one where it fails, and leave their group in any case."""
     try:
-        with as_user_error(is_distributed(training)):
-            trainer.fit(model, ckpt_path=start.path)
+        yield
     except UserError as error:
         if last.terminating:  # the processes that read audio get SIGTERM too, and end sooner
             raise Terminated from error
@@ -153,7 +172,6 @@ def fit(
     finally:
         if torch.distributed.is_initialized():  # NeMo's encoder would ask the other processes at every call
             torch.distributed.destroy_process_group()
-    return list(monitor.warnings.values())
 
 
 def is_distributed(training: experiment.Training) -> bool:
