@@ -181,12 +181,12 @@ def test_what_may_change_while_a_step_resumes():
 def test_a_wrong_override_is_refused_by_name(override: str, words: list[str]):
     with pytest.raises(UserError) as refusal:
         load_config("configs/italian.yaml", [override])
-    said = str(refusal.value)
+    message = str(refusal.value)
     for word in words:
-        assert word in said
-    assert "s3cret" not in said
-    assert "\n" not in said.partition("training.name must")[0]
-    assert len(said) < 400
+        assert word in message
+    assert "s3cret" not in message
+    assert "\n" not in message.partition("training.name must")[0]
+    assert len(message) < 400
 
 
 def test_a_text_is_taken_as_it_is_typed():

@@ -336,8 +336,8 @@ def test_a_loss_and_weights_that_are_no_numbers_are_never_kept(
     assert_refused(refused, words, "lower training.optimizer.lr", "in a new training.output")
     assert (output / "checkpoints").exists() == (minutes == 0)
     if minutes == 0:  # after every step
-        kept = torch.load(start_of(output, model).path, weights_only=False)["state_dict"]
-        assert all(weights.isfinite().all() for weights in kept.values())
+        state = torch.load(start_of(output, model).path, weights_only=False)["state_dict"]
+        assert all(weights.isfinite().all() for weights in state.values())
 
 
 def test_what_lightning_cannot_do_here_is_one_sentence(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,8 +372,8 @@ def test_too_little_memory_for_a_batch_is_one_sentence(tiny_config: Path, tiny_d
         while process.poll() is None and not (output / "checkpoints/previous.ckpt").is_file():  # two epochs
             time.sleep(0.01)
         resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_of(process.pid), resource.RLIM_INFINITY))
-        said = process.communicate()[1]
-    refused = subprocess.CompletedProcess(command, process.returncode, "", said)
+        stderr = process.communicate()[1]
+    refused = subprocess.CompletedProcess(command, process.returncode, "", stderr)
     assert_refused(refused, "not enough memory for a batch; the last checkpoint is intact", "training.batch_size=")
     assert zipfile.is_zipfile(output / "checkpoints/last.ckpt")
 
@@ -403,9 +403,9 @@ def test_when_a_process_ends_and_this_one_does_not_notice_all_end_in_words(ends:
 import subprocess, sys
 sys.path.insert(0, {str(ROOT / "Fine_tuning")!r})
 from finetuning.training.peer_processes import monitor_peers
-waits = subprocess.Popen(["sleep", "600" if {status} == 2 else "0.1"])
-print(waits.pid)
-monitor_peers([waits, subprocess.Popen(["sh", "-c", {ends!r}])], grace_s=0.1)
+sleeper = subprocess.Popen(["sleep", "600" if {status} == 2 else "0.1"])
+print(sleeper.pid)
+monitor_peers([sleeper, subprocess.Popen(["sh", "-c", {ends!r}])], grace_s=0.1)
 sys.exit(7)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

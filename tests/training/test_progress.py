@@ -86,14 +86,14 @@ def test_a_terminal_shows_a_bar_with_loss_learning_rate_and_time_left(
     termios.tcsetwinsize(child, (24, 80))
     process = subprocess.Popen(command, stdout=child, stderr=child)
     os.close(child)
-    shown = b""
+    output = b""
     while True:
         try:
-            shown += os.read(terminal, 4096)
+            output += os.read(terminal, 4096)
         except OSError:  # the terminal is closed
             break
     os.close(terminal)
-    text = shown.decode()
+    text = output.decode()
     assert process.wait() == 0, text[-2000:]
     bars = [bar for bar in re.split(r"[\r\n]", text) if bar.startswith("epoch ") and "|" in bar]
     assert any(re.search(rf"^epoch 1 of 2: .*\| 25/28, {FIGURES}, left={LEFT}$", bar) for bar in bars), bars

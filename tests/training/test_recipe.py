@@ -127,7 +127,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
     config = tiny("training.max_epochs=4", "training.schedule.warmup_ratio=0.25")
     _, _ = trained(config)
     rows = (Path(config.training.output) / "metrics.csv").read_text().splitlines()[1:]
-    found = [float(row.split(",")[-1]) for row in rows]
+    rates = [float(row.split(",")[-1]) for row in rows]
     peak, lowest, steps, warm = 3e-3, 3e-5, 4 * 6, 6
 
     def rate(step: int) -> float:
@@ -135,7 +135,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
             return peak * (step + 1) / (warm + 1)
         return lowest + (peak - lowest) * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
-    assert found == pytest.approx([rate(6), rate(12), rate(18), rate(24)], rel=1e-3)
+    assert rates == pytest.approx([rate(6), rate(12), rate(18), rate(24)], rel=1e-3)
 
 
 def test_the_encoder_learns_at_a_rate_of_its_own(tiny, tmp_path: Path):
@@ -161,12 +161,12 @@ def test_a_recipe_that_fails_is_told_in_words_and_stays_on_record(tiny, capsys: 
         "training.optimizer.name=novograd", "training.optimizer.lr=5", "training.optimizer.betas=[0.95,0.5]",
         "training.schedule.warmup_ratio=0.5",
     )  # fmt: skip
-    said = fine_tuning.fit(start(config), config, Path(config.training.output))
-    text = "\n".join(said)
+    warnings = fine_tuning.fit(start(config), config, Path(config.training.output))
+    text = "\n".join(warnings)
     assert "the training loss rises" in text
     assert "writes the blank" in text
-    shown = capsys.readouterr().out
-    assert all(sentence in shown for sentence in said)
+    output = capsys.readouterr().out
+    assert all(sentence in output for sentence in warnings)
 
 
 def test_utterances_too_short_for_their_texts_are_left_out_and_counted(
@@ -177,9 +177,9 @@ def test_utterances_too_short_for_their_texts_are_left_out_and_counted(
     with_text(tiny_dataset, tmp_path, train="a" * 2000, validation="ciao")
     config = tiny("training.max_epochs=1", "training.frozen_epochs=1", f"dataset.output={tmp_path}")
     fine_tuning.fit(start(config), config, tmp_path)
-    shown = capsys.readouterr().out
-    assert "train: 1 of 28 utterances are left out" in shown
-    assert "validation: " not in shown
+    output = capsys.readouterr().out
+    assert "train: 1 of 28 utterances are left out" in output
+    assert "validation: " not in output
 
 
 def test_batches_by_duration_train(tiny):
@@ -194,13 +194,13 @@ def test_the_overfit_check_passes_and_writes_nothing(
 ):
     output = tmp_path / "run"
     with_text(tiny_dataset, tmp_path, train="ciao", validation="una í e ù")
-    learnt = run_script(
+    process = run_script(
         "train.py", "--config", str(tiny_config), "--overfit", "2", f"training.output={output}",
         "training.workers=0", f"dataset.output={tmp_path}",
     )  # fmt: skip
-    assert learnt.returncode == 0, learnt.stderr[-2000:]
-    assert "no training text contains í," in learnt.stdout
-    assert "Overfit check passed: the transcripts of 2 utterances" in learnt.stdout
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "no training text contains í," in process.stdout
+    assert "Overfit check passed: the transcripts of 2 utterances" in process.stdout
     assert not output.exists()
 
 

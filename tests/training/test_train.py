@@ -108,11 +108,11 @@ def test_validation_is_scored_as_step_3_scores(tiny_run: Path, tiny_dataset: Pat
     utterances = read_manifest(tiny_dataset / "validation_manifest.json")
     model = restore_model(tiny_run / "Model-IT-finetuned.nemo")
     predictions = [prediction for _, prediction in predict(model, None, utterances, tiny_dataset, 4)]
-    found = score_predictions(predictions)
+    score = score_predictions(predictions)
     last = read_rows(tiny_run)[-1]
-    assert float(last["val_loss"]) == pytest.approx(found.loss, rel=1e-4)
-    assert float(last["val_wer"]) == pytest.approx(found.words.rate, abs=1e-4)
-    assert float(last["val_cer"]) == pytest.approx(found.characters.rate, abs=1e-4)
+    assert float(last["val_loss"]) == pytest.approx(score.loss, rel=1e-4)
+    assert float(last["val_wer"]) == pytest.approx(score.words.rate, abs=1e-4)
+    assert float(last["val_cer"]) == pytest.approx(score.characters.rate, abs=1e-4)
 
 
 def test_the_three_scripts_end_in_a_table(tiny_run: Path, tiny_config: Path, run_script: Script):

@@ -1,4 +1,4 @@
-"""The types of the keys: whether a YAML's values have them, and what is said of one that has not."""
+"""The types of the keys: whether the values of a YAML have them, and the message where one has not."""
 
 import difflib
 import re
@@ -72,9 +72,9 @@ def _check_scalar(value: Any, kind: Any, key: str, where: str) -> None:
         if not isinstance(value, str) or value not in kind.__members__:
             raise UserError(f"{where}: {key}: {_shortened(value)} is not one of {', '.join(kind.__members__)}")
         return
-    wanted, example = EXPECTED[kind]
+    expected, example = EXPECTED[kind]
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_NUMBER:
-        raise UserError(f"{where}: {key}: a number of {len(str(value))} digits is too large; {wanted} is expected")
+        raise UserError(f"{where}: {key}: a number of {len(str(value))} digits is too large; {expected} is expected")
     fits = {
         int: isinstance(value, int) and not isinstance(value, bool),
         float: isinstance(value, int | float) and not isinstance(value, bool),
@@ -88,7 +88,7 @@ def _check_scalar(value: Any, kind: Any, key: str, where: str) -> None:
     if not fits[kind]:
         quoted = ", without quotes" if isinstance(value, str) and re.fullmatch(r"-?[\d.]+|true|false", value) else ""
         such = f"such as {example}" if "[" in key else f"as in {key}={example}"
-        raise UserError(f"{where}: {key}: {_shortened(value)} is not {wanted}, {such}{quoted}")
+        raise UserError(f"{where}: {key}: {_shortened(value)} is not {expected}, {such}{quoted}")
     if isinstance(value, str):
         _check_text(value, key, where)
 

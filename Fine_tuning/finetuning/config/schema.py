@@ -28,12 +28,14 @@ class Limits:
     at_most: float | None = None
     below: float | None = None
     pattern: str = ""
-    wanted: str = ""  # the pattern in words
+    description: str = ""  # the pattern in words
 
     def __str__(self) -> str:
         """Return the limits in words, as in "above 0 and at most 1"."""
         bounds = {name.replace("_", " "): getattr(self, name) for name in ("at_least", "above", "at_most", "below")}
-        return self.wanted or " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+        return self.description or " and ".join(
+            f"{words} {bound}" for words, bound in bounds.items() if bound is not None
+        )
 
     def allow(self, value: Any) -> bool:
         """Tell whether the value is within the limits."""
@@ -65,8 +67,8 @@ def free_keys(section: type) -> set[str]:
     return {each.name for each in fields(section) if each.metadata.get("free")}
 
 
-SHA256 = {"pattern": "([0-9a-f]{64})?", "wanted": "64 hexadecimal digits in lower case"}
-PATH = {"pattern": "(?s).+", "wanted": "a path"}
+SHA256 = {"pattern": "([0-9a-f]{64})?", "description": "64 hexadecimal digits in lower case"}
+PATH = {"pattern": "(?s).+", "description": "a path"}
 
 
 class SplitBy(StrEnum):
@@ -149,7 +151,7 @@ class Dataset:
 
     source: str = key(free=True)
     output: str = key(free=True, **PATH)
-    download: str | None = key(None, free=True, pattern=r"[\w.-]*", wanted="an id of the Mozilla Data Collective")
+    download: str | None = key(None, free=True, pattern=r"[\w.-]*", description="an id of the Mozilla Data Collective")
     archive: Archive = field(default_factory=Archive, metadata=metadata(free=True))
     min_duration_s: float = key(at_least=0)
     max_duration_s: float = key(above=0)
@@ -226,7 +228,7 @@ class Training:
     """Step 2: two phases, the encoder frozen, then everything."""
 
     output: str = key(free=True, **PATH)
-    name: str = key(free=True, pattern="[^/.][^/]{0,199}", wanted="the name of a file, without a folder")
+    name: str = key(free=True, pattern="[^/.][^/]{0,199}", description="the name of a file, without a folder")
     max_epochs: int = key(at_least=1)
     frozen_epochs: int = key(at_least=0)
     decoder_init: DecoderInit = MISSING

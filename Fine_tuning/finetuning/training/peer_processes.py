@@ -36,8 +36,8 @@ def launched_processes(trainer: pl.Trainer) -> list[subprocess.Popen]:
 def monitor_peers(processes: list[subprocess.Popen], grace_s: float = 60) -> None:
     """Wait for the processes that train together with this one.
 
-    When one fails, this one finds the connection broken and says so. Where it has not within `grace_s`, waiting for an
-    answer on a GPU, all are ended and it is said here.
+    When one fails, this one normally finds the connection broken and reports it. If it has not after `grace_s`, because
+    it waits for an answer on a GPU, all are ended and it is reported here.
     """
     while not any(process.poll() for process in processes):
         if all(process.returncode == 0 for process in processes):
