@@ -1,21 +1,22 @@
 """Step 2: manifests and a base model -> a fine-tuned model and its loss curve.
 
-    python Fine_tuning/train.py [--config FILE] [section.key=value ...]
+    python Fine_tuning/train.py [--config FILE] [--overfit N] [section.key=value ...]
 
-Swaps the base model's letters for the configuration's alphabet, trains with the encoder frozen and then unfrozen, and
-writes into training.output: the model, image.png, metrics.csv, run.json, checkpoints/ and tensorboard/. Started again
-after an interruption it goes on from the last checkpoint.
+Replaces the base model's vocabulary by the configuration's alphabet, trains with the encoder frozen and then unfrozen,
+and writes into training.output: the model, image.png, metrics.csv, run.json, checkpoints/ and tensorboard/. Rerun after
+an interruption, it resumes from the last checkpoint.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
+import argparse
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetuning.config import schema as experiment
-from finetuning.config.loading import from_command_line
+from finetuning.config.loading import config_parser, load_config
 from finetuning.config.schema import Config
 from finetuning.data.manifest import SPLITS, Utterance, manifest_path, read_manifest
 from finetuning.errors import UserError, run_script
@@ -27,80 +28,102 @@ from finetuning.training import diagnostics, run_record
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
 
+    from finetuning.training.checkpoints import ResumePoint
 
-LONGEST_NAME = 180  # bytes of a model's name, of the 255 of a file's: others are longer
+MAX_NAME_BYTES = 180  # of a model, of the 255 of a file name: other files have longer names made from it
+EXAMPLES = 16  # validation utterances whose transcripts are compared after the export
 
 
 def main() -> None:
-    """Train one model."""
-    config = from_command_line(__doc__)
+    """Train one model, or check that it can overfit a few utterances."""
+    arguments = parse_arguments()
+    config = load_config(arguments.config, arguments.overrides)
     output = experiment.resolve_path(config.training.output)
     rank = run_record.process_rank(config.training.devices)
-    data = read_data(config, speaks=rank == 0)
+    data = read_data(config, is_main_process=rank == 0)
     base = find_base(config)
-    if config.training.overfit:
-        self_test(config, base)
+    if arguments.overfit is not None:
+        run_overfit_check(config, base, arguments.overfit)
         return
     check_names(config, base, output)
-    with exclusive_lock(ensure_writable_dir(output)) if rank == 0 else nullcontext():  # the others belong to the first
-        train(config, base, output, data["validation"], rank)
+    with exclusive_lock(ensure_writable_dir(output)) if rank == 0 else nullcontext():  # one lock for all processes
+        train(config, base, output, data["validation"], rank == 0)
 
 
-def train(config: Config, base: Path | None, output: Path, validation: list[Utterance], rank: int) -> None:
-    """Train from `base`, or go on, and leave the model and what belongs to it in `output`."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line; raise UserError for what it cannot mean."""
+    parser = config_parser(__doc__)
+    parser.add_argument(
+        "--overfit", type=int, metavar="N", help="only test whether the model can overfit the first N utterances"
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.overfit is not None and arguments.overfit < 1:
+        raise UserError(f"--overfit {arguments.overfit}: the number of utterances must be at least 1")
+    return arguments
+
+
+def train(config: Config, base: Path | None, output: Path, validation: list[Utterance], is_main_process: bool) -> None:
+    """Train from `base`, or resume, and leave the model and what belongs to it in `output`."""
     exported = output / f"{config.training.name}.nemo"
-    record = run_record.start_run(output, config, base, writes=rank == 0)
+    record = run_record.start_run(output, config, base, is_main_process)
     if run_record.is_finished(output, config, record):
         print(f"Already finished: {exported}; type training.output=… to train another one")
         return
 
-    if rank == 0:
+    if is_main_process:
         for folder in filter(Path.is_dir, (output, output / "checkpoints")):
             remove_stale_temp_files(folder)
-    model = starting_point(config, base, speaks=rank == 0)
+    model = load_starting_model(config, base, is_main_process)
     from finetuning.decoding.inference import read_wavs
     from finetuning.model import ctc_model
     from finetuning.training import checkpoints, fine_tuning
 
-    shown = validation[:16]  # the transcripts that are compared at the end, for which step 3's reader is stricter
-    read_wavs([utterance.wav(experiment.manifest_folder(config)) for utterance in shown], ctc_model.sample_rate(model))
-    start = checkpoints.find_resume_point(output / "checkpoints", model, writes=rank == 0)
-    circumstances = fine_tuning.session_info(config.training, start)
-    if rank == 0:
-        if start.path:
-            print(f"Going on from {start.path}")
-        if lost := missing_epochs(output / "metrics.csv", start.epochs):
-            print(lost)
-        run_record.add_session(output, record, **circumstances)
+    examples = validation[:EXAMPLES]  # read before training: step 3's reader is stricter
+    read_wavs(
+        [utterance.wav(experiment.manifest_folder(config)) for utterance in examples], ctc_model.sample_rate(model)
+    )
+    start = checkpoints.find_resume_point(output / "checkpoints", model, is_main_process)
+    session = fine_tuning.session_info(config.training, start)
+    if is_main_process:
+        report_resume(output, start)
+        run_record.add_session(output, record, **session)
     warnings = fine_tuning.fit(model, config, output, start)
-    if rank != 0:
+    if not is_main_process:
         return
 
     ctc_model.save_model(model, exported)
-    check_transcripts(model, exported, shown, config)
+    check_transcripts(model, exported, examples, config)
     metrics = read_metrics(output / "metrics.csv")
     if len(metrics):
         save_loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
-    figures = {"device": circumstances["device"], "epochs": config.training.max_epochs, "warnings": warnings}
-    run_record.finish_run(output, record, model=sha256(exported), **figures, **last_validation_metrics(metrics))
+    results = {"device": session["device"], "epochs": config.training.max_epochs, "warnings": warnings}
+    run_record.finish_run(output, record, model=sha256(exported), **results, **last_validation_metrics(metrics))
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
     for warning in warnings:
         print(f"There was a warning, {warning}")
 
 
-def read_data(config: Config, speaks: bool) -> dict[str, list[Utterance]]:
-    """The training and validation utterances; one process of several `speaks`."""
-    data = {split: checked_utterances(config, split) for split in SPLITS[:2]}
-    for split, utterances in data.items() if speaks else ():
+def report_resume(output: Path, start: "ResumePoint") -> None:
+    """Print from which checkpoint the run resumes, and which epochs metrics.csv lacks."""
+    if start.path:
+        print(f"Resuming from {start.path}")
+    if sentence := missing_epochs(output / "metrics.csv", start.epochs):
+        print(sentence)
+
+
+def read_data(config: Config, is_main_process: bool) -> dict[str, list[Utterance]]:
+    """Return the training and validation utterances; the main process prints how many they are."""
+    data = {split: read_split(config, split) for split in SPLITS[:2]}
+    for split, utterances in data.items() if is_main_process else ():
         print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
-    unknown = diagnostics.unseen_characters(*([u.text for u in utterances] for utterances in data.values()))
-    if unknown and speaks:
-        print(f"warning: {unknown}")
+    warning = diagnostics.unseen_characters(*([u.text for u in utterances] for utterances in data.values()))
+    if warning and is_main_process:
+        print(f"warning: {warning}")
     return data
 
 
 def find_base(config: Config) -> Path | None:
-    """The file of the base model, downloaded when it is not there; None to train from scratch."""
+    """Return the file of the base model, downloaded when it is not there; None to train from scratch."""
     if not (config.model.base or config.model.architecture):
         raise UserError(f"{config.file} names no model.base; name one, or a model.architecture to train from scratch")
     if not config.model.base and not experiment.resolve_path(config.model.architecture).is_file():
@@ -111,65 +134,65 @@ def find_base(config: Config) -> Path | None:
 
 
 def check_names(config: Config, base: Path | None, output: Path) -> None:
-    """UserError for a name or a place that only the end of training, or step 3, would find out to be none."""
+    """Raise UserError for a name or a place that would fail only at the end of training, or in step 3."""
     name, path = config.training.name, output / f"{config.training.name}.nemo"
     models = config.evaluation.models
     others = [model for model in models if experiment.resolve_path(model) != path]
-    beside = others if len(others) < len(models) else []  # in the table, where step 3 is to run this one
-    taken = {m if m in config.model.registry else Path(m).name.removesuffix(".nemo") for m in beside}
+    table = others if len(others) < len(models) else []  # the other rows, if step 3 is to evaluate this model
+    taken = {m if m in config.model.registry else Path(m).name.removesuffix(".nemo") for m in table}
     if base and base.resolve() == path.resolve():
         raise UserError(f"model.base is {path}, the file this run writes; type training.output=… or training.name=…")
     if name in {"comparisons", *taken} or name.endswith("+LM"):
-        raise UserError(f"training.name={name}: step 3 calls other results so; type another training.name")
-    if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"training.name={name}: step 3 uses this name for other results; type another training.name")
+    if not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise UserError(
-            f"training.name must be printable and of at most {LONGEST_NAME} bytes: files are called after it"
+            f"training.name must be printable and of at most {MAX_NAME_BYTES} bytes: files are named after it"
         )
     for file in (path, output / "image.png", output / "metrics.csv"):
         if file.is_dir():
             raise UserError(f"{file} is a folder, and this run writes a file of that name; remove it")
 
 
-def starting_point(config: Config, base: Path | None, speaks: bool) -> "EncDecCTCModel":
-    """The model as training begins, its convolutions fast on a CPU."""
-    if speaks:
+def load_starting_model(config: Config, base: Path | None, is_main_process: bool) -> "EncDecCTCModel":
+    """Return the model as training begins, its convolutions fast on a CPU."""
+    if is_main_process:
         print("Loading NeMo, which takes a moment")
     from finetuning.model import channels_last, ctc_model
     from finetuning.training import fine_tuning
 
     model = fine_tuning.load_starting_model(config, base)
     channels_last.use_channels_last(model)
-    if speaks:
+    if is_main_process:
         parameters = sum(p.numel() for p in model.parameters())
-        print(f"{parameters / 1e6:.2f} M parameters, {len(ctc_model.get_vocabulary(model))} letters")
+        print(f"{parameters / 1e6:.2f} M parameters, {len(ctc_model.get_vocabulary(model))} characters")
     return model
 
 
-def self_test(config: Config, base: Path | None) -> None:
-    """Say whether the model can learn a few utterances by heart; writes nothing."""
-    model = starting_point(config, base, speaks=True)
+def run_overfit_check(config: Config, base: Path | None, count: int) -> None:
+    """Print whether the model can overfit `count` utterances; writes nothing."""
+    model = load_starting_model(config, base, is_main_process=True)
     from finetuning.training.overfit_check import check_overfit
 
-    steps = check_overfit(model, config)
-    print(f"Self-test passed: {config.training.overfit} utterances are learnt by heart after {steps} steps")
+    steps = check_overfit(model, config, count)
+    print(f"Overfit check passed: the transcripts of {count} utterances equal their texts after {steps} steps")
 
 
-def checked_utterances(config: Config, split: str) -> list[Utterance]:
-    """The utterances of a manifest whose letters are all in the alphabet: NeMo drops the others without a word."""
+def read_split(config: Config, split: str) -> list[Utterance]:
+    """Return the utterances of a manifest; raise UserError for characters outside the alphabet, which NeMo drops."""
     path = manifest_path(experiment.manifest_folder(config), split)
     utterances = read_manifest(path)
     for utterance in utterances:
         foreign = sorted(set(utterance.text) - set(config.text.alphabet))
         if foreign:
             raise UserError(
-                f"{path}: the text of {utterance.audio_filepath} holds {''.join(foreign)!r}, which text.alphabet does "
-                "not; run step 1 again with this configuration"
+                f"{path}: the text of {utterance.audio_filepath} contains {''.join(foreign)!r}, which text.alphabet "
+                "does not; run step 1 again with this configuration"
             )
     return utterances
 
 
 def check_transcripts(model: "EncDecCTCModel", exported: Path, utterances: list[Utterance], config: Config) -> None:
-    """Restore the exported model once and check that it writes what the trained one writes."""
+    """Restore the exported model and raise UserError unless it transcribes as the trained one does."""
     from finetuning.decoding.inference import transcribe
     from finetuning.model.ctc_model import restore_model
 
@@ -178,7 +201,7 @@ def check_transcripts(model: "EncDecCTCModel", exported: Path, utterances: list[
     if trained != restored:
         exported.unlink()
         raise UserError(
-            f"{exported} did not transcribe as the trained model does and was removed; checkpoints are kept"
+            f"{exported} did not transcribe as the trained model does and was removed; the checkpoints are kept"
         )
     print(f"Restored {exported.name}: the same transcripts on {len(utterances)} validation utterances")
 

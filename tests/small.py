@@ -104,8 +104,8 @@ def write_clips(archive: Path, folder: Path, count: int) -> Path:
             samples = whole[: int(16000 * (0.8 + 0.2 * number))]
             wav = f"wavs/{Path(fields['path']).stem}.wav"
             soundfile.write(folder / wav, samples, 16000)
-            letters = [c for c in fields["sentence"].lower().replace("’", "'") if c in ITALIAN]
-            text = "".join(letters[: len(letters) * len(samples) // len(whole)]).strip()
+            characters = [c for c in fields["sentence"].lower().replace("’", "'") if c in ITALIAN]
+            text = "".join(characters[: len(characters) * len(samples) // len(whole)]).strip()
             lines.append({"audio_filepath": wav, "duration": len(samples) / 16000, "text": text})
     manifest = folder / "test_manifest.json"
     manifest.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

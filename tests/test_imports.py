@@ -18,13 +18,16 @@ MAY_IMPORT_HEAVY = {
     "decoding.openvino_runtime",
     "model.channels_last",
     "model.ctc_model",
-    "training.callbacks",
     "training.checkpoints",
     "training.data_loading",
     "training.encoder_freezing",
     "training.fine_tuning",
+    "training.metrics_logger",
     "training.monitor",
     "training.overfit_check",
+    "training.peer_processes",
+    "training.progress",
+    "training.time_left",
     "transcription.recognizer",
 }
 # from the top; those of one line know nothing of each other

@@ -1,5 +1,8 @@
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import MISSING as MISSING_FACTORY
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, Script, assert_refused
 from finetuning.config.loading import from_command_line, load_config
-from finetuning.config.schema import SplitBy
+from finetuning.config.schema import MISSING, Config, Dataset, SplitBy, Training, free_keys
 from finetuning.errors import UserError
 
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("*.yaml"))
@@ -43,6 +46,27 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
     assert config.dataset.max_duration_s == 16.7  # italian.yaml
 
 
+def test_every_value_of_an_experiment_is_stated_once_in_a_configuration():
+    """A default of the schema is null, empty or off, but for the folder of downloads."""
+    assert {name: value for name, value in defaults(Config) if value and value != MISSING} == {"model.folder": "models"}
+
+
+def defaults(section: type, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for each in fields(section):
+        value = each.default if each.default_factory is MISSING_FACTORY else each.default_factory()
+        if is_dataclass(value):
+            yield from defaults(type(value), f"{prefix}{each.name}.")
+        else:
+            yield prefix + each.name, value
+
+
+def test_what_may_change_while_a_step_resumes():
+    assert free_keys(Dataset) == {"source", "output", "download", "archive", "workers", "shards"}
+    assert free_keys(Training) == {
+        "output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -67,7 +91,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
         ("training.max_epochs=" + "9" * 5000, ["training.max_epochs", "a number of 5,000 digits"]),
         ("training.max_epochs=010", ["010 would be read as a number to the base of 8"]),
         ("training.checkpoint_minutes=1:30", ["1:30 would be read as a number to the base of 60"]),
-        ("training.max_epochs={a: 1, a: 2}", ["the key a stands twice"]),
+        ("training.max_epochs={a: 1, a: 2}", ["the key a is there twice"]),
         ("training.max_epochs={[a]: 1}", ["a list or a mapping stands where a key belongs"]),
         ("training.max_epochs=@5", ["a value cannot begin with @; write it in quotes"]),
         ("training.max_epochs=\t5", ["holds a tab"]),
@@ -76,8 +100,8 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
         ("training.max_epochs=&a 5", ["anchors (&a, *a) are not taken"]),
         ("training.max_epochs=" + "[" * 5000, ["more than 20 deep"]),
         ("training.max_epochs=" + "5" * 300_000, ["longer than 200,000 bytes"]),
-        ("training.seed=-1", ["training.seed", "0 to 4294967295"]),
-        ("dataset.workers=99999999", ["dataset.workers and training.workers must be at most 1024"]),
+        ("training.seed=-1", ["training.seed", "at least 0 and at most 4294967295"]),
+        ("dataset.workers=99999999", ["dataset.workers=99999999 must be at least 0 and at most 1024"]),
         ("training.deterministic=maybe", ["'maybe' is not true or false, as in training.deterministic=true"]),
         ("training.optimizer.lr=fast", ["training.optimizer.lr: 'fast' is not a number, as in"]),
         ("training.optimizer.lr=1e999", ["training.optimizer.lr", "finite"]),
@@ -107,13 +131,16 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
         ("model.registry.m={url: 'https://h/m?s3cret', size: 3}", ["did you mean model.registry.NAME.size_bytes?"]),
         ("model.registry.m={url: 'file:///etc/passwd'}", ["model.registry.m", "begins with https:// or http://"]),
         ("model.registry.m={url: 'https://[::1/m'}", ["model.registry.m", "begins with https:// or http://"]),
-        ("model.registry.m={url: 'https://h/m', sha256: abc}", ["model.registry.m: sha256 must be 64 hexadecimal"]),
-        ("model.registry.m={url: 'https://h/m', size_bytes: 0}", ["model.registry.m: size_bytes must be above 0"]),
+        ("model.registry.m={url: 'https://h/m', sha256: abc}", ["model.registry.m.sha256 must be 64 hexadecimal"]),
+        (
+            "model.registry.m={url: 'https://h/m', size_bytes: 0}",
+            ["model.registry.m.size_bytes=0 must be above 0"],
+        ),
         ("model.registry={../m: {url: 'https://h/m'}}", ["model.registry.../m: the name becomes the name of a file"]),
         ("model.registry.m.size_bytes=5", ["does not state model.registry.m.url"]),
         ("dataset.split.train=0.5", ["add up to 1"]),
         ("training.frozen_epochs=99", ["training.frozen_epochs"]),
-        ("training.batch_size=0", ["training.batch_size"]),
+        ("training.batch_size=0", ["training.batch_size=0 must be at least 1"]),
         ("dataset.min_duration_s=20", ["dataset.min_duration_s"]),
         ("text.alphabet=abc", ["text.alphabet", "space"]),
         ("training.max_epochs", ["'training.max_epochs' is not of the form"]),
@@ -134,26 +161,32 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
         ("training.optimizer.lr=1e-6", ["training.schedule.min_lr", "training.optimizer.lr"]),
         ("training.workers=-1", ["training.workers"]),
         ("training.keep_best=-2", ["training.keep_best"]),
-        ("training.gradient_clip=-1", ["training.gradient_clip"]),
-        ("training.dropout=1", ["training.dropout", "below 1"]),
+        ("training.gradient_clip=-1", ["training.gradient_clip=-1.0 must be above 0, or null"]),
+        ("training.dropout=1", ["training.dropout=1.0 must be at least 0 and below 1, or null"]),
         ("dataset.trim_silence_db=-5", ["dataset.trim_silence_db"]),
         ("dataset.shards=8", ["dataset.shards", "a folder"]),
         ("dataset.shards=datasets/./italian", ["dataset.shards", "another folder than dataset.output"]),
         ("training.accelerator=cuda", ["training.accelerator", "auto, gpu, cpu"]),
         ("training.optimizer.name=adamm", ["training.optimizer.name", "novograd, adamw"]),
         ("training.optimizer.betas=[0.9]", ["training.optimizer.betas"]),
-        ("training.schedule.warmup_ratio=2", ["training.schedule.warmup_ratio"]),
+        ("training.schedule.warmup_ratio=2", ["training.schedule.warmup_ratio=2.0 must be at least 0 and below 1"]),
+        ("training.optimizer.betas=[0.9,1]", ["training.optimizer.betas[1]=1.0 must be at least 0 and below 1"]),
+        ("training.decoder_init=zero", ["training.decoder_init: 'zero' is not one of random, warm"]),
+        ("training.precision=16", ["training.precision: 16 is not one of auto, 32-true, 16-mixed, bf16-mixed"]),
+        ("evaluation.decoder=no", ["evaluation.decoder: false is not one of greedy, lm"]),
+        ("language_model.order=7", ["language_model.order=7 must be at least 2 and at most 6"]),
+        ("language_model.sources=[]", ["language_model.sources: the weights must add up to 1"]),
     ],
 )
 def test_a_wrong_override_is_refused_by_name(override: str, words: list[str]):
     with pytest.raises(UserError) as refusal:
         load_config("configs/italian.yaml", [override])
-    said = str(refusal.value)
+    message = str(refusal.value)
     for word in words:
-        assert word in said
-    assert "s3cret" not in said
-    assert "\n" not in said.partition("training.name must")[0]
-    assert len(said) < 400
+        assert word in message
+    assert "s3cret" not in message
+    assert "\n" not in message.partition("training.name must")[0]
+    assert len(message) < 400
 
 
 def test_a_text_is_taken_as_it_is_typed():
@@ -187,8 +220,8 @@ WRONG_FILES = [
         "extends: configs/nowhere.yaml",
         ["{file}: extends: there is no configuration configs/nowhere.yaml", "italian.yaml"],
     ),
-    ("training:\n  lr: 1\n  lr: 2", ["{file} cannot be read as YAML: line 3: the key lr stands twice"]),
-    ("training:\n\tlr: 1", ["line 2 holds a tab; YAML is indented with blanks"]),
+    ("training:\n  lr: 1\n  lr: 2", ["{file} cannot be read as YAML: line 3: the key lr is there twice"]),
+    ("training:\n\tlr: 1", ["line 2 holds a tab; YAML is indented with spaces"]),
     ("training:\n  seed: 1\n seed: 2", ["line 3", "indentation"]),
     ("name: caf\udce9", ["is not UTF-8 at byte 9; save it as UTF-8"]),
     ("name: a\0b", ["a character that is not allowed at position 7"]),
@@ -289,11 +322,11 @@ def test_a_damaged_file_is_a_sentence_or_an_experiment(tmp_path_factory: pytest.
         (["--training.max_epochs=5"], ["typed without dashes: training.max_epochs=5"]),
         (["--config", "configs/demo.yaml", "-training.max_epochs=5"], ["typed without dashes: training.max_epochs=5"]),
         (["--nothing"], ["there is no option --nothing; --help"]),
-        (["--config"], ["--config needs a value behind it"]),
+        (["--config"], ["--config needs a value"]),
         (["--config", "configs/demo.yaml", "--config=configs/italian.yaml"], ["--config is given twice", "keep one"]),
         (["--help=x"], ["--help"]),
-        (["training.max_epochs", "5"], ["type training.max_epochs=5, without blanks"]),
-        (["training.max_epochs", "=5"], ["type training.max_epochs=5, without blanks"]),
+        (["training.max_epochs", "5"], ["type training.max_epochs=5, without spaces"]),
+        (["training.max_epochs", "=5"], ["type training.max_epochs=5, without spaces"]),
     ],
 )
 def test_what_argparse_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]):

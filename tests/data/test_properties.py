@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_languages import SHIPPED
 
 from finetuning.config.loading import load_config
-from finetuning.config.schema import ROOT, Dataset, Split, SplitBy
+from finetuning.config.schema import ROOT, Split, SplitBy
 from finetuning.data import common_voice, dataset_files, release_tables, row_filters, shard_reader, shard_writer, splits
 from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.conversion_pool import ConversionLog, ConvertedClip
@@ -27,6 +27,7 @@ from finetuning.errors import UserError
 from finetuning.metrics.error_rates import character_errors, word_errors
 from releases import write_archive, write_folder
 
+DATASET = load_config("configs/italian.yaml", []).dataset
 LANGUAGES = {
     path.stem: Language.of(load_config(str(path.relative_to(ROOT)), []).text)
     for path in sorted((ROOT / "configs").glob("*.yaml"))
@@ -160,7 +161,10 @@ def test_every_row_is_an_utterance_or_rejected_once(rows: list[Clip], data: st.D
         duration_s, reason = data.draw(seconds), data.draw(st.sampled_from(["", "", "", "clip_empty"]))
         candidate.converted = ConvertedClip(candidate.clip.path, "1 1", duration_s, duration_s, reason)
         candidate.stated_s = data.draw(seconds)
-    utterances = [c.to_utterance() for c in row_filters.filter_by_audio(candidates, Dataset(), rejected)]
+    utterances = [
+        c.to_utterance()
+        for c in row_filters.filter_by_audio(candidates, load_config("configs/italian.yaml", []).dataset, rejected)
+    ]
     assert len(rows) == len(utterances) + len(rejected)
     assert {candidate.release_split for candidate in candidates} <= {"train", "validation", "test"}
     wavs = [u.audio_filepath for u in utterances]
@@ -290,7 +294,7 @@ def chosen_by(split: Split, utterances: list[Utterance]) -> tuple[dict[str, list
 @thorough
 @given(corpora(), st.integers(0, 9))
 def test_by_speaker_no_voice_and_no_sentence_stands_in_two_splits(utterances: list[Utterance], seed: int) -> None:
-    chosen, lost = chosen_by(Split(by=SplitBy.speaker, seed=seed), utterances)
+    chosen, lost = chosen_by(Split(SplitBy.speaker, 0.7, 0.15, 0.15, seed), utterances)
     for both in splits.split_overlap(chosen).values():
         assert both == {"speakers": 0, "sentences": 0}
     for name, known in splits.seen_in_train(chosen).items():
@@ -307,7 +311,7 @@ def test_by_speaker_a_split_misses_its_hours_by_no_more_than_one_speaker(
 ) -> None:
     """Every sentence is read once here: what another split has is taken away later."""
     alone = [Utterance(**{**vars(u), "text": u.audio_filepath}) for u in utterances]
-    chosen, lost = chosen_by(Split(by=SplitBy.speaker, seed=seed), alone)
+    chosen, lost = chosen_by(Split(SplitBy.speaker, 0.7, 0.15, 0.15, seed), alone)
     assert not lost and all(chosen.values())
     hours: dict[str, float] = defaultdict(float)
     for u in alone:
@@ -323,8 +327,8 @@ def test_by_speaker_a_split_misses_its_hours_by_no_more_than_one_speaker(
 )
 def test_the_order_of_rows_changes_nothing(utterances: list[Utterance], by: SplitBy, seed: int, draw) -> None:
     shuffled = draw.sample(utterances, len(utterances))
-    assert splits.assign_splits(Split(by=by, seed=seed), shuffled) == splits.assign_splits(
-        Split(by=by, seed=seed), utterances
+    assert splits.assign_splits(Split(by, 0.7, 0.15, 0.15, seed), shuffled) == splits.assign_splits(
+        Split(by, 0.7, 0.15, 0.15, seed), utterances
     )
 
 
@@ -332,8 +336,8 @@ def test_the_order_of_rows_changes_nothing(utterances: list[Utterance], by: Spli
 @given(st.integers(0, 2**31), st.integers(0, 2**31), st.sampled_from([SplitBy.speaker, SplitBy.clip]))
 def test_another_seed_gives_another_split(a: int, b: int, by: SplitBy) -> None:
     utterances = [Utterance(f"wavs/{i}.wav", 3.0, f"frase {i}", "", f"speaker {i}") for i in range(60)]
-    same = splits.assign_splits(Split(by=by, seed=a), utterances) == splits.assign_splits(
-        Split(by=by, seed=b), utterances
+    same = splits.assign_splits(Split(by, 0.7, 0.15, 0.15, a), utterances) == splits.assign_splits(
+        Split(by, 0.7, 0.15, 0.15, b), utterances
     )
     assert same == (a == b)
 
@@ -343,7 +347,7 @@ def test_another_seed_gives_another_split(a: int, b: int, by: SplitBy) -> None:
 def test_by_clip_the_shares_are_met_to_a_clip_and_what_is_shared_is_counted(
     utterances: list[Utterance], seed: int
 ) -> None:
-    chosen, lost = chosen_by(Split(by=SplitBy.clip, seed=seed), utterances)
+    chosen, lost = chosen_by(Split(SplitBy.clip, 0.7, 0.15, 0.15, seed), utterances)
     assert not lost
     for name, share in SHARES.items():
         assert abs(len(chosen[name]) - share * len(utterances)) <= 1

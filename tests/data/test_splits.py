@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from finetuning.config.schema import Dataset, Split, SplitBy
+from finetuning.config.loading import load_config
+from finetuning.config.schema import Split, SplitBy
 from finetuning.data import row_filters, splits
 from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.conversion_pool import ConvertedClip
@@ -31,7 +32,7 @@ def divided(utterances: list[Utterance], assignment: dict[str, str]) -> dict[str
 
 def test_by_speaker_shares_nothing_loses_nothing_and_meets_the_hours(corpus: list[Utterance]) -> None:
     for seed in (0, 1):
-        kept, lost = splits.assign_splits(Split(by=SplitBy.speaker, seed=seed), corpus)
+        kept, lost = splits.assign_splits(Split(SplitBy.speaker, 0.7, 0.15, 0.15, seed), corpus)
         assert kept.keys() | lost.keys() == {u.audio_filepath for u in corpus} and not kept.keys() & lost.keys()
         chosen = divided(corpus, kept)
         for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -50,14 +51,14 @@ def test_by_speaker_shares_nothing_loses_nothing_and_meets_the_hours(corpus: lis
 
 @pytest.mark.parametrize("by", [SplitBy.speaker, SplitBy.clip])
 def test_the_seed_decides_and_the_order_does_not(corpus: list[Utterance], by: SplitBy) -> None:
-    split = Split(by=by, seed=3)
+    split = Split(by, 0.7, 0.15, 0.15, 3)
     shuffled = random.Random(0).sample(corpus, len(corpus))
     assert splits.assign_splits(split, corpus) == splits.assign_splits(split, shuffled)
     assert splits.assign_splits(split, corpus) != splits.assign_splits(replace(split, seed=4), corpus)
 
 
 def test_by_clip_meets_the_shares_in_clips(corpus: list[Utterance]) -> None:
-    kept, lost = splits.assign_splits(Split(by=SplitBy.clip, train=0.8, validation=0.05, test=0.15), corpus)
+    kept, lost = splits.assign_splits(Split(by=SplitBy.clip, train=0.8, validation=0.05, test=0.15, seed=0), corpus)
     assert not lost
     counts = {name: len(group) for name, group in divided(corpus, kept).items()}
     assert counts == {
@@ -70,7 +71,7 @@ def test_by_clip_meets_the_shares_in_clips(corpus: list[Utterance]) -> None:
 @pytest.mark.parametrize("hours", [(1, 1, 1), (100, 1, 1), (5, 5, 5, 5), (3, 2, 1, 1)])
 def test_three_speakers_are_enough_for_three_splits(hours: tuple[int, ...]) -> None:
     utterances = [Utterance(f"wavs/{i}.wav", h, f"frase {i}", speaker=f"s{i}") for i, h in enumerate(hours)]
-    kept, _ = splits.assign_splits(Split(by=SplitBy.speaker), utterances)
+    kept, _ = splits.assign_splits(Split(SplitBy.speaker, 0.7, 0.15, 0.15, 0), utterances)
     assert set(kept.values()) == set(SPLITS)
     if hours[0] > 2 * hours[1]:
         assert kept["wavs/0.wav"] == "train"
@@ -172,7 +173,7 @@ def test_filters(duration_s: float, decoded_s: float, stated_s: float, text: str
     converted = ConvertedClip("a.mp3", "1 1", duration_s, decoded_s)
     candidate = row_filters.Candidate(Clip("a.mp3", text), text, stated_s=stated_s, converted=converted)
     rejected: list[RejectedRow] = []
-    passed = row_filters.filter_by_audio([candidate], Dataset(source="", output=""), rejected)
+    passed = row_filters.filter_by_audio([candidate], load_config("configs/italian.yaml", []).dataset, rejected)
     assert [r.reason for r in rejected] == ([reason] if reason else [])
     assert passed == ([] if reason else [candidate])
 

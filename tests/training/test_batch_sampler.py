@@ -27,11 +27,11 @@ def test_each_epoch_holds_each_utterance_once(
 ) -> None:
     batches = EpochBatchSampler(durations_s, size, seconds, seed=0)
     batches.epoch = epoch
-    drawn = list(batches)
-    assert len(drawn) == len(batches)
-    assert {number for batch in drawn for number, _ in batch} == {epoch}
-    assert sorted(index for batch in drawn for _, index in batch) == list(range(len(durations_s)))
-    for batch in drawn:
+    epoch_batches = list(batches)
+    assert len(epoch_batches) == len(batches)
+    assert {number for batch in epoch_batches for number, _ in batch} == {epoch}
+    assert sorted(index for batch in epoch_batches for _, index in batch) == list(range(len(durations_s)))
+    for batch in epoch_batches:
         longest = max(durations_s[index] for _, index in batch)
         if seconds is None:
             assert len(batch) <= size
@@ -43,9 +43,9 @@ def test_each_epoch_holds_each_utterance_once(
 def test_several_processes_share_an_epoch_without_overlap(
     durations_s: list[float], size: int, seconds: float | None, ranks: int
 ) -> None:
-    drawn = [indexes(EpochBatchSampler(durations_s, size, seconds, 0, rank, ranks)) for rank in range(ranks)]
-    assert len({len(batches) for batches in drawn}) == 1
-    trained = [index for batches in drawn for batch in batches for index in batch]
+    rank_batches = [indexes(EpochBatchSampler(durations_s, size, seconds, 0, rank, ranks)) for rank in range(ranks)]
+    assert len({len(batches) for batches in rank_batches}) == 1
+    trained = [index for batches in rank_batches for batch in batches for index in batch]
     assert len(trained) == len(set(trained))
 
     validated = set()
@@ -60,15 +60,15 @@ def test_several_processes_share_an_epoch_without_overlap(
 def test_the_order_is_a_function_of_seed_and_epoch():
     durations_s = like_common_voice(100)
 
-    def drawn(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
+    def epoch_batches(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
         batches = EpochBatchSampler(durations_s, 8, 40.0, seed)
         batches.epoch, batches.start = epoch, start
         return indexes(batches)
 
-    assert drawn(0, 3) == drawn(0, 3)
-    assert drawn(0, 3) != drawn(0, 4)
-    assert drawn(0, 3) != drawn(1, 3)
-    assert drawn(0, 3, start=5) == drawn(0, 3)[5:]
+    assert epoch_batches(0, 3) == epoch_batches(0, 3)
+    assert epoch_batches(0, 3) != epoch_batches(0, 4)
+    assert epoch_batches(0, 3) != epoch_batches(1, 3)
+    assert epoch_batches(0, 3, start=5) == epoch_batches(0, 3)[5:]
     fixed = EpochBatchSampler(durations_s, 8, 40.0, 0, shuffle=False)
     assert indexes(fixed) == indexes(fixed)
 

@@ -5,19 +5,19 @@ from finetuning.training import diagnostics
 
 def test_letters_that_training_never_shows_are_named():
     assert diagnostics.unseen_characters(["ciao", "però"], ["cara"]) is None
-    said = diagnostics.unseen_characters(["ciao"], ["perù", "più", "caia"])
-    assert "holds e p r ù" in said
-    assert "2 of 3" in said
+    sentence = diagnostics.unseen_characters(["ciao"], ["perù", "più", "caia"])
+    assert "contains e p r ù" in sentence
+    assert "2 of 3" in sentence
 
 
 def test_a_loss_that_rises_by_half_and_more_is_named():
     assert diagnostics.diverging([8.0], 0.1) is None
     assert diagnostics.diverging([8.0, 3.0, 3.2, 2.9], 0.1) is None
     assert diagnostics.diverging([0.10, 0.16], 0.1) is None  # chance, late in a run
-    said = diagnostics.diverging([8.0, 3.0, 5.1], 0.1)
-    assert "3.00" in said
-    assert "5.10" in said
-    assert "1.0e-01" in said
+    sentence = diagnostics.diverging([8.0, 3.0, 5.1], 0.1)
+    assert "3.00" in sentence
+    assert "5.10" in sentence
+    assert "1.0e-01" in sentence
 
 
 def test_a_model_that_writes_only_blanks_is_named():
@@ -36,8 +36,8 @@ def test_a_flat_loss_is_named_unless_the_model_has_arrived():
 def test_a_validation_loss_that_rises_is_named_with_its_best_epoch():
     train = [50.0, 30.0, 20.0, 10.0, 5.0]
     assert diagnostics.rising(train, [50.0, 30.0, 31.0, 32.0, 34.0]) is None
-    learnt_by_heart = diagnostics.rising(train, [50.0, 30.0, 34.0, 36.0, 40.0])
-    assert "epoch 2 (30.00)" in learnt_by_heart
-    assert "by heart" in learnt_by_heart
+    overfit = diagnostics.rising(train, [50.0, 30.0, 34.0, 36.0, 40.0])
+    assert "epoch 2 (30.00)" in overfit
+    assert "the model overfits" in overfit
     both = diagnostics.rising([50.0, 30.0, 40.0, 50.0, 60.0], [50.0, 30.0, 34.0, 36.0, 40.0])
     assert "training loss rises too" in both

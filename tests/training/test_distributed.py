@@ -43,9 +43,9 @@ def test_all_processes_end_with_the_same_weights_after_as_many_steps(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     subprocess.run([*torchrun, str(tiny_config), *TOGETHER, f"training.output={tmp_path}"], env=ONE, check=True)
     one, other = (torch.load(tmp_path / f"rank {rank}.pt") for rank in (0, 1))
-    learnt = [name for name in one if "running_" not in name and "num_batches" not in name]
-    assert len(learnt) > 50
-    assert not [name for name in learnt if not torch.equal(one[name], other[name])]
+    parameters = [name for name in one if "running_" not in name and "num_batches" not in name]
+    assert len(parameters) > 50
+    assert not [name for name in parameters if not torch.equal(one[name], other[name])]
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
     assert state["global_step"] == 3 * (10 // 2)  # 28 utterances in 10 batches of 3, 3 epochs
 
@@ -59,7 +59,7 @@ def test_two_processes_learn_what_one_learns_with_batches_of_twice_the_size(
             "train.py", "--config", str(tiny_config), *overrides, f"training.output={tmp_path / name}", env=ONE
         )
         assert trained.returncode == 0, trained.stderr[-2000:]
-        assert trained.stdout.count("epoch   3") == 1  # one of them speaks
+        assert trained.stdout.count("epoch   3") == 1  # only rank 0 prints
         rows[name] = (tmp_path / name / "metrics.csv").read_text().splitlines()
         record = json.loads((tmp_path / name / "run.json").read_text())
         assert record["epochs"] == 3
@@ -85,11 +85,13 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_later(
     os.kill(child, signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert_refused(
-        subprocess.CompletedProcess([], process.returncode, out, err), "trains together", "the same command goes on"
+        subprocess.CompletedProcess([], process.returncode, out, err),
+        "trains together",
+        "rerun the same command to resume",
     )
     resumed = run_script("train.py", *arguments, env=ONE)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert resumed.stdout.count("Going on from") == 1
+    assert resumed.stdout.count("Resuming from") == 1
     assert (tmp_path / "run" / "Model-IT-finetuned.nemo").is_file()
 
 
@@ -97,7 +99,7 @@ def started_by_slurm(command: list[str], port: int) -> list[subprocess.Popen[str
     """Two processes with what srun tells each of them."""
     job = {"JOB_ID": "7", "JOB_NAME": "italian", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "NODEID": "0"}
     job |= {"NODELIST": "127.0.0.1", "JOB_NODELIST": "127.0.0.1"}
-    told = [{**job, "PROCID": number, "LOCALID": number} for number in "01"]
+    environments = [{**job, "PROCID": number, "LOCALID": number} for number in "01"]
     return [
         subprocess.Popen(
             command,
@@ -106,7 +108,7 @@ def started_by_slurm(command: list[str], port: int) -> list[subprocess.Popen[str
             stderr=subprocess.PIPE,
             text=True,
         )
-        for each in told
+        for each in environments
     ]
 
 
@@ -123,12 +125,12 @@ def test_a_job_of_slurm_is_stopped_at_its_time_limit_and_goes_on(tiny_config: Pa
         time.sleep(0.05)
     for process in processes:
         process.terminate()
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [143, 143], said
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
     processes = started_by_slurm(command, port)
     first, second = (process.communicate(timeout=300) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], (first, second)
-    assert first[0].count("Going on from") == 1 and "Going on from" not in second[0]
+    assert first[0].count("Resuming from") == 1 and "Resuming from" not in second[0]
     assert (tmp_path / "Model-IT-finetuned.nemo").is_file()
 
 
@@ -142,7 +144,7 @@ def test_another_number_of_processes_than_the_job_has_is_told_in_words(
 
 
 @pytest.mark.parametrize(
-    ("told", "number"),
+    ("environment", "number"),
     [
         ({}, 0),
         ({"RANK": "5", "LOCAL_RANK": "1", "SLURM_PROCID": "2"}, 5),
@@ -152,11 +154,11 @@ def test_another_number_of_processes_than_the_job_has_is_told_in_words(
     ],
     ids=["alone", "torchrun", "srun", "Lightning in a job", "Lightning on several machines"],
 )
-def test_the_number_of_a_process(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], number: int):
+def test_the_number_of_a_process(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], number: int):
     from finetuning.training.run_record import process_rank
 
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert process_rank(devices=4) == number

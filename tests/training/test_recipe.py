@@ -127,7 +127,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
     config = tiny("training.max_epochs=4", "training.schedule.warmup_ratio=0.25")
     _, _ = trained(config)
     rows = (Path(config.training.output) / "metrics.csv").read_text().splitlines()[1:]
-    found = [float(row.split(",")[-1]) for row in rows]
+    rates = [float(row.split(",")[-1]) for row in rows]
     peak, lowest, steps, warm = 3e-3, 3e-5, 4 * 6, 6
 
     def rate(step: int) -> float:
@@ -135,7 +135,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
             return peak * (step + 1) / (warm + 1)
         return lowest + (peak - lowest) * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
-    assert found == pytest.approx([rate(6), rate(12), rate(18), rate(24)], rel=1e-3)
+    assert rates == pytest.approx([rate(6), rate(12), rate(18), rate(24)], rel=1e-3)
 
 
 def test_the_encoder_learns_at_a_rate_of_its_own(tiny, tmp_path: Path):
@@ -161,13 +161,12 @@ def test_a_recipe_that_fails_is_told_in_words_and_stays_on_record(tiny, capsys: 
         "training.optimizer.name=novograd", "training.optimizer.lr=5", "training.optimizer.betas=[0.95,0.5]",
         "training.schedule.warmup_ratio=0.5",
     )  # fmt: skip
-    said = fine_tuning.fit(start(config), config, Path(config.training.output))
-    text = "\n".join(said)
+    warnings = fine_tuning.fit(start(config), config, Path(config.training.output))
+    text = "\n".join(warnings)
     assert "the training loss rises" in text
     assert "writes the blank" in text
-    shown = capsys.readouterr().out
-    assert all(sentence in shown for sentence in said)
-    assert " left, " in shown
+    output = capsys.readouterr().out
+    assert all(sentence in output for sentence in warnings)
 
 
 def test_utterances_too_short_for_their_texts_are_left_out_and_counted(
@@ -178,9 +177,9 @@ def test_utterances_too_short_for_their_texts_are_left_out_and_counted(
     with_text(tiny_dataset, tmp_path, train="a" * 2000, validation="ciao")
     config = tiny("training.max_epochs=1", "training.frozen_epochs=1", f"dataset.output={tmp_path}")
     fine_tuning.fit(start(config), config, tmp_path)
-    shown = capsys.readouterr().out
-    assert "train: 1 of 28 utterances are left out" in shown
-    assert "validation: " not in shown
+    output = capsys.readouterr().out
+    assert "train: 1 of 28 utterances are left out" in output
+    assert "validation: " not in output
 
 
 def test_batches_by_duration_train(tiny):
@@ -190,28 +189,28 @@ def test_batches_by_duration_train(tiny):
     assert model.trainer.global_step == len(model._train_dl.batch_sampler) > 1
 
 
-def test_the_self_test_learns_utterances_by_heart_and_writes_nothing(
+def test_the_overfit_check_passes_and_writes_nothing(
     tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
 ):
     output = tmp_path / "run"
     with_text(tiny_dataset, tmp_path, train="ciao", validation="una í e ù")
-    learnt = run_script(
-        "train.py", "--config", str(tiny_config), "training.overfit=2", f"training.output={output}",
+    process = run_script(
+        "train.py", "--config", str(tiny_config), "--overfit", "2", f"training.output={output}",
         "training.workers=0", f"dataset.output={tmp_path}",
     )  # fmt: skip
-    assert learnt.returncode == 0, learnt.stderr[-2000:]
-    assert "no training text holds í," in learnt.stdout
-    assert "Self-test passed: 2 utterances" in learnt.stdout
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "no training text contains í," in process.stdout
+    assert "Overfit check passed: the transcripts of 2 utterances" in process.stdout
     assert not output.exists()
 
 
-def test_the_self_test_names_what_cannot_be_learnt(tiny):
+def test_the_overfit_check_names_what_cannot_be_learnt(tiny):
     from finetuning.training.overfit_check import check_overfit
 
-    config = tiny("training.overfit=2")
+    config = tiny()
     model = start(config)
     with pytest.raises(UserError, match=r"after 20 steps on 2 utterances the WER is .*Listen to these"):
-        check_overfit(model, config, steps=20)
+        check_overfit(model, config, 2, max_steps=20)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 
 
 ELSE = ["type training.output=… for another run, or delete the whole folder"]
-DAMAGED = ["run.json is damaged", "put a copy of it back, type training.output=… for another run, or delete the whole"]
+DAMAGED = ["run.json is damaged", "restore it from a copy, type training.output=… for another run, or delete the whole"]
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ DAMAGED = ["run.json is damaged", "put a copy of it back, type training.output=�
         (
             {"Model-IT-finetuned.nemo": "b model"},
             [],
-            ["is not the model that run.json", "delete it", "made again from the last checkpoint"],
+            ["is not the model that run.json", "delete it", "(it is exported again from the last checkpoint)"],
         ),
         (
             {"Model-IT-finetuned.nemo": "cut", "checkpoints/last.ckpt": None},
             [],
-            ["is not the model that run.json", "training starts again"],
+            ["is not the model that run.json", "(training starts over)"],
         ),
     ],
     ids=str,
@@ -102,7 +102,7 @@ def test_a_model_that_an_unfinished_record_does_not_speak_of_is_kept(run: Path, 
     write_json(run / "run.json", {k: v for k, v in read_json(run / "run.json").items() if k != "model"})
     (run / "checkpoints" / "last.ckpt").unlink()
     refused = run_in_process("train.py", *options(run))
-    assert_refused(refused, "holds Model-IT-finetuned.nemo and a run.json that does not speak of it", *ELSE)
+    assert_refused(refused, "holds Model-IT-finetuned.nemo and a run.json that does not mention it", *ELSE)
 
 
 def test_where_nothing_is_learnt_yet_a_record_is_made_anew(run: Path) -> None:
@@ -110,7 +110,7 @@ def test_where_nothing_is_learnt_yet_a_record_is_made_anew(run: Path) -> None:
     (run / "Model-IT-finetuned.nemo").unlink()
     (run / "run.json").write_text("hello")
     config = load_config("configs/demo.yaml", options(run)[2:])
-    assert run_record.start_run(run, config, BASE, writes=False)["experiment"] == "demo"
+    assert run_record.start_run(run, config, BASE, is_main_process=False)["experiment"] == "demo"
     assert (run / "run.json").read_text() == "hello", "one process of several writes"
     run_record.start_run(run, config, BASE)
     assert read_json(run / "run.json")["experiment"] == "demo"
@@ -130,7 +130,7 @@ def test_a_damaged_record_is_one_sentence(run: Path) -> None:
             assert isinstance(changed_keys(record["made_from"], {"base": "x"}), list)
             assert isinstance([*record["versions"].items(), *record.get("sessions", [])], list)
         except UserError as error:
-            assert "\n" not in str(error) and re.search("training.output=|delete it and type", str(error))
+            assert "\n" not in str(error) and re.search("training.output=|delete it and rerun", str(error))
 
     read()
 

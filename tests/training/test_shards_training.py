@@ -52,12 +52,12 @@ def test_step_3_hears_the_same(packed: Path, tiny_dataset: Path) -> None:
     from finetuning.decoding.inference import predict
 
     model = lively_model(ITALIAN)
-    found = []
+    results = []
     for folder in (tiny_dataset, packed):
         utterances = read_manifest(folder / "test_manifest.json")
         predicted = predict(model, None, utterances, folder, 4)
-        found.append([(number, replace(one, audio_filepath="")) for number, one in predicted])
-    assert found[0] == found[1] and len(found[0]) == len(utterances)
+        results.append([(number, replace(one, audio_filepath="")) for number, one in predicted])
+    assert results[0] == results[1] and len(results[0]) == len(utterances)
 
 
 def test_nemos_tarred_dataset_reads_the_shards(packed: Path, tiny_dataset: Path) -> None:
@@ -72,9 +72,9 @@ def test_nemos_tarred_dataset_reads_the_shards(packed: Path, tiny_dataset: Path)
         tarred = TarredAudioToCharDataset(tars, str(manifest_path(packed, split)), **how, return_sample_id=True)
         loose = AudioToCharDataset(str(manifest_path(tiny_dataset, split)), **how)
         assert len(tarred) == len(loose)
-        found = {sample[-1]: sample[:-1] for sample in tarred}
-        assert found.keys() == set(range(len(loose)))
-        for index, sample in found.items():
+        samples = {sample[-1]: sample[:-1] for sample in tarred}
+        assert samples.keys() == set(range(len(loose)))
+        for index, sample in samples.items():
             assert all(one.equal(other) for one, other in zip(sample, loose[index], strict=True))
 
 

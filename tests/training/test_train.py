@@ -108,11 +108,11 @@ def test_validation_is_scored_as_step_3_scores(tiny_run: Path, tiny_dataset: Pat
     utterances = read_manifest(tiny_dataset / "validation_manifest.json")
     model = restore_model(tiny_run / "Model-IT-finetuned.nemo")
     predictions = [prediction for _, prediction in predict(model, None, utterances, tiny_dataset, 4)]
-    found = score_predictions(predictions)
+    score = score_predictions(predictions)
     last = read_rows(tiny_run)[-1]
-    assert float(last["val_loss"]) == pytest.approx(found.loss, rel=1e-4)
-    assert float(last["val_wer"]) == pytest.approx(found.words.rate, abs=1e-4)
-    assert float(last["val_cer"]) == pytest.approx(found.characters.rate, abs=1e-4)
+    assert float(last["val_loss"]) == pytest.approx(score.loss, rel=1e-4)
+    assert float(last["val_wer"]) == pytest.approx(score.words.rate, abs=1e-4)
+    assert float(last["val_cer"]) == pytest.approx(score.characters.rate, abs=1e-4)
 
 
 def test_the_three_scripts_end_in_a_table(tiny_run: Path, tiny_config: Path, run_script: Script):
@@ -191,7 +191,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     moved = (tmp_path / "run").rename(tmp_path / "moved")  # as to another disk
     resumed = run_script("train.py", *command[2:-1], f"training.output={moved}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "Going on from" in resumed.stdout
+    assert "Resuming from" in resumed.stdout
     assert {path.name for path in (moved / "checkpoints").glob("[lp.]*")} == {"last.ckpt", "previous.ckpt"}
     assert not differing(weights(moved / "checkpoints" / "last.ckpt"), weights(tiny_run / "checkpoints" / "last.ckpt"))
     assert read_rows(moved) == read_rows(tiny_run)

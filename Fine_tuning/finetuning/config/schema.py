@@ -1,65 +1,165 @@
-"""An experiment: a tree of dataclasses, read from YAML by config_file.py, which asks config_check.py."""
+"""An experiment: a tree of dataclasses, read from YAML by loading.py and checked by validation.py.
 
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+A key has a default here only where leaving it out means nothing: null, empty or off. What makes an experiment is stated
+and explained in configs/italian.yaml, which the other configurations extend. The limits of a value stand with its key.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum, StrEnum, auto
 from pathlib import Path
 from typing import Any, ClassVar
 
 from finetuning.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]  # paths in a config are relative to this folder
+MISSING: Any = "???"  # OmegaConf's sign for a value that a YAML or the command line must state
+MAX_PROCESSES = 1024
+MAX_SEED = 2**32 - 1  # that numpy takes
+MAX_ORDER = 6  # of an n-gram that flashlight's KenLM can read; it reads no model of single words either
 
 
-class SplitBy(Enum):
+@dataclass(frozen=True)
+class Limits:
+    """What a number, or each number of a list, must be; for a text the regular expression that must match all of it."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    pattern: str = ""
+    description: str = ""  # the pattern in words
+
+    def __str__(self) -> str:
+        """Return the limits in words, as in "above 0 and at most 1"."""
+        bounds = {name.replace("_", " "): getattr(self, name) for name in ("at_least", "above", "at_most", "below")}
+        return self.description or " and ".join(
+            f"{words} {bound}" for words, bound in bounds.items() if bound is not None
+        )
+
+    def allow(self, value: Any) -> bool:
+        """Tell whether the value is within the limits."""
+        if self.pattern:
+            return bool(re.fullmatch(self.pattern, value))
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def metadata(free: bool = False, **limits: Any) -> dict[str, Any]:
+    """Return what a dataclass field says about its key: Limits, and whether it is free.
+
+    A free value may change while the step resumes: it says where or how fast the step runs, not what it makes.
+    """
+    return {"limits": Limits(**limits) if limits else None, "free": free}
+
+
+def key(default: Any = MISSING, **about: Any) -> Any:
+    """Return a dataclass field with `metadata(**about)`."""
+    return field(default=default, metadata=metadata(**about))
+
+
+def free_keys(section: type) -> set[str]:
+    """Return the keys of a section that may change while the step resumes."""
+    return {each.name for each in fields(section) if each.metadata.get("free")}
+
+
+SHA256 = {"pattern": "([0-9a-f]{64})?", "description": "64 hexadecimal digits in lower case"}
+PATH = {"pattern": "(?s).+", "description": "a path"}
+
+
+class SplitBy(StrEnum):
     """Who is kept together: all clips of a speaker, nothing (the published protocol), or as the release says."""
 
-    speaker = 1
-    clip = 2
-    release = 3
+    speaker = auto()
+    clip = auto()
+    release = auto()
 
 
-class Foreign(Enum):
-    """A letter outside the alphabet rejects its row, or is written in letters of the alphabet where there are some."""
+class Foreign(StrEnum):
+    """A character outside the alphabet rejects its row, or is written in characters of the alphabet where possible."""
 
-    reject = 1
-    transliterate = 2
+    reject = auto()
+    transliterate = auto()
+
+
+class DecoderInit(StrEnum):
+    """The decoder starts at random, or keeps the rows of the characters that the base model writes."""
+
+    random = auto()
+    warm = auto()
+
+
+class BatchNorm(StrEnum):
+    """The batch normalisation of the frozen encoder is trained, or frozen too."""
+
+    train = auto()
+    frozen = auto()
+
+
+class Accelerator(StrEnum):
+    """What training runs on; auto is a GPU when there is one."""
+
+    auto = "auto"
+    gpu = "gpu"
+    cpu = "cpu"
+
+
+Precision = StrEnum("Precision", {name: name for name in ("auto", "32-true", "16-mixed", "bf16-mixed")})  # Lightning's
+
+
+class OptimizerName(StrEnum):
+    """NeMo's name of the optimizer."""
+
+    novograd = auto()
+    adamw = auto()
+
+
+class Decoder(StrEnum):
+    """Greedy decoding alone or, beside it, beam search with the language model."""
+
+    greedy = auto()
+    lm = auto()
 
 
 @dataclass
 class Split:
     """Shares of train, validation and test, and how they are drawn."""
 
-    by: SplitBy = SplitBy.speaker
-    train: float = 0.70
-    validation: float = 0.15
-    test: float = 0.15
-    seed: int = 0
+    by: SplitBy = MISSING
+    train: float = key(above=0)
+    validation: float = key(above=0)
+    test: float = key(above=0)
+    seed: int = MISSING
 
 
 @dataclass
 class Archive:
-    """The published archive: `dataset.source` is checked against it when it bears this name."""
+    """The published archive: `dataset.source` is checked against it when it has this name."""
 
     name: str = ""
-    size_bytes: int = 0
-    sha256: str = ""  # in hexadecimal
+    size_bytes: int = key(0, at_least=0)
+    sha256: str = key("", **SHA256)
 
 
 @dataclass
 class Dataset:
     """Step 1: from a release to manifests."""
 
-    source: str = "???"
-    output: str = "???"
-    download: str | None = None  # its id at the Mozilla Data Collective: fetched when it is not there
-    archive: Archive = field(default_factory=Archive)
-    min_duration_s: float = 0.1
-    max_duration_s: float = 16.7
-    max_missing_share: float = 0.1  # a clip shorter than clip_durations.tsv says by more than this share is truncated
-    encoder_frames_per_second: float = 50.0  # QuartzNet: 10 ms window stride, stride 2
-    trim_silence_db: float | None = None  # cut leading and trailing sound this far below the peak
-    workers: int = 0  # processes; 0: one for each core
-    shards: str | None = None  # folder for the same in a few large tars; steps 2 and 3 read them when it is given
+    source: str = key(free=True)
+    output: str = key(free=True, **PATH)
+    download: str | None = key(None, free=True, pattern=r"[\w.-]*", description="an id of the Mozilla Data Collective")
+    archive: Archive = field(default_factory=Archive, metadata=metadata(free=True))
+    min_duration_s: float = key(at_least=0)
+    max_duration_s: float = key(above=0)
+    max_missing_share: float = key(above=0, at_most=1)
+    encoder_frames_per_second: float = key(above=0)
+    trim_silence_db: float | None = key(None, above=0)
+    workers: int = key(0, free=True, at_least=0, at_most=MAX_PROCESSES)
+    shards: str | None = key(None, free=True)
     split: Split = field(default_factory=Split)
 
 
@@ -67,7 +167,7 @@ class Dataset:
 class Rule:
     """One substitution and sentences that show it: `pattern` by `replace`, or each letter by its own replacement."""
 
-    name: str = "???"
+    name: str = MISSING
     pattern: str | None = None  # a regular expression; null: any one of `letters`
     replace: str = ""  # may hold groups of the pattern as \\1; an empty group is nothing
     letters: dict[str, str] = field(default_factory=dict)  # what each matched text becomes, instead of `replace`
@@ -78,11 +178,11 @@ class Rule:
 class Text:
     """How a sentence of the release becomes the text of an utterance."""
 
-    alphabet: str = "???"  # every character a text may hold, the space included
+    alphabet: str = MISSING  # every character a text may hold, the space included
     before_lower_case: list[Rule] = field(default_factory=list)  # applied first: capitals whose lower case is another
     numbers: str | None = None  # the language whose words replace whole numbers, as num2words calls it; null: none do
     rules: list[Rule] = field(default_factory=list)  # applied in this order after NFC and lower case
-    foreign: Foreign = Foreign.reject  # letters that are outside the alphabet after the rules
+    foreign: Foreign = MISSING  # characters that are outside the alphabet after the rules
     rejected_cases: list[str] = field(default_factory=list)  # sentences that must be rejected, for the tests
 
 
@@ -90,9 +190,9 @@ class Text:
 class RegistryEntry:
     """A model of the registry: where it is fetched, and what it must be."""
 
-    url: str = "???"  # without a user name or a password
-    size_bytes: int | None = None  # null: as many as the server announces
-    sha256: str | None = None  # in hexadecimal; null: not checked
+    url: str = MISSING  # without a user name or a password
+    size_bytes: int | None = key(None, above=0)  # null: as many as the server announces
+    sha256: str | None = key(None, **SHA256)  # null: not checked
 
 
 @dataclass
@@ -109,48 +209,46 @@ class Model:
 class Optimizer:
     """As NeMo's `optim` section."""
 
-    name: str = "novograd"
-    lr: float = 5e-4
-    betas: list[float] = field(default_factory=lambda: [0.95, 0.5])
-    weight_decay: float = 1e-3
+    name: OptimizerName = MISSING
+    lr: float = key(above=0)
+    betas: list[float] = field(default_factory=list, metadata=metadata(at_least=0, below=1))
+    weight_decay: float = key(at_least=0)
 
 
 @dataclass
 class Schedule:
     """Of the learning rate: cosine annealing after a linear warm-up, as NeMo's `optim.sched` section."""
 
-    warmup_ratio: float = 0.05  # share of all steps
-    min_lr: float = 1e-5
+    warmup_ratio: float = key(at_least=0, below=1)
+    min_lr: float = key(at_least=0)
 
 
 @dataclass
 class Training:
     """Step 2: two phases, the encoder frozen, then everything."""
 
-    output: str = "???"
-    name: str = "???"  # of the exported model, without .nemo
-    max_epochs: int = 50
-    frozen_epochs: int = 10
-    decoder_init: str = "random"  # random | warm: rows of letters the base model writes are kept
-    batch_norm: str = "train"  # of the frozen encoder: train | frozen
-    batch_size: int = 32
-    batch_duration_s: float | None = None  # instead of batch_size: utterances of nearly equal duration
-    workers: int = 0  # processes that read audio; 0: the training process itself
-    seed: int = 0
-    deterministic: bool = False  # also on a GPU, as far as torch can
-    accelerator: str = "auto"  # auto: a GPU when there is one
-    devices: int = 1  # GPUs or, on CPUs, processes on each node; each takes batches of its own
-    num_nodes: int = 1
-    strategy: str = "auto"  # Lightning's; auto: DDP where several processes train together
-    precision: str = "auto"  # auto: 16-mixed on a GPU, 32-true on a CPU
-    gradient_clip: float | None = None  # largest norm of all gradients together
-    checkpoint_minutes: float = 30.0  # between two checkpoints within an epoch
-    keep_best: int = 3  # checkpoints kept by validation loss, beside the last one
-    encoder_lr_scale: float = 1.0  # the encoder's learning rate is the optimizer's times this
-    speed_perturbation: float = 0.0  # each training clip is played up to this share faster or slower
-    dropout: float | None = None  # share; null: that of the base model or the architecture
-    spec_augment: bool = True  # training spectrograms are masked as the base model or the architecture says
-    overfit: int = 0  # above 0: no training, but a self-test that learns so many utterances by heart
+    output: str = key(free=True, **PATH)
+    name: str = key(free=True, pattern="[^/.][^/]{0,199}", description="the name of a file, without a folder")
+    max_epochs: int = key(at_least=1)
+    frozen_epochs: int = key(at_least=0)
+    decoder_init: DecoderInit = MISSING
+    batch_norm: BatchNorm = MISSING
+    batch_size: int = key(at_least=1)
+    batch_duration_s: float | None = key(None, above=0)
+    workers: int = key(free=True, at_least=0, at_most=MAX_PROCESSES)
+    seed: int = key(at_least=0, at_most=MAX_SEED)
+    deterministic: bool = False
+    accelerator: Accelerator = field(default=MISSING, metadata=metadata(free=True))
+    devices: int = key(at_least=1)
+    num_nodes: int = key(at_least=1)
+    precision: Precision = field(default=MISSING, metadata=metadata(free=True))
+    gradient_clip: float | None = key(None, above=0)
+    checkpoint_minutes: float = key(free=True, at_least=0)
+    keep_best: int = key(free=True, at_least=-1)
+    encoder_lr_scale: float = key(at_least=0)
+    speed_perturbation: float = key(0.0, at_least=0, below=0.5)
+    dropout: float | None = key(None, at_least=0, below=1)
+    spec_augment: bool = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -159,46 +257,46 @@ class Training:
 class TextSource:
     """Sentences of a language model and their share in it."""
 
-    name: str = "???"
+    name: str = MISSING
     file: str | None = None  # UTF-8, a sentence a line; null: the texts of the training manifest
-    weight: float = 1.0  # of the models estimated from each source, in their mixture
+    weight: float = key(1.0, above=0)  # of the models estimated from each source, in their mixture
 
 
 @dataclass
 class LanguageModel:
-    """Between steps 2 and 3, when asked: an n-gram model of words that helps step 3 to decode."""
+    """Between steps 2 and 3, on request: an n-gram model of words that helps step 3 to decode."""
 
-    output: str = "???"
-    sources: list[TextSource] = field(default_factory=lambda: [TextSource("training")])
-    order: int = 4  # words of the longest n-gram
-    prune: list[int] = field(default_factory=list)  # for each order: n-grams seen at most so often are left out
-    min_count: int = 1  # words seen less often are unknown ones
-    file: str | None = None  # ARPA or KenLM's binary that is there already: nothing is estimated
+    output: str = key(**PATH)
+    sources: list[TextSource] = field(default_factory=list)
+    order: int = key(at_least=2, at_most=MAX_ORDER)
+    prune: list[int] = field(default_factory=list, metadata=metadata(at_least=0))
+    min_count: int = key(at_least=1)
+    file: str | None = None
 
 
 @dataclass
 class PublishedRow:
     """A row of somebody's published table, shown beside ours and marked as published."""
 
-    model: str = "???"
-    loss: float = 0.0
-    cer: float = 0.0  # fraction
-    wer: float = 0.0  # fraction
+    model: str = MISSING
+    loss: float = MISSING
+    cer: float = MISSING  # fraction
+    wer: float = MISSING  # fraction
 
 
 @dataclass
 class Evaluation:
     """Step 3: which models, on the test manifest."""
 
-    models: list[str] = field(default_factory=list)  # names in the registry or paths to .nemo files
-    decoder: str = "greedy"  # greedy | lm: greedy and, beside it, beam search with the language model
-    topics: dict[str, list[str]] = field(default_factory=dict)  # parts of the test set: texts with one of these words
-    predictions: str = "???"  # folder for predictions.jsonl, one folder a model
-    results: str = "???"  # folder for the results, one small JSON a model
-    batch_size: int = 16
+    models: list[str] = field(default_factory=list)
+    decoder: Decoder = MISSING
+    topics: dict[str, list[str]] = field(default_factory=dict)
+    predictions: str = key(**PATH)
+    results: str = key(**PATH)
+    batch_size: int = key(at_least=1)
     published: list[PublishedRow] = field(default_factory=list)
-    published_on: str = ""  # the data of the published rows, in words
-    note: str = ""  # printed below the table
+    published_on: str = ""
+    note: str = ""
 
 
 @dataclass
@@ -211,19 +309,19 @@ class Config:
     training: Training = field(default_factory=Training)
     language_model: LanguageModel = field(default_factory=LanguageModel)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    name: str = "???"
+    name: str = MISSING
     file: ClassVar[str] = ""  # the YAML it was read from; no key of it
 
     def as_dict(self) -> dict[str, Any]:
-        """The tree as plain dicts, lists and scalars, ready for JSON; addresses without what may be a token in them."""
-        tree = asdict(self, dict_factory=lambda items: {k: v.name if isinstance(v, Enum) else v for k, v in items})
+        """Return the tree as plain dicts, lists and scalars for JSON; addresses without what may be a token in them."""
+        tree = asdict(self, dict_factory=lambda items: {k: v.value if isinstance(v, Enum) else v for k, v in items})
         for entry in tree["model"]["registry"].values():
             entry["url"] = strip_query(entry["url"])
         return tree
 
 
 def resolve_path(path: str) -> Path:
-    """An absolute path; a relative one starts at the project's folder, wherever the script is called from."""
+    """Return an absolute path; a relative one starts at the project's folder, wherever the script is called from."""
     try:
         return ROOT / Path(path.replace("\0", "")).expanduser()
     except RuntimeError as error:  # ~somebody
@@ -231,10 +329,10 @@ def resolve_path(path: str) -> Path:
 
 
 def strip_query(address: str) -> str:
-    """`address` up to its `?` or `#`: what follows may be a token, and is neither printed nor stored."""
+    """Return `address` up to its `?` or `#`: what follows may be a token, and is neither printed nor stored."""
     return address.partition("?")[0].partition("#")[0]
 
 
 def manifest_folder(config: Config) -> Path:
-    """The folder whose manifests steps 2 and 3 read: `dataset.shards` or, without it, `dataset.output`."""
+    """Return the folder whose manifests steps 2 and 3 read: `dataset.shards` or, without it, `dataset.output`."""
     return resolve_path(config.dataset.shards or config.dataset.output)

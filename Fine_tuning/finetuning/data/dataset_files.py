@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetuning.config.schema import Config
+from finetuning.config.schema import Config, Dataset, free_keys
 from finetuning.data import dataset_figure, splits
 from finetuning.data.common_voice import RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
@@ -18,14 +18,12 @@ from finetuning.errors import UserError, printable
 from finetuning.files import atomic_open, create_temp_file, read_json, remove_stale_temp_files, sha256_of, write_json
 
 SHOWN_RULES = 8  # on the screen; all are in dataset.json
-# keys of the configuration's section that do not affect the manifests
-NOT_CONTENT = ("source", "output", "download", "archive", "workers", "shards")
 
 
 def content_settings(config: Config) -> dict[str, Any]:
     """Return the part of the configuration that the manifests depend on, by dotted key."""
     tree = config.as_dict()
-    dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in NOT_CONTENT}
+    dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in free_keys(Dataset)}
     text = {f"text.{key}": tree["text"][key] for key in ("alphabet", "numbers", "foreign")}
     for key in ("before_lower_case", "rules"):
         rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"][key]]

@@ -1,1 +1,1 @@
-"""The acoustic model: found, read from its file, built, given another vocabulary, saved."""
+"""The acoustic model: locate it, read its file, build it, change its vocabulary, save it."""

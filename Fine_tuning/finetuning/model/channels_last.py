@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def use_channels_last(model: EncDecCTCModel) -> None:
-    """Compute the encoder's convolutions and batch normalisation with channels last, which suits a CPU; same to 1e-5.
+    """Compute the encoder's convolutions and batch normalisation with channels last; values agree to 1e-5.
 
     Only the way of computing changes: parameters, checkpoints and `.nemo` files stay stock, and on a GPU so does the
     computation. Encoders that reshape channels in groups are left as they are: they need channels first.
@@ -31,7 +31,7 @@ class DepthwiseConv1d(nn.Conv1d):
     """One filter a channel: a Conv2d of height 1, for which the CPU has a channels-last kernel."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, T) -> (B, C, T')
-        """As nn.Conv1d."""
+        """Return what nn.Conv1d returns."""
         if x.device.type != "cpu":
             return super().forward(x)
         image = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
@@ -44,20 +44,20 @@ class PointwiseConv1d(nn.Conv1d):
     """A matrix applied at every frame; the frames are rows already when channels come last."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, T) -> (B, C', T)
-        """As nn.Conv1d."""
+        """Return what nn.Conv1d returns."""
         if x.device.type != "cpu":
             return super().forward(x)
         return F.linear(x.transpose(1, 2), self.weight[:, :, 0], self.bias).transpose(1, 2)
 
 
 class ChannelsLastBatchNorm1d(nn.BatchNorm1d):
-    """Of an image of height 1, for which torch's kernel keeps channels last; of (B, C, T) it would turn them around."""
+    """Batch normalisation of an image of height 1, for which torch keeps channels last; it transposes (B, C, T)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, T) -> (B, C, T)
-        """As nn.BatchNorm1d."""
+        """Return what nn.BatchNorm1d returns."""
         if x.device.type != "cpu":
             return super().forward(x)
         return super().forward(x.unsqueeze(2)).squeeze(2)
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
-        """Nothing to check: an image on the CPU."""
+        """Check nothing: the input is an image on the CPU."""

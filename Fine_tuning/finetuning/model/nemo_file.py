@@ -28,16 +28,16 @@ CLASSES = {  # of each section that NeMo instantiates
 }
 DEFINED_IN = ("audio_preprocessing", "conv_asr", "ctc_models")  # the modules below, by which they may be named too
 MODEL = "nemo.collections.asr.models.EncDecCTCModel"
-PLAIN = ("sample_rate", "labels", "ctc_reduction", "skip_nan_grad", "nemo_version")  # other keys that are kept
-NAMES = ("_target_", "cls", "target")  # keys by which Hydra, before 1.0 and after, is told what to call
-ORDERS = ("_args_", "_partial_", "_recursive_", "_convert_")  # and how
+PLAIN = ("sample_rate", "labels", "ctc_reduction", "skip_nan_grad", "nemo_version")  # other keys that a network needs
+NAMES = ("_target_", "cls", "target")  # keys that name what Hydra calls, before 1.0 and after
+HYDRA_OPTIONS = ("_args_", "_partial_", "_recursive_", "_convert_")  # and how it does
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes 1e-5 for a number, as OmegaConf does, and knows no merge keys, which can grow without end."""
+    """Reads 1e-5 as a number, as OmegaConf does, and refuses merge keys, which can grow without end."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse what the base class would merge."""
+        """Raise ConstructorError for what the base class would merge."""
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
             raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not understood", node.start_mark)
 
@@ -48,9 +48,9 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return what `network_config` keeps of the configuration inside the file.
+    """Return `network_config` of the configuration inside the file.
 
-    ValueError says what is wrong with it; an error of tarfile, gzip or YAML is raised as it comes.
+    Raise ValueError for what is wrong with it; errors of tarfile, gzip and YAML are passed on.
     """
     with _open_member(path, CONFIG) as file:
         return network_config(file.read(MAX_CONFIG_BYTES + 1))
@@ -59,9 +59,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def network_config(text: bytes) -> dict[str, Any]:
     """Return the sections of a model's YAML that describe its network, their classes under their current names.
 
-    What it was trained from, on and by (data sections, optimiser, decoding) is left out: nothing here uses it, and it
-    holds other people's paths. ValueError for a model that is not a character CTC model of convolutions, and for a
-    configuration that asks for anything else to be called, or for a value from outside itself.
+    Sections about its training and decoding are left out: nothing here uses them, and they hold other people's paths.
+    Raise ValueError for a model that is not a character CTC model of convolutions, and for a configuration that asks
+    for anything else to be called, or for a value from outside itself.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"its configuration is longer than {MAX_CONFIG_BYTES:,} bytes")
@@ -72,49 +72,49 @@ def network_config(text: bytes) -> dict[str, Any]:
         raise ValueError("its configuration holds no sections")
     _check_model_class(tree)
     _check_classes(tree)
-    kept = {name: _interpolated(tree[name], tree) for name in (*CLASSES, *PLAIN) if tree.get(name) is not None}
-    for name in CLASSES.keys() & kept.keys():
-        section = _drop_names(kept[name])
+    network = {name: _interpolated(tree[name], tree) for name in (*CLASSES, *PLAIN) if tree.get(name) is not None}
+    for name in CLASSES.keys() & network.keys():
+        section = _drop_names(network[name])
         arguments = _drop_names(section.pop("params", {}))  # as it was written before NeMo 1.0
-        kept[name] = {"_target_": CLASSES[name], **section, **arguments}
-    if missing := [name for name in CLASSES if name not in kept and name != "spec_augment"]:
+        network[name] = {"_target_": CLASSES[name], **section, **arguments}
+    if missing := [name for name in CLASSES if name not in network and name != "spec_augment"]:
         raise ValueError(f"its configuration has no {missing[0]}")
-    sound = kept["preprocessor"] = {"sample_rate": 16000, **kept["preprocessor"]}
-    if not (sound.get("window_stride") or 0) > 0 or (sound.get("window_size") or 0) > 1:
+    preprocessor = network["preprocessor"] = {"sample_rate": 16000, **network["preprocessor"]}
+    if not (preprocessor.get("window_stride") or 0) > 0 or (preprocessor.get("window_size") or 0) > 1:
         raise ValueError("its preprocessor has no window_stride, or windows of more than a second")
-    return kept
+    return network
 
 
 def _check_model_class(tree: dict[str, Any]) -> None:
-    """Raise ValueError for a model that writes sub-words, is a transducer, or is no speech recogniser."""
+    """Raise ValueError for a sub-word model, a transducer, and anything but a speech recogniser."""
     target = str(tree.get("target", MODEL))
     if "tokenizer" in tree or target.endswith("BPE"):
-        raise ValueError("it does not write characters by CTC: it has a tokenizer and writes parts of words")
+        raise ValueError("it is not a character CTC model: it has a tokenizer and writes sub-words")
     if "joint" in tree:
-        raise ValueError("it does not write characters by CTC: it is a transducer")
+        raise ValueError("it is not a character CTC model: it is a transducer")
     if not _is_class(target, MODEL):
-        raise ValueError(f"it does not write characters by CTC: target names {target}")
+        raise ValueError(f"it is not a character CTC model: target names {target}")
 
 
 def _check_size(tree: Any) -> None:
-    """Raise ValueError where aliases make more of a small file than anybody has written, or repeat themselves."""
-    waiting, nodes = [tree], 1
-    while waiting:
-        part = waiting.pop()
+    """Raise ValueError where aliases expand a small file beyond MAX_NODES, or contain themselves."""
+    stack, nodes = [tree], 1
+    while stack:
+        part = stack.pop()
         inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
         nodes += len(inner)
         if nodes > MAX_NODES:
             raise ValueError(f"its configuration has more than {MAX_NODES:,} entries")
-        waiting.extend(inner)
+        stack.extend(inner)
 
 
-def _check_classes(part: Any, place: tuple[str, ...] = ()) -> None:
-    """Raise ValueError where anything below `part` names what is to be called, other than CLASSES in their sections."""
+def _check_classes(part: Any, path: tuple[str, ...] = ()) -> None:
+    """Raise ValueError where anything below `part` names something to call other than CLASSES in their sections."""
     for key, value in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
-        here = (*place, str(key))
-        if key in ORDERS:
+        here = (*path, str(key))
+        if key in HYDRA_OPTIONS:
             raise ValueError(f"its configuration holds {'.'.join(here)}, which this project does not support")
-        supported = MODEL if not place else CLASSES.get(place[0], "") if len(place) == 1 else ""
+        supported = MODEL if not path else CLASSES.get(path[0], "") if len(path) == 1 else ""
         if key in NAMES and not _is_class(value, supported):
             raise ValueError(f"{'.'.join(here)} names {value}, which is not among the classes this project supports")
         _check_classes(value, here)
@@ -132,15 +132,16 @@ def _drop_names(section: Any) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in NAMES}
 
 
-def _interpolated(part: Any, root: dict[str, Any], followed: bool = False) -> Any:
-    """Return `part` with `${key}` written out. ValueError for every other `${…}`, for `???` and for senseless numbers.
+def _interpolated(part: Any, root: dict[str, Any], is_reference: bool = False) -> Any:
+    """Return `part` with `${key}` replaced by its value.
 
-    `followed`: `part` is what such a reference has led to, and may hold none itself.
+    Raise ValueError for every other `${…}`, for `???` and for numbers no network has. `is_reference`: `part` is the
+    value of such a reference, which may hold none itself.
     """
     if isinstance(part, dict):
-        return {str(key): _interpolated(value, root, followed) for key, value in part.items()}
+        return {str(key): _interpolated(value, root, is_reference) for key, value in part.items()}
     if isinstance(part, list):
-        return [_interpolated(value, root, followed) for value in part]
+        return [_interpolated(value, root, is_reference) for value in part]
     if part == "???":
         raise ValueError("its configuration leaves a value of the network open (???)")
     if isinstance(part, int | float) and not abs(part) <= MAX_NUMBER:
@@ -148,14 +149,14 @@ def _interpolated(part: Any, root: dict[str, Any], followed: bool = False) -> An
     if not isinstance(part, str) or "${" not in part:
         return part
     reference = re.fullmatch(r"\$\{(?:model\.)?(\w+)\}", part)
-    if followed or not reference or isinstance(root.get(reference[1]), dict | None):
+    if is_reference or not reference or isinstance(root.get(reference[1]), dict | None):
         raise ValueError(f"its configuration refers to {part}, which is not looked up")
-    return _interpolated(root[reference[1]], root, followed=True)
+    return _interpolated(root[reference[1]], root, is_reference=True)
 
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[IO[bytes]]:
-    """Open the weights inside the file for torch, to be loaded as weights only; ValueError where they are damaged."""
+    """Open the weights inside the file for torch, to be loaded as weights only; raise ValueError if damaged."""
     with _open_member(path, WEIGHTS) as file:
         if zipfile.is_zipfile(file):
             check_zip(file)
@@ -164,48 +165,48 @@ def open_weights(path: Path) -> Iterator[IO[bytes]]:
 
 
 def check_zip(file: IO[bytes]) -> None:
-    """Raise ValueError where torch's archive is damaged, which torch does not notice, or was made to unpack to more."""
+    """Raise ValueError where torch's archive is damaged, which torch does not check, or would unpack to more."""
     with zipfile.ZipFile(file) as packed:
         size, members = file.seek(0, io.SEEK_END), packed.infolist()
         if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
-            raise ValueError("its weights unpack to more than they are")
+            raise ValueError("its weights unpack to more than their size")
         if damaged := packed.testzip():
-            raise ValueError(f"its weights are damaged: {damaged} has another checksum than when it was written")
+            raise ValueError(f"its weights are damaged: {damaged} does not have the checksum it was written with")
 
 
 @contextmanager
 def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """Open one file of the archive, plain or (as NeMo wrote before 1.7) gzipped, for reading at any place."""
+    """Open one file of the archive, plain or (as NeMo wrote before 1.7) gzipped, for reading with seek."""
     with path.open("rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        most = path.stat().st_size * MAX_COMPRESSION_RATIO + (1 << 20)
-        source = _Bounded(gzip.GzipFile(fileobj=raw), most) if compressed else raw
+        max_bytes = path.stat().st_size * MAX_COMPRESSION_RATIO + (1 << 20)
+        source = _Bounded(gzip.GzipFile(fileobj=raw), max_bytes) if compressed else raw
         with tarfile.open(fileobj=source, mode="r:") as archive:
             member = _find_member(archive, name, path)
             if not compressed:
                 yield archive.extractfile(member)
                 return
-            with tempfile.TemporaryFile() as unpacked:  # going back in a gzipped file means reading it anew
+            with tempfile.TemporaryFile() as unpacked:  # seeking back in a gzipped file reads it again from its start
                 shutil.copyfileobj(archive.extractfile(member), unpacked)
                 unpacked.seek(0)
                 yield unpacked
 
 
 def _find_member(archive: tarfile.TarFile, name: str, path: Path) -> tarfile.TarInfo:
-    found = [member for member in archive if PurePosixPath(member.name).parts == (name,)]
-    if not found:
+    members = [member for member in archive if PurePosixPath(member.name).parts == (name,)]
+    if not members:
         raise FileNotFoundError(2, f"there is no {name} in it", str(path / name))
-    if len(found) > 1 or not found[0].isreg() or found[0].issparse():
+    if len(members) > 1 or not members[0].isreg() or members[0].issparse():
         raise ValueError(f"its {name} is not one plain file")
-    return found[0]
+    return members[0]
 
 
 class _Bounded:
-    """A gzipped file that is not read beyond so many unpacked bytes, whatever the archive in it asks for."""
+    """A gzipped file that raises ValueError beyond `max_bytes` unpacked bytes, whatever the archive in it asks for."""
 
-    def __init__(self, file: gzip.GzipFile, most: int) -> None:
-        self.file, self.most = file, most
+    def __init__(self, file: gzip.GzipFile, max_bytes: int) -> None:
+        self.file, self.max_bytes = file, max_bytes
         self.tell = file.tell
 
     def read(self, size: int) -> bytes:
@@ -217,5 +218,5 @@ class _Bounded:
         return self.file.seek(position, whence)
 
     def _check_position(self, position: int) -> None:
-        if position > self.most:
+        if position > self.max_bytes:
             raise ValueError(f"it would unpack to more than {MAX_COMPRESSION_RATIO} times its size")

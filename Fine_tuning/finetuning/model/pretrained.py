@@ -9,8 +9,8 @@ from pathlib import Path
 import requests
 
 from finetuning.config import schema as experiment
+from finetuning.config.key_types import shown_value
 from finetuning.config.schema import RegistryEntry, strip_query
-from finetuning.config.validation import shown_value
 from finetuning.download import describe_request_error, resume_download
 from finetuning.errors import UserError
 from finetuning.files import ensure_writable_dir, exclusive_lock, sha256

@@ -1,19 +1,19 @@
-"""Which utterances make a batch, and in which order: a function of the seed and the epoch, so a run resumes exactly."""
+"""Batches and their order as a function of the seed and the epoch, so that a run resumes exactly."""
 
 import random
 from collections.abc import Iterator, Sequence
 
 MAX_DURATION_RATIO = 1.06  # durations within this ratio share a batch: at most 6 % of the longest is padding
-MIN_BATCHES_PER_GROUP = 4  # of one duration, so that who meets whom still changes from epoch to epoch
+MIN_BATCHES_PER_GROUP = 4  # of one duration, so that batches are still composed anew in every epoch
 
 
 class EpochBatchSampler:
-    """A batch sampler for torch's DataLoader: lists of (epoch, index of the utterance).
+    """A batch sampler for torch's DataLoader that yields lists of (epoch, index of the utterance).
 
-    Batches of `size` utterances or, with `seconds`, of utterances of nearly equal duration that last about so long
-    together, padding included. Shuffled: each utterance once an epoch, in batches that are drawn anew; every rank
-    gets as many batches as the others, and others than they do. Not shuffled: the same in every epoch, every utterance
-    on some rank, and some twice (`repeats`) where the ranks would not come out even.
+    A batch holds `size` utterances or, with `seconds`, utterances of nearly equal duration that last about so long
+    together, padding included. Shuffled, each utterance comes once an epoch, in new batches every epoch; all ranks get
+    the same number of batches and no batch twice. Not shuffled, every epoch is the same and every utterance is on some
+    rank; some batches are on two (`repeats`) where they cannot be divided evenly.
     """
 
     def __init__(
@@ -26,30 +26,30 @@ class EpochBatchSampler:
         ranks: int = 1,
         shuffle: bool = True,
     ) -> None:
-        """Durations of all utterances in seconds, by index; `rank` of `ranks` processes."""
+        """Take the durations of all utterances by index, and the `rank` of this process out of `ranks`."""
         self.groups = _groups(durations_s, size, seconds)
         self.seed, self.rank, self.ranks, self.shuffle = seed, rank, ranks, shuffle
-        self.count = sum(-(-len(indexes) // size) for indexes, size in self.groups)  # of all ranks
-        self.epoch = 0  # the next one to be iterated over
-        self.start = 0  # its batches that are done already
+        self.count = sum(-(-len(indexes) // size) for indexes, size in self.groups)  # batches of all ranks
+        self.epoch = 0  # that is iterated over next
+        self.start = 0  # number of its batches that are done already
 
     def __len__(self) -> int:
-        """Batches of each rank in every epoch."""
+        """Return the number of batches of each rank in every epoch."""
         return self.count // self.ranks if self.shuffle else -(-self.count // self.ranks)
 
     def repeats(self, number: int) -> bool:
-        """Whether this rank's batch of that number is another rank's too."""
+        """Tell whether this rank's batch of that number is another rank's too."""
         return self.rank + number * self.ranks >= self.count
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """This rank's batches of the epoch, without the first `start`; the next time begins at the beginning."""
-        start, self.start = self.start, 0  # by the first that is read: DataLoader asks for iterators it does not use
-        batches = self._all()
-        mine = [batches[(self.rank + number * self.ranks) % self.count] for number in range(start, len(self))]
-        for batch in mine:
+        """Yield this rank's batches of the epoch without the first `start`, which is 0 from then on."""
+        start, self.start = self.start, 0  # when the first is read: DataLoader creates iterators it does not use
+        batches = self._batches_of_all_ranks()
+        own = [batches[(self.rank + number * self.ranks) % self.count] for number in range(start, len(self))]
+        for batch in own:
             yield [(self.epoch, index) for index in batch]
 
-    def _all(self) -> list[list[int]]:
+    def _batches_of_all_ranks(self) -> list[list[int]]:
         rng = random.Random(f"{self.seed} {self.epoch}")
         batches = []
         for indexes, size in self.groups:
@@ -62,7 +62,7 @@ class EpochBatchSampler:
 
 
 def _groups(durations_s: Sequence[float], size: int, seconds: float | None) -> list[tuple[list[int], int]]:
-    """Utterances that may share a batch, and how many do at most."""
+    """Return lists of utterances that may share a batch, each with its largest batch size."""
     if seconds is None:
         return [(list(range(len(durations_s))), size)]
     order = sorted(range(len(durations_s)), key=lambda i: (durations_s[i], i))
@@ -70,18 +70,18 @@ def _groups(durations_s: Sequence[float], size: int, seconds: float | None) -> l
     for index in order:
         duration = durations_s[index]
         group = groups[-1] if groups else []
-        full = len(group) >= MIN_BATCHES_PER_GROUP * max(1, int(seconds / duration))
-        if not group or (full and duration > MAX_DURATION_RATIO * durations_s[group[0]]):
+        is_full = len(group) >= MIN_BATCHES_PER_GROUP * max(1, int(seconds / duration))
+        if not group or (is_full and duration > MAX_DURATION_RATIO * durations_s[group[0]]):
             groups.append([])
         groups[-1].append(index)
     return [(group, max(1, int(seconds / durations_s[group[-1]]))) for group in groups]
 
 
 def padding_share(durations_s: Sequence[float], batches: Iterator[list[tuple[int, int]]]) -> float:
-    """Share of padding in what is computed for `batches`, each as long as its longest utterance."""
-    spoken = computed = 0.0
+    """Return the share of padding in `batches`, each padded to its longest utterance."""
+    speech_s = total_s = 0.0
     for batch in batches:
         lengths = [durations_s[index] for _, index in batch]
-        spoken += sum(lengths)
-        computed += max(lengths) * len(lengths)
-    return 1 - spoken / computed
+        speech_s += sum(lengths)
+        total_s += max(lengths) * len(lengths)
+    return 1 - speech_s / total_s

@@ -21,83 +21,83 @@ from finetuning.data.manifest import manifest_path, parse_line
 from finetuning.data.row_filters import min_ctc_frames
 from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.errors import UserError
-from finetuning.model.ctc_model import (
-    frame_duration_s,
-    get_vocabulary,
-)
+from finetuning.model.ctc_model import frame_duration_s, get_vocabulary
 from finetuning.training.batch_sampler import EpochBatchSampler
 
 
 class WavFeaturizer(WaveformFeaturizer):
-    """NeMo's, of a wav wherever it lies."""
+    """NeMo's featurizer, for a wav that is a file of its own or lies in a shard."""
 
-    def process(self, file_path: str | ShardMember, *args: Any, **how: Any) -> torch.Tensor:
-        """Samples, (time,)."""
-        return super().process(open_wav(file_path), *args, **how)
+    def process(self, file_path: str | ShardMember, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the samples, shape (time,)."""
+        return super().process(open_wav(file_path), *args, **kwargs)
 
 
 def _parse_item(line: str, manifest: str) -> dict[str, Any]:
-    """A line of a manifest for NeMo, which would look for each wav, the one in a shard too, as a file of its own."""
+    """Parse a line of a manifest for NeMo, whose own parser would look for each wav, also in a shard, as a file."""
     utterance = parse_line(line, manifest)
     wav = utterance.wav(Path(manifest).parent)
     unused = dict.fromkeys(("offset", "speaker", "orig_sr", "token_labels", "lang"))
-    place = str(wav) if isinstance(wav, Path) else wav
-    return {"audio_file": place, "duration": utterance.duration, "text": utterance.text, **unused}
+    audio_file = str(wav) if isinstance(wav, Path) else wav
+    return {"audio_file": audio_file, "duration": utterance.duration, "text": utterance.text, **unused}
 
 
 class SeededDataset:
-    """NeMo's dataset, asked for (epoch, index): an utterance's perturbation depends on these and the seed alone."""
+    """NeMo's dataset, indexed by (epoch, index): an utterance's perturbation depends on these and the seed alone."""
 
     def __init__(self, dataset: AudioToCharDataset, seed: int) -> None:
-        """`seed` of the run."""
+        """Take the `seed` of the run."""
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
-        """Utterances."""
+        """Return the number of utterances."""
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """As NeMo's; UserError names a wav that cannot be read, or is shorter than its manifest says."""
+        """Return NeMo's item; raise UserError for a wav that cannot be read, or is shorter than its manifest says."""
         epoch, index = key
         random.seed(f"{self.seed} {epoch} {index}")
         utterance = self.dataset.manifest_processor.collection[index]
         try:
-            if not isinstance(utterance.audio_file, ShardMember):  # that one looks itself
-                found = soundfile.info(utterance.audio_file)
-                check_not_truncated(found.duration, utterance.duration)
-                if (found.samplerate, found.channels) != (SAMPLE_RATE, 1):  # NeMo would take it, step 3 would not
+            if not isinstance(utterance.audio_file, ShardMember):  # open_wav checks that one
+                info = soundfile.info(utterance.audio_file)
+                check_not_truncated(info.duration, utterance.duration)
+                if (info.samplerate, info.channels) != (SAMPLE_RATE, 1):  # NeMo would take it, step 3 would not
                     raise OSError(
-                        f"it has {found.samplerate} Hz and {found.channels} channel(s), not {SAMPLE_RATE} Hz and 1"
+                        f"it has {info.samplerate} Hz and {info.channels} channel(s), not {SAMPLE_RATE} Hz and 1"
                     )
             return self.dataset[index]
         except (OSError, LibsndfileError) as error:
             raise UserError(
-                f"cannot read {utterance.audio_file} ({error}); run step 1 again, it makes only what is missing"
+                f"cannot read {utterance.audio_file} ({error}); run step 1 again, which makes only what is missing"
             ) from error
 
 
 class InterruptSafeDataLoader(DataLoader):
-    """Leaves Ctrl-C to the process that trains, which ends those that read."""
+    """Leaves Ctrl-C to the process that trains, which then ends the workers."""
 
     def __iter__(self) -> Any:
-        """As torch's; a process started meanwhile never gets Ctrl-C."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        """Return torch's iterator; workers that it starts never get Ctrl-C."""
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().__iter__()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def setup_data(
     model: EncDecCTCModel, config: experiment.Config, trainer: pl.Trainer
 ) -> tuple[EpochBatchSampler, EpochBatchSampler]:
-    """Give the model its training and validation utterances. Texts are used as they stand: step 1 has cleaned them."""
-    change = config.training.speed_perturbation
+    """Give the model its training and validation data, and return the batch samplers of both.
+
+    Texts are used as they stand: step 1 has normalised them.
+    """
+    share = config.training.speed_perturbation
     speed = {
         "prob": 1.0, "sr": model.cfg.preprocessor.sample_rate, "resample_type": "scipy", "num_rates": 5,
-        "min_speed_rate": 1 - change, "max_speed_rate": 1 + change,
+        "min_speed_rate": 1 - share, "max_speed_rate": 1 + share,
     }  # fmt: skip
-    model._train_dl, train = build_dataloader(model, config, trainer, "train", {"speed": speed} if change else None)
+    model._train_dl, train = build_dataloader(model, config, trainer, "train", {"speed": speed} if share else None)
     model._validation_dl, validation = build_dataloader(model, config, trainer, "validation")
     return train, validation
 
@@ -108,8 +108,12 @@ def build_dataloader(
     trainer: pl.Trainer,
     split: str,
     augmentor: dict[str, Any] | None = None,
+    count: int | None = None,
 ) -> tuple[DataLoader, EpochBatchSampler]:
-    """The utterances of a manifest in batches for this rank, but not those that are too short for CTC."""
+    """Return the first `count` utterances of a manifest, or all, in batches for this rank.
+
+    Utterances that are too short for CTC are left out.
+    """
     training = config.training
     dataset = AudioToCharDataset(
         manifest_filepath=str(manifest_path(experiment.manifest_folder(config), split)),
@@ -123,30 +127,35 @@ def build_dataloader(
         model.cfg.preprocessor.sample_rate, augmentor=process_augmentations(augmentor) if augmentor else None
     )
     utterances = dataset.manifest_processor.collection
-    utterances.data = utterances.data[: training.overfit or None]
-    change = training.speed_perturbation if split == "train" else 0.0
-    utterances.data = _drop_too_short(utterances.data, model, change, split, trainer.is_global_zero)
+    utterances.data = utterances.data[:count]
+    speed_up = training.speed_perturbation if split == "train" else 0.0
+    utterances.data = _drop_too_short(utterances.data, model, speed_up, split, trainer.is_global_zero)
     durations_s = [utterance.duration for utterance in utterances]
     batches = EpochBatchSampler(
         durations_s, training.batch_size, training.batch_duration_s, training.seed,
         trainer.global_rank, trainer.world_size, shuffle=split == "train",
     )  # fmt: skip
-    data = InterruptSafeDataLoader(
+    loader = InterruptSafeDataLoader(
         SeededDataset(dataset, training.seed), batch_sampler=batches, collate_fn=dataset.collate_fn,
         num_workers=training.workers, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    return data, batches
+    return loader, batches
 
 
-def _drop_too_short(utterances: list[Any], model: EncDecCTCModel, change: float, split: str, speaks: bool) -> list[Any]:
-    """Those to whose letters CTC can give a probability: the others have no loss, and the text teaches nothing."""
+def _drop_too_short(
+    utterances: list[Any], model: EncDecCTCModel, speed_up: float, split: str, is_main_process: bool
+) -> list[Any]:
+    """Return the utterances whose texts CTC can align, played faster by the share `speed_up`: the others have no loss.
+
+    Raise UserError when there are none.
+    """
     frame_s = frame_duration_s(model)
-    kept = [u for u in utterances if min_ctc_frames(u.text_tokens) <= u.duration / (1 + change) / frame_s + 1e-6]
-    if not kept:
+    alignable = [u for u in utterances if min_ctc_frames(u.text_tokens) <= u.duration / (1 + speed_up) / frame_s + 1e-6]
+    if not alignable:
         raise UserError(f"every utterance of the {split} manifest is too short for its text; run step 1 again")
-    if speaks and len(kept) < len(utterances):
+    if is_main_process and len(alignable) < len(utterances):
         print(
-            f"{split}: {len(utterances) - len(kept):,} of {len(utterances):,} utterances are left out, too short for "
-            "their texts: CTC needs a frame for each letter and one more between equal letters"
+            f"{split}: {len(utterances) - len(alignable):,} of {len(utterances):,} utterances are left out, too short "
+            "for their texts: CTC needs a frame for each character and one more between equal characters"
         )
-    return kept
+    return alignable

@@ -12,11 +12,11 @@ from finetuning.errors import UserError
 
 
 def set_phase(model: EncDecCTCModel, epoch: int, frozen_epochs: int, batch_norm: str = "train") -> str:
-    """Freeze or unfreeze the encoder as `epoch` (counted from 0) asks for; returns "frozen" or "unfrozen".
+    """Freeze or unfreeze the encoder for `epoch` (counted from 0), and return "frozen" or "unfrozen".
 
-    Frozen: the convolutions neither learn nor drop out; with `batch_norm="train"` the batch normalisation adapts its
-    statistics and its scale and shift, as in the published experiment, with "frozen" it stays too. The state depends on
-    the epoch alone, so a run resumed anywhere is in the right one.
+    In the frozen phase the convolutions neither learn nor apply dropout. With `batch_norm="train"` the batch
+    normalisation adapts its statistics and its scale and shift, as in the published experiment; with "frozen" it stays
+    as it is. The phase is a function of the epoch alone, so a resumed run is always in the right one.
     """
     frozen = epoch < frozen_epochs
     model.train()
@@ -33,24 +33,24 @@ class EncoderFreezing(pl.Callback):
     """Sets the phase at the start of every epoch and the random state at the start of every step, by their numbers."""
 
     def __init__(self, frozen_epochs: int, batch_norm: str, seed: int) -> None:
-        """`frozen_epochs` in epochs from the first; `seed` of the run."""
+        """Take the number of frozen epochs, `training.batch_norm`, and the `seed` of the run."""
         self.frozen_epochs, self.batch_norm, self.seed = frozen_epochs, batch_norm, seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """The phase, and the order of the utterances; the first epoch of a run is told by fit(): it is read before."""
+        """Set the phase, and the order of the utterances but for the session's first epoch, which fit() has set."""
         trainer.train_dataloader.batch_sampler.epoch = trainer.current_epoch
         set_phase(model, trainer.current_epoch, self.frozen_epochs, self.batch_norm)
 
     def on_train_batch_start(self, trainer: pl.Trainer, model: EncDecCTCModel, batch: Any, batch_idx: int) -> None:
-        """For dither, dropout and SpecAugment: a run resumed within an epoch draws what it would have drawn."""
+        """Seed dither, dropout and SpecAugment, so that a run resumed within an epoch draws the same numbers."""
         seed = random.Random(f"{self.seed} {trainer.global_step} {trainer.global_rank}").getrandbits(32)
         pl.seed_everything(seed, verbose=False)
         for module in model.modules():
-            if isinstance(getattr(module, "_rng", None), random.Random):  # NeMo's masks have one of their own
+            if isinstance(getattr(module, "_rng", None), random.Random):  # NeMo's SpecAugment has one of its own
                 module._rng.seed(seed)
 
     def on_before_backward(self, trainer: pl.Trainer, model: EncDecCTCModel, loss: torch.Tensor) -> None:
-        """Stop before a loss that is no number reaches the weights."""
+        """Raise UserError before a loss that is not finite reaches the weights."""
         if not torch.isfinite(loss):
             raise UserError(
                 f"the training loss is {loss.item()} in epoch {trainer.current_epoch + 1}, step "

@@ -1,6 +1,8 @@
 """Fine-tuning in two phases with Lightning: first the encoder's convolutions are frozen, then everything learns."""
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,7 @@ from omegaconf import open_dict
 from finetuning.audio.decoding import SAMPLE_RATE
 from finetuning.config import schema as experiment
 from finetuning.errors import Terminated, UserError, printable
-from finetuning.model.ctc_model import (
-    build_model,
-    change_vocabulary,
-    frame_duration_s,
-    restore_model,
-    sample_rate,
-)
-from finetuning.training.callbacks import MetricsLogger, PeerProcessMonitor
+from finetuning.model.ctc_model import build_model, change_vocabulary, frame_duration_s, restore_model, sample_rate
 from finetuning.training.checkpoints import (
     FROM_THE_START,
     AtomicCheckpointIO,
@@ -32,13 +27,19 @@ from finetuning.training.checkpoints import (
 from finetuning.training.data_loading import setup_data
 from finetuning.training.encoder_freezing import EncoderFreezing
 from finetuning.training.failures import as_user_error
-from finetuning.training.monitor import TrainingMonitor, TrainingProgressBar
+from finetuning.training.metrics_logger import MetricsLogger
+from finetuning.training.monitor import TrainingMonitor
+from finetuning.training.peer_processes import PeerProcessMonitor, launched_processes
+from finetuning.training.progress import progress_display
+from finetuning.training.time_left import TimeLeft
+
+DDP = "ddp_find_unused_parameters_true"  # frozen parameters are unused
 
 
 def load_starting_model(config: experiment.Config, base: Path | None) -> EncDecCTCModel:
     """Return the base model with the configuration's alphabet, or a new one of its architecture when there is no base.
 
-    UserError for a model that would learn, and that step 3 would then refuse.
+    Raise UserError for a model that could be trained, but that step 3 would then refuse.
     """
     if base is None:
         architecture = experiment.resolve_path(config.model.architecture)
@@ -53,63 +54,61 @@ def load_starting_model(config: experiment.Config, base: Path | None) -> EncDecC
 
 
 def check_compatible(model: EncDecCTCModel, path: Path, config: experiment.Config) -> None:
-    """UserError where the model of `path` does not fit the wavs of step 1: their sample rate, their shortest length."""
-    rate, frames, wanted = sample_rate(model), 1 / frame_duration_s(model), config.dataset.encoder_frames_per_second
+    """Raise UserError where the model of `path` does not fit the wavs of step 1: their sample rate, their lengths."""
+    rate, frames, required = sample_rate(model), 1 / frame_duration_s(model), config.dataset.encoder_frames_per_second
     if rate != SAMPLE_RATE:
         raise UserError(
-            f"{path} takes sound of {rate:,} Hz, and step 1 makes wavs of {SAMPLE_RATE:,} Hz: step 3 could not run "
-            "what is trained from it; name another model.base or model.architecture"
+            f"{path} takes audio of {rate:,} Hz, and step 1 writes wavs of {SAMPLE_RATE:,} Hz: step 3 could not run "
+            "a model trained from it; name another model.base or model.architecture"
         )
-    if frames < wanted * (1 - 1e-6):
+    if frames < required * (1 - 1e-6):
         raise UserError(
-            f"{path} gives {frames:g} frames a second, and step 1 has kept utterances that need {wanted:g}; type "
+            f"{path} gives {frames:g} frames a second, and step 1 has kept utterances that need {required:g}; type "
             f"dataset.encoder_frames_per_second={frames:g} for steps 1 and 2, or name another base"
         )
 
 
-def set_dropout(model: EncDecCTCModel, share: float) -> None:
-    """Train with this dropout; the model's own configuration, which is exported with it, is not touched."""
-    for module in model.modules():
+def set_regularization(model: EncDecCTCModel, training: experiment.Training) -> None:
+    """Set the dropout and switch SpecAugment off as configured; the configuration exported with the model stays."""
+    for module in model.modules() if training.dropout is not None else ():
         if isinstance(module, torch.nn.Dropout):
-            module.p = share
-
-
-DDP = "ddp_find_unused_parameters_true"  # what is frozen is unused
+            module.p = training.dropout
+    if not training.spec_augment:
+        model.spec_augmentation = None
 
 
 def setup_optimizer(model: EncDecCTCModel, training: experiment.Training, steps: int) -> None:
-    """Give the model NeMo's `optim` section; NeMo builds the optimiser and its schedule when fit() starts."""
+    """Give the model NeMo's `optim` section, from which NeMo builds optimiser and schedule when fit() starts."""
     schedule = {"name": "CosineAnnealing", "max_steps": steps, **vars(training.schedule)}
     with open_dict(model.cfg):
-        model.cfg.optim = {**vars(training.optimizer), "sched": schedule}
+        model.cfg.optim = {**vars(training.optimizer), "name": training.optimizer.name.value, "sched": schedule}
         if training.encoder_lr_scale != 1:
             model.cfg.optim_param_groups = {"encoder": {"lr": training.optimizer.lr * training.encoder_lr_scale}}
 
 
 def trainer_kwargs(training: experiment.Training) -> dict[str, Any]:
-    """What Lightning's Trainer is told about where and how exactly it computes."""
+    """Return the arguments of Lightning's Trainer that say where and how exactly it computes."""
     if training.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("training.accelerator=gpu, and torch finds no GPU; type training.accelerator=auto")
-    together = training.devices * training.num_nodes > 1
     return {
-        "accelerator": training.accelerator,
+        "accelerator": training.accelerator.value,
         "devices": training.devices,
         "num_nodes": training.num_nodes,
-        "strategy": DDP if training.strategy == "auto" and together else training.strategy,
+        "strategy": DDP if is_distributed(training) else "auto",
         "precision": precision(training),
         "gradient_clip_val": training.gradient_clip,
         "deterministic": "warn" if training.deterministic else None,  # not an error: CTC's gradients on a GPU are not
-        "use_distributed_sampler": False,  # Batches gives every rank its own
+        "use_distributed_sampler": False,  # EpochBatchSampler gives every rank its own batches
     }
 
 
 def build_trainer(training: experiment.Training, output: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Lightning's Trainer; UserError where the machine, or the job of SLURM, is not as the configuration says."""
-    where = trainer_kwargs(training)
+    """Return Lightning's Trainer; raise UserError where the machine or the SLURM job does not fit the configuration."""
+    kwargs = trainer_kwargs(training)
     try:
         return pl.Trainer(
             max_epochs=training.max_epochs,
-            **where,
+            **kwargs,
             logger=TensorBoardLogger(output, name="tensorboard", version=""),
             plugins=[AtomicCheckpointIO()],
             callbacks=callbacks,
@@ -120,7 +119,7 @@ def build_trainer(training: experiment.Training, output: Path, callbacks: list[p
     except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
         reason = textwrap.shorten(printable(str(error)), 250, placeholder=" …")
         raise UserError(
-            "Lightning cannot train with these training.accelerator, devices, num_nodes, strategy and precision here "
+            "Lightning cannot train with these training.accelerator, devices, num_nodes and precision here "
             f"({reason}); change them or how the job is started"
         ) from error
 
@@ -128,68 +127,77 @@ def build_trainer(training: experiment.Training, output: Path, callbacks: list[p
 def fit(
     model: EncDecCTCModel, config: experiment.Config, output: Path, start: ResumePoint = FROM_THE_START
 ) -> list[str]:
-    """Train until `max_epochs`, from the beginning or from where a run was cut off; gives the warnings.
+    """Train until `max_epochs`, from the beginning or from where a run was interrupted; return the warnings.
 
-    Writes checkpoints/, tensorboard/ and metrics.csv below `output`; the model holds the last epoch's weights after.
-    UserError for what a user can mend, Terminated after SIGTERM.
+    Writes checkpoints/, tensorboard/ and metrics.csv below `output`; the model then holds the last epoch's weights.
+    Raise UserError for what a user can fix, Terminated after SIGTERM.
     """
     training = config.training
-    together = training.devices * training.num_nodes > 1
-    metrics = MetricsLogger(output / "metrics.csv", training.frozen_epochs)
-    watch = TrainingMonitor(metrics, training.schedule.warmup_ratio)
     last = LastCheckpoints(output / "checkpoints", training.checkpoint_minutes)
+    time_left = TimeLeft(training.frozen_epochs, training.batch_norm)
+    metrics = MetricsLogger(output / "metrics.csv", training.frozen_epochs, time_left)
+    monitor = TrainingMonitor(metrics, training.schedule.warmup_ratio)
     callbacks = [
         EncoderFreezing(training.frozen_epochs, training.batch_norm, training.seed),
         PeerProcessMonitor(),
+        time_left,
         metrics,
-        watch,
-        TrainingProgressBar(watch),
+        monitor,
+        progress_display(metrics, time_left),
         BestCheckpoints(output / "checkpoints", training.keep_best),
         last,
     ]
     trainer = build_trainer(training, output, callbacks)
-    if training.dropout is not None:
-        set_dropout(model, training.dropout)
-    if not training.spec_augment:
-        model.spec_augmentation = None
+    set_regularization(model, training)
     model.set_trainer(trainer)
     batches, _ = setup_data(model, config, trainer)
     setup_optimizer(model, training, len(batches) * training.max_epochs)
     batches.epoch, batches.start = start.epochs, start.batches
+    with _other_processes_ended(trainer, last), as_user_error(is_distributed(training)):
+        trainer.fit(model, ckpt_path=start.path)
+    return list(monitor.warnings.values())
+
+
+@contextmanager
+def _other_processes_ended(trainer: pl.Trainer, last: LastCheckpoints) -> Iterator[None]:
+    """End the processes that train together with this one where it fails, and leave their group in any case."""
     try:
-        with as_user_error(together):
-            trainer.fit(model, ckpt_path=start.path)
+        yield
     except UserError as error:
-        if last.ending:  # the processes that read get SIGTERM too, and end sooner
+        if last.terminating:  # the processes that read audio get SIGTERM too, and end sooner
             raise Terminated from error
-        for process in getattr(trainer.strategy.launcher, "procs", ()):  # it may wait for this one for ever
+        for process in launched_processes(trainer):  # it may wait for this one for ever
             process.kill()
         raise
     finally:
         if torch.distributed.is_initialized():  # NeMo's encoder would ask the other processes at every call
             torch.distributed.destroy_process_group()
-    return list(watch.said.values())
+
+
+def is_distributed(training: experiment.Training) -> bool:
+    """Tell whether several processes train together."""
+    return training.devices * training.num_nodes > 1
 
 
 def precision(training: experiment.Training) -> str:
-    """What training computes in, as Lightning calls it."""
+    """Return the numerical precision of the training, as Lightning calls it."""
     if training.precision != "auto":
-        return training.precision
+        return training.precision.value
     return "16-mixed" if uses_gpu(training.accelerator) else "32-true"
 
 
 def uses_gpu(accelerator: str) -> bool:
-    """Whether training runs on a GPU here."""
+    """Tell whether training runs on a GPU here."""
     return accelerator != "cpu" and torch.cuda.is_available()
 
 
 def device_name(accelerator: str) -> str:
-    """What training runs on here, in words."""
+    """Return the name of what training runs on here."""
     return torch.cuda.get_device_name() if uses_gpu(accelerator) else f"CPU, {torch.get_num_threads()} threads"
 
 
 def session_info(training: experiment.Training, start: ResumePoint) -> dict[str, Any]:
-    """Where a run goes on, and on what: for its record."""
+    """Return where a session starts and what it runs on, for the run's record."""
     return {
         "epochs_done": start.epochs,
         "steps_done": start.steps,

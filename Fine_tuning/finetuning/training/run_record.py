@@ -1,4 +1,4 @@
-"""What a training run was made from, complete enough to repeat it and to notice that it is not the same any more."""
+"""The record of a training run: what it was made from, complete enough to repeat it and to notice a change."""
 
 import os
 import platform
@@ -15,121 +15,119 @@ from finetuning.files import changed_keys, read_json, sha256, write_json
 
 RECORD = "run.json"
 PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer", "numpy", "soundfile", "librosa")
-# where and how fast a run goes on may change in its middle; what it learns from may not
-FREE_TO_CHANGE = ("output", "name", "workers", "accelerator", "precision", "keep_best", "checkpoint_minutes", "overfit")
+FORMER_KEY = "training.strategy"  # of earlier versions: how processes exchange gradients, not what a run learns
 
 
 def process_rank(devices: int) -> int:
-    """This process's number among those that train together, as torchrun, Lightning or SLURM tells it."""
-    told = os.environ
-    if "RANK" in told:
-        return int(told["RANK"])
-    if "LOCAL_RANK" in told:  # started by Lightning, maybe within a job of SLURM, whose number is then its first's
-        return int(told.get("NODE_RANK", 0)) * devices + int(told["LOCAL_RANK"])
-    return int(told.get("SLURM_PROCID", 0))
+    """Return the rank of this process among those that train together, as torchrun, Lightning or SLURM sets it."""
+    environment = os.environ
+    if "RANK" in environment:
+        return int(environment["RANK"])
+    if "LOCAL_RANK" in environment:  # started by Lightning, maybe within a SLURM job, whose SLURM_PROCID it inherits
+        return int(environment.get("NODE_RANK", 0)) * devices + int(environment["LOCAL_RANK"])
+    return int(environment.get("SLURM_PROCID", 0))
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """The record of the run in `output`, None where there is none; UserError where it is damaged."""
+    """Return the record of the run in `output`, or None where there is none; raise UserError where it is damaged."""
     path = output / RECORD
     try:
-        found = read_json(path)
-        if found is None:
+        record = read_json(path)
+        if record is None:
             return None
-        texts = (found["commit"], found.get("model", ""), *found["versions"].values())
-        parts = (found["made_from"], found["config"], found["versions"], *found.get("sessions", []))
-        if all(isinstance(text, str) for text in texts) and all(isinstance(part, dict) for part in parts):
-            return found
-        reason = "it is no record of a run"
+        texts = (record["commit"], record.get("model", ""), *record["versions"].values())
+        sections = (record["made_from"], record["config"], record["versions"], *record.get("sessions", []))
+        if all(isinstance(text, str) for text in texts) and all(isinstance(section, dict) for section in sections):
+            return record
+        reason = "it is not the record of a run"
     except (KeyError, TypeError, AttributeError) as error:
-        reason = f"it is no record of a run: {type(error).__name__} {error}"
+        reason = f"it is not the record of a run: {type(error).__name__} {error}"
     except ValueError as error:
         reason = str(error.__cause__ or error)
     raise UserError(
-        f"{path} is damaged ({reason}), and nothing else says what the run beside it was made from; put a copy of it "
-        f"back, type training.output=… for another run, or delete the whole folder {output} to start over"
+        f"{path} is damaged ({reason}), and nothing else says what the run beside it was made from; restore it from "
+        f"a copy, type training.output=… for another run, or delete the whole folder {output} to start over"
     )
 
 
-def start_run(output: Path, config: experiment.Config, base: Path | None, writes: bool = True) -> dict[str, Any]:
-    """Write `run.json` for a run that begins, or take the one that stands there when the same run goes on.
+def start_run(
+    output: Path, config: experiment.Config, base: Path | None, is_main_process: bool = True
+) -> dict[str, Any]:
+    """Write `run.json` for a new run, in the main process, or return the existing record when the same run resumes.
 
-    Of several processes that train together one `writes`. UserError when `output` holds a run made from another
-    configuration, other data or another base model, or one of which no record says what it was made from.
+    Raise UserError when `output` holds a run made from another configuration, other data or another base model, or a
+    run without a record.
     """
-    record, exported = _record(config, base), output / f"{config.training.name}.nemo"
-    learnt = next(list_checkpoints(output), exported if exported.is_file() else None)
-    if learnt is None:
-        if writes:
+    record, exported = _new_record(config, base), output / f"{config.training.name}.nemo"
+    weights = next(list_checkpoints(output), exported if exported.is_file() else None)
+    if weights is None:
+        if is_main_process:
             write_json(output / RECORD, record)
         return record
-    before = read_record(output)
-    if before is None or (learnt == exported and "model" not in before):
-        what = f"no {RECORD}" if before is None else f"a {RECORD} that does not speak of it"
+    existing = read_record(output)
+    if existing is None or (weights == exported and "model" not in existing):
+        what = f"no {RECORD}" if existing is None else f"a {RECORD} that does not mention it"
         raise UserError(
-            f"{output} holds {learnt.relative_to(output)} and {what}: nothing says what it was made from; type "
+            f"{output} holds {weights.relative_to(output)} and {what}: nothing says what it was made from; type "
             f"training.output=… for another run, or delete the whole folder to start over"
         )
-    changed = sorted(changed_keys(before["made_from"], record["made_from"]))
+    changed = sorted(set(changed_keys(existing["made_from"], record["made_from"])) - {FORMER_KEY})
     if changed:
         raise UserError(
             f"{output} holds a run made from something else (different: {', '.join(changed)}); "
             f"type training.output=… to start another one, or delete the folder"
         )
-    return before
+    return existing
 
 
 def list_checkpoints(output: Path) -> Iterator[Path]:
-    """Those of the run in `output`."""
+    """Yield the checkpoints of the run in `output`."""
     return (path for path in (output / "checkpoints").glob("*.ckpt") if not path.name.startswith("."))
 
 
 def is_finished(output: Path, config: experiment.Config, record: dict[str, Any]) -> bool:
-    """Whether the run of `record` has ended; UserError where the model that it has left was changed since."""
+    """Tell whether the run of `record` is finished; raise UserError where its exported model was changed since."""
     exported = output / f"{config.training.name}.nemo"
     if "model" not in record or not exported.is_file():
         return False
     if record["model"] != sha256(exported):
-        is_kept = any(list_checkpoints(output))
-        again = f"delete it and type the same command again: {'it is made' if is_kept else 'training starts'} again"
+        resumes = any(list_checkpoints(output))
+        result = "it is exported again from the last checkpoint" if resumes else "training starts over"
         raise UserError(
-            f"{exported} is not the model that {RECORD} beside it speaks of: it was changed, damaged or exchanged; "
-            f"{again}{' from the last checkpoint' if is_kept else ''}"
+            f"{exported} is not the model that {RECORD} beside it describes: it was changed, damaged or replaced; "
+            f"delete it and rerun the same command ({result})"
         )
     return True
 
 
-def add_session(output: Path, record: dict[str, Any], **circumstances: Any) -> None:
-    """Add this start of the run to its record, and say when it goes on with other code than it was begun with.
-
-    `circumstances` is where and from which step it goes on.
-    """
-    now = {"commit": git_commit(), "versions": library_versions()}
-    if changed := sorted(changed_keys({key: record[key] for key in now}, now)):
-        print(f"Going on with other code than this run was begun with ({', '.join(changed)}): run.json keeps both")
-    record["sessions"] = [*record.get("sessions", []), {**now, **circumstances}]
+def add_session(output: Path, record: dict[str, Any], **session: Any) -> None:
+    """Add a session of the run to its record: where it starts, what it runs on, and the code, which may be newer."""
+    code = {"commit": git_commit(), "versions": library_versions()}
+    if changed := sorted(changed_keys({key: record[key] for key in code}, code)):
+        print(f"Resuming with other code than this run was started with ({', '.join(changed)}): run.json keeps both")
+    record["sessions"] = [*record.get("sessions", []), {**code, **session}]
     write_json(output / RECORD, record)
 
 
 def finish_run(output: Path, record: dict[str, Any], **results: Any) -> None:
-    """Add what came out of the run to its record; from then on the run counts as finished."""
+    """Add the results of the run to its record, which marks it as finished."""
     write_json(output / RECORD, {**record, **results})
 
 
 def library_versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what a run learns."""
+    """Return the versions of Python and of the packages that decide what a run learns."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def _record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
+def _new_record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
     settings = config.as_dict()
     folder = experiment.manifest_folder(config)
-    training = {key: value for key, value in settings["training"].items() if key not in FREE_TO_CHANGE}
+    free = experiment.free_keys(experiment.Training)
     architecture = config.model.architecture
     return {
         "experiment": config.name,
         "made_from": {
-            "training": training,
+            "training": {key: value for key, value in settings["training"].items() if key not in free},
             "alphabet": config.text.alphabet,
             "base": sha256(base) if base else None,
             "architecture": sha256(experiment.resolve_path(architecture)) if architecture and not base else None,
@@ -143,12 +141,12 @@ def _record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """The commit the code stands at, with `-dirty` when files differ from it; "unknown" outside a git checkout."""
+    """Return the commit of the code, with `-dirty` when files differ from it; "unknown" outside a git checkout."""
     try:
-        described = subprocess.run(
+        process = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=experiment.ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+    return process.stdout.strip()

@@ -1,6 +1,5 @@
-"""What happens beside the training itself: the phase of an epoch, its random state, its metrics."""
+"""The metrics of each epoch: a row of `metrics.csv`, a line on the screen, and values for TensorBoard."""
 
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,70 +12,61 @@ from finetuning.decoding.greedy import greedy_decode
 from finetuning.metrics.error_rates import character_error_rate, word_errors
 from finetuning.metrics.history import append_row, read_metrics, write_metrics
 from finetuning.model.ctc_model import get_vocabulary
-from finetuning.training.failures import monitor_peers
-
-
-class PeerProcessMonitor(pl.Callback):
-    """Looks after the processes that Lightning has started beside this one.
-
-    Lightning's own observer, every five seconds, kills all of them without a word when one has failed: at times also
-    the first while it says why.
-    """
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the observer's place."""
-        launcher = trainer.strategy.launcher
-        if processes := getattr(launcher, "procs", None):
-            launcher.procs = list(processes)  # to which Lightning passes signals on
-            processes.clear()  # the observer's, which ends
-            threading.Thread(target=monitor_peers, args=(launcher.procs,), daemon=True).start()
+from finetuning.training.time_left import TimeLeft
 
 
 class MetricsLogger(pl.Callback):
-    """Writes a row of `metrics.csv` and a line on the screen for each epoch; logs the character error rate."""
+    """Writes a row of `metrics.csv` and prints a line for each epoch; logs the character error rate."""
 
-    def __init__(self, path: Path, frozen_epochs: int) -> None:
-        """`path` of the table; rows of earlier epochs that stand there are kept when a run is resumed."""
-        self.path, self.frozen_epochs = path, frozen_epochs
+    def __init__(self, path: Path, frozen_epochs: int, time_left: TimeLeft) -> None:
+        """Take the `path` of the table, whose rows of earlier epochs are kept when a run is resumed."""
+        self.path, self.frozen_epochs, self.time_left = path, frozen_epochs, time_left
         self.table = read_metrics(path)
-        self.captured: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, torch.Tensor] = {}  # of the last batch
         self.loss_sum, self.utterances = 0.0, 0
 
+    @property
+    def train_loss(self) -> float:
+        """The mean training loss of the epoch so far, in nats per utterance."""
+        return self.loss_sum / max(1, self.utterances)
+
     def state_dict(self) -> dict[str, Any]:
-        """What an epoch has gathered so far."""
+        """Return the sums of the epoch so far."""
         return {"loss_sum": self.loss_sum, "utterances": self.utterances}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Of the epoch in which the run was cut off."""
+        """Restore the sums of the epoch in which the run was interrupted."""
         self.loss_sum, self.utterances = state["loss_sum"], state["utterances"]
 
     def setup(self, trainer: pl.Trainer, model: EncDecCTCModel, stage: str) -> None:
-        """Keep what the encoder and the decoder gave for the last batch: NeMo's validation step does not return it."""
-        if not self.captured:
-            model.encoder.register_forward_hook(lambda _, __, out: self.captured.update(lengths=out[1].detach()))
-            model.decoder.register_forward_hook(lambda _, __, out: self.captured.update(log_probs=out.detach()))
-
-    def on_train_batch_start(self, trainer: pl.Trainer, model: Any, batch: Any, batch_idx: int) -> None:
-        """Start the sums of the epoch."""
-        if batch_idx == 0:
-            self.loss_sum, self.utterances = 0.0, 0
-        self.waited_s += time.monotonic() - self.idle_since
+        """Keep the outputs of encoder and decoder for the last batch: NeMo's validation step does not return them."""
+        if not self.outputs:
+            model.encoder.register_forward_hook(lambda _, __, out: self.outputs.update(lengths=out[1].detach()))
+            model.decoder.register_forward_hook(lambda _, __, out: self.outputs.update(log_probs=out.detach()))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Start the clock that tells how long the processor waits for data."""
-        self.waited_s, self.epoch_since = 0.0, time.monotonic()
-        self.idle_since = self.epoch_since
+        """Start the clock that measures how long the processor waits for data."""
+        self.data_wait_s, self.epoch_start = 0.0, time.monotonic()
+        self.step_end = self.epoch_start
 
-    def on_train_batch_end(self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, model: EncDecCTCModel, batch: Any, batch_idx: int) -> None:
+        """Start the sums of the epoch with its first batch."""
+        if batch_idx == 0:
+            self.loss_sum, self.utterances = 0.0, 0
+        self.data_wait_s += time.monotonic() - self.step_end
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, model: EncDecCTCModel, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Add up the training loss, weighted by utterances."""
-        size = len(batch[1])
-        self.loss_sum += outputs["loss"].item() * size
-        self.utterances += size
-        self.idle_since = time.monotonic()
+        batch_size = len(batch[1])
+        self.loss_sum += outputs["loss"].item() * batch_size
+        self.utterances += batch_size
+        self.step_end = time.monotonic()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Forget the validation before; the training of the epoch ends here."""
-        self.waiting = self.waited_s / (time.monotonic() - self.epoch_since)
+        """Forget the last validation; the training part of the epoch ends here."""
+        self.data_wait_share = self.data_wait_s / (time.monotonic() - self.epoch_start)
         self.losses: list[tuple[float, int]] = []  # mean of a batch in nats, utterances
         self.texts: list[tuple[str, str]] = []  # reference, hypothesis
         self.frames = self.blanks = 0
@@ -84,24 +74,26 @@ class MetricsLogger(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, model: EncDecCTCModel, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Decode what the hooks kept. References hold no letter outside the alphabet: step 1 rejects such sentences."""
+        """Decode the batch. References hold only characters of the alphabet: step 1 rejects other sentences."""
         if trainer.val_dataloaders.batch_sampler.repeats(batch_idx):
             return
         _, _, tokens, token_lengths = batch
-        letters = get_vocabulary(model)
+        vocabulary = get_vocabulary(model)
         self.losses.append((float(outputs["val_loss"]), len(tokens)))
         references = (
-            "".join(letters[token] for token in text[:length])
+            "".join(vocabulary[token] for token in text[:length])
             for text, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)
         )
-        log_probs = self.captured["log_probs"].float().cpu().numpy()  # (B, T, V)
-        for reference, frames, length in zip(references, log_probs, self.captured["lengths"].tolist(), strict=True):
-            self.texts.append((reference, greedy_decode(frames[:length], letters)))
-            self.blanks += int((frames[:length].argmax(axis=1) == len(letters)).sum())
+        batch_log_probs = self.outputs["log_probs"].float().cpu().numpy()  # (B, T, V + 1)
+        lengths = self.outputs["lengths"].tolist()
+        for reference, padded, length in zip(references, batch_log_probs, lengths, strict=True):
+            log_probs = padded[:length]
+            self.texts.append((reference, greedy_decode(log_probs, vocabulary)))
+            self.blanks += int((log_probs.argmax(axis=1) == len(vocabulary)).sum())
             self.frames += length
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Log val_cer, and put what step 3 would find in the place of NeMo's val_loss and val_wer.
+        """Log val_cer, and replace NeMo's val_loss and val_wer by the values that step 3 would compute.
 
         NeMo's loss is a mean over batches, not over utterances, and its decoder drops spaces before apostrophes.
         """
@@ -117,7 +109,7 @@ class MetricsLogger(pl.Callback):
         model.log("val_cer", character_error_rate(references, hypotheses))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
-        """Write the row and say the line."""
+        """Write the row and print the line of the epoch."""
         sums = gather_across_ranks((self.loss_sum, self.utterances))
         row = {
             "epoch": trainer.current_epoch + 1,
@@ -130,17 +122,22 @@ class MetricsLogger(pl.Callback):
             return
         self.table = append_row(self.table, row)
         write_metrics(self.path, self.table)
+        trainer.progress_bar_callback.print(self._epoch_line(row, self.time_left.text(trainer)))
+
+    def _epoch_line(self, row: dict[str, Any], time_left: str) -> str:
+        """Return the metrics of an epoch in words, and one validation utterance as the model transcribes it."""
         reference, hypothesis = self.texts[0]
-        trainer.progress_bar_callback.print(
+        return (
             "epoch {epoch:>3} {phase:<8} train loss {train_loss:>8.2f}   val loss {val_loss:>8.2f}   "
             "val WER {val_wer:.3f}   val CER {val_cer:.3f}".format(**row)
-            + f"   waited for data {self.waiting:.0%}"
-            f"\n          {reference}\n        > {hypothesis}"
+            + f"   waited for data {self.data_wait_share:.0%}"
+            + (f"   {time_left} left" if time_left else "")
+            + f"\n          {reference}\n        > {hypothesis}"
         )
 
 
 def gather_across_ranks(value: Any) -> list[Any]:
-    """`value` of every process that trains, this one's among them."""
+    """Return the `value` of every process that trains, this one included, by rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
