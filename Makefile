@@ -19,7 +19,7 @@ INSTALL = .venv/bin/pip install
 endif
 NO_PYTHON = none of $(PYTHON) is a Python 3.11, 3.12 or 3.13 with its venv module: install one (Debian and Ubuntu: \
 	apt install python3-venv), or uv (https://docs.astral.sh/uv), which fetches one by itself, or take conda's (conda \
-	create -n python312 python=3.12 && conda activate python312), and type the same again
+	create -n python312 python=3.12 && conda activate python312), and rerun
 # Without flashlight-text, which Python 3.13 lacks, the demo goes without a language model.
 GREEDY = $(if $(shell ls -d .venv/lib/python*/site-packages/flashlight 2>/dev/null),,evaluation.decoder=greedy)
 
@@ -78,7 +78,7 @@ lock:
 .venv/.complete: requirements.lock
 	rm -rf .venv
 	$(call make_venv,.venv)
-	@echo 'Installing requirements.lock into .venv; when interrupted, type the same again: finished downloads are kept'
+	@echo 'Installing requirements.lock into .venv; when interrupted, rerun: finished downloads are kept'
 	@$(INSTALL) -r requirements.lock || \
-		{ echo "The installation failed, as said above; mend that and type the same again" >&2; exit 1; }
+		{ echo "The installation failed, as said above; fix this and rerun" >&2; exit 1; }
 	touch $@

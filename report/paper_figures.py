@@ -113,7 +113,7 @@ def hours(recipes: dict[str, Any]) -> bytes | None:
 
 
 def seeds(recipes: dict[str, Any]) -> bytes | None:
-    """Test WER of each seed of the demo, best path beside the language model."""
+    """Test WER of each seed of the demo, greedy decoding beside the language model."""
     runs = recipes["variants"].get("demo", {}).get("runs", [])
     pairs = [(seed, run) for seed, run in zip(recipes["seeds"], runs, strict=False) if "lm_wer" in run]
     if not pairs:
@@ -121,7 +121,7 @@ def seeds(recipes: dict[str, Any]) -> bytes | None:
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        looks = {"wer": ("best path", "#56b4e9", ""), "lm_wer": ("with language model", "#0072b2", "////")}
+        looks = {"wer": ("greedy", "#56b4e9", ""), "lm_wer": ("with language model", "#0072b2", "////")}
         for place, (key, (name, colour, hatch)) in zip((-0.2, 0.2), looks.items(), strict=True):
             places = [number + place for number in range(len(pairs))]
             heights = [run[key] for _, run in pairs]

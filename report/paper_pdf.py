@@ -24,7 +24,7 @@ def typeset(numbers: dict[str, Any], pictures: Mapping[str, bytes], folder: Path
     try:
         return typst.compile(files, ignore_system_fonts=True)
     except typst.TypstError as error:
-        raise UserError(f"typst cannot set {folder / 'paper.typ'} ({error}); mend it there") from error
+        raise UserError(f"typst cannot set {folder / 'paper.typ'} ({error}); fix it there") from error
 
 
 def as_json(content: dict[str, Any]) -> bytes:

@@ -216,7 +216,7 @@ def _command_line_layers(overrides: list[str]) -> Iterator[tuple[str, dict[str, 
     for override in overrides:
         key, equals, value = override.partition("=")
         if re.search(r"[\ud800-\udfff]", override):
-            raise UserError(f"the argument {override!r} is not UTF-8; type it again, or name another path")
+            raise UserError(f"the argument {override!r} is not UTF-8; retype it or name another path")
         if not equals or not key:
             raise UserError(_without_value(override, overrides))
         if key in ("config", "extends"):

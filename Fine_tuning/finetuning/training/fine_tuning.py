@@ -1,5 +1,6 @@
 """Fine-tuning in two phases with Lightning: first the encoder's convolutions are frozen, then everything learns."""
 
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,8 +193,14 @@ def uses_gpu(accelerator: str) -> bool:
 
 
 def device_name(accelerator: str) -> str:
-    """Return the name of what training runs on here."""
-    return torch.cuda.get_device_name() if uses_gpu(accelerator) else f"CPU, {torch.get_num_threads()} threads"
+    """Return the name of what training runs on here; another CPU or number of threads acts like another seed."""
+    if uses_gpu(accelerator):
+        return torch.cuda.get_device_name()
+    try:
+        name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        name = None
+    return f"{name[1] if name else 'CPU'}, {torch.get_num_threads()} threads"
 
 
 def session_info(training: experiment.Training, start: ResumePoint) -> dict[str, Any]:
