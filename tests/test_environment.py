@@ -182,7 +182,7 @@ def test_every_imported_package_is_pinned():
     packages = {modules.get(name, name) for name in imported - ours - sys.stdlib_module_names}
     pinned = pins("requirements.txt")
     assert packages <= pinned.keys()
-    unused = pinned.keys() - packages - {"ruff", "tensorboard"}  # tools; lightning imports the latter
+    unused = pinned.keys() - packages - {"ruff", "pytest-xdist", "tensorboard"}  # tools; lightning imports the last
     unused -= {name for name, version in pinned.items() if version.endswith('python_version >= "3.13"')}  # by others
     assert not unused, f"pinned and never imported: {unused}"
 

@@ -260,7 +260,7 @@ NAMED = "manifest_utils.write_manifest, which is not among the classes"
         (config_changed(lambda config: config["encoder"]["jasper"].pop()), "do not fit its configuration"),
         (config_changed(lambda config: config["encoder"]["jasper"][3].update(repeat=10**9)), "the number 1e.09"),
         (config_changed(lambda config: config["encoder"]["jasper"][3].update(repeat=40_000)), "far larger network"),
-        (config_changed(lambda config: config["encoder"]["jasper"][3].update(filters=40_000)), "not those of its"),
+        (config_changed(lambda config: config["encoder"]["jasper"][3].update(filters=40_000)), "do not fit its conf"),
         (config_changed(lambda config: config["preprocessor"].update(features=80)), "small.nemo is not a"),
         (config_changed(lambda config: config["preprocessor"].update(window_size=1000)), "more than a second"),
         (config_changed(lambda config: config["preprocessor"].update(window_stride="???")), "leaves a value"),

@@ -384,7 +384,7 @@ def test_too_little_memory_for_a_model_is_one_sentence(tiny_config: Path, tiny_r
     arguments = [str(script), "--config", str(tiny_config), f"evaluation.predictions={tmp_path / 'new'}"]
     code = f"""
 import resource, runpy, sys
-sys.path[:0] = {[str(script.parent), str(Path(__file__).parent)]}
+sys.path[:0] = {[str(script.parent), str(ROOT / "tests"), str(Path(__file__).parent)]}
 import finetuning.decoding.inference
 from test_failures import memory_of
 resource.setrlimit(resource.RLIMIT_AS, (memory_of("self") + 2**21, resource.RLIM_INFINITY))
