@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from finetuning.transcription.segmentation import Segment
     from finetuning.transcription.transcripts import Passage, Recording, TranscriptFolder
 
-    Hear = tuple[Callable[[list[Segment]], list[Passage]], int]  # what is said in segments, and their sample rate in Hz
+    Transcriber = tuple[
+        Callable[[list[Segment]], list[Passage]], int
+    ]  # what is said in segments, and their sample rate in Hz
 
 FORMATS = ("text", "jsonl", "srt")
 BATCH = 16  # segments at a time
@@ -46,7 +48,7 @@ def main() -> None:
         require_flashlight()
     given, left_out = find_recordings(arguments.recordings)
     if left_out:
-        say(f"left out, for they do not look like sound: {listed(left_out)}; give a file by its name to have it tried")
+        notify(f"left out, for they do not look like sound: {file_names(left_out)}; name a file to have it tried")
     if arguments.format == "srt" and not arguments.output and len(given) > 1:
         raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
     readable = [recording for recording in given if is_readable(recording)]
@@ -57,22 +59,22 @@ def main() -> None:
 
         *_, tuned = weight_search.read_decoder(decoder)  # before a model is loaded for nothing
         if tuned.get("model") != sha256(path):
-            say(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
+            notify(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
     used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
     folder = ensure_writable_dir(Path(arguments.output)) if arguments.output else None
     with exclusive_lock(folder) if folder else nullcontext():
-        finished, left = None, readable
+        transcripts, left = None, readable
         if folder:
-            finished = TranscriptFolder(folder, arguments.format, used)
-            left = finished.start(readable)
-            for changed in finished.changed:
-                say(f"{changed} is of a damaged recording and was changed since it was written; it is left as it is")
+            transcripts = TranscriptFolder(folder, arguments.format, used)
+            left = transcripts.start(readable)
+            for changed in transcripts.changed:
+                notify(f"{changed} is of a damaged recording and was changed since it was written; it is left as it is")
         if len(left) < len(readable):
-            say(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
+            notify(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0
         if left:
-            hear = restore(path, decoder)
-            done = transcribe(hear, left, finished, arguments.format, named=len(given) > 1)
+            transcriber = load_transcriber(path, decoder)
+            done = transcribe(transcriber, left, transcripts, arguments.format, named=len(given) > 1)
     if bad := len(given) - (len(readable) - len(left)) - done:
         raise UserError(
             f"{bad:,} of {len(given):,} recordings are not transcribed, or not wholly, for the reasons above"
@@ -110,14 +112,14 @@ def find_model(name_or_path: str, config: str) -> Path:
     return locate_model(name_or_path, models)
 
 
-def say(sentence: object) -> None:
+def notify(sentence: object) -> None:
     """A notice, in one line, that neither mixes with the transcripts nor with the progress bar."""
     from tqdm import tqdm
 
     tqdm.write(printable(str(sentence)), file=sys.stderr)
 
 
-def listed(files: Sequence[Path]) -> str:
+def file_names(files: Sequence[Path]) -> str:
     """How many files they are, and a few of their names."""
     names = ", ".join(path.name for path in files[:SHOWN])
     return f"{len(files):,} file{'s' * (len(files) > 1)} ({names}{', …' * (len(files) > SHOWN)})"
@@ -130,14 +132,14 @@ def is_readable(recording: "Recording") -> bool:
     try:
         check_readable(recording.audio)
     except UserError as error:
-        say(error)
+        notify(error)
         return False
     return True
 
 
-def restore(path: Path, decoder: Path | None) -> "Hear":
-    """Tells of segments what is said in them: the model of `path`, greedily or by a decoder.json's beam search."""
-    say(f"loading {path.name} (NeMo takes a while)")
+def load_transcriber(path: Path, decoder: Path | None) -> "Transcriber":
+    """Return what transcribes segments with the model of `path`, greedily or by a decoder.json's beam search."""
+    notify(f"loading {path.name} (NeMo takes a while)")
     from finetuning.model import ctc_model
 
     model = ctc_model.restore_model(path)  # keeps NeMo quiet while it is imported
@@ -153,13 +155,13 @@ def restore(path: Path, decoder: Path | None) -> "Hear":
 
 
 def transcribe(
-    hear: "Hear",
+    transcriber: "Transcriber",
     recordings: list["Recording"],
-    finished: "TranscriptFolder | None",
+    transcripts: "TranscriptFolder | None",
     style: str,
     named: bool,
 ) -> int:
-    """Print each transcript, or write it among those `finished`; how many recordings were transcribed wholly."""
+    """Print each transcript, or write it to `transcripts`; return how many recordings were transcribed wholly."""
     from tqdm import tqdm
 
     from finetuning.transcription.segmentation import stated_duration_s
@@ -167,39 +169,39 @@ def transcribe(
 
     whole = 0
     with tqdm(total=sum(stated_duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
-        for recording, passages, failure in heard(hear, recordings, bar):
+        for recording, passages, failure in transcribe_recordings(transcriber, recordings, bar):
             try:
                 if failure and not passages:
                     raise failure
                 if failure:
-                    say(failure)
+                    notify(failure)
                 elif not passages:
-                    say(f"nothing is said in {recording.audio}, as far as this model hears: its transcript is empty")
-                if finished:
-                    finished.write(recording, format_transcript(style, recording.audio, passages), whole=not failure)
+                    notify(f"nothing is said in {recording.audio}, as this model has it: its transcript is empty")
+                if transcripts:
+                    transcripts.write(recording, format_transcript(style, recording.audio, passages), whole=not failure)
                 else:
                     tqdm.write(format_transcript(style, recording.audio, passages, named), file=sys.stdout, end="")
                     sys.stdout.flush()
                 whole += not failure
             except UserError as error:
-                say(error)
+                notify(error)
     return whole
 
 
-def heard(
-    hear: "Hear", recordings: list["Recording"], bar: "tqdm"
+def transcribe_recordings(
+    transcriber: "Transcriber", recordings: list["Recording"], bar: "tqdm"
 ) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
-    """Each recording with what is said in it, and what is wrong with it; in `bar` the seconds heard."""
+    """Yield each recording with what is said in it, and what is wrong with it; advance `bar` by the seconds."""
     from finetuning.transcription.segmentation import Segment
 
-    passages_of, rate = hear
+    transcribe_segments, rate = transcriber
     parts = parts_of(recordings, rate)
     passages: list[Passage] = []
     while batch := list(islice(parts, BATCH)):
-        told = iter(passages_of([part for _, part in batch if isinstance(part, Segment)]))
+        transcribed = iter(transcribe_segments([part for _, part in batch if isinstance(part, Segment)]))
         for recording, part in batch:
             if isinstance(part, Segment):
-                passages.append(next(told))
+                passages.append(next(transcribed))
                 bar.update(passages[-1].duration_s)
             else:
                 yield recording, [passage for passage in passages if passage.text.strip()], part
@@ -218,7 +220,7 @@ def parts_of(recordings: list["Recording"], rate: int) -> Iterator[tuple["Record
         except UserError as error:
             failure = error
         for note in sorted(notes):
-            say(f"{recording.audio} {note}")
+            notify(f"{recording.audio} {note}")
         yield recording, failure
 
 

@@ -36,9 +36,9 @@ def validate_card(text: str) -> None:
         card = ModelCard(text)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"the model card's metadata cannot be read: {printable(str(error))}") from error
-    data, found = card.data, card.data.get("eval_results") or []
-    rates = {r.metric_type: r.metric_value for r in found}
-    unusual = [r.metric_name for r in found if not _is_rate(r.metric_value)]
+    data, results = card.data, card.data.get("eval_results") or []
+    rates = {r.metric_type: r.metric_value for r in results}
+    unusual = [r.metric_name for r in results if not _is_rate(r.metric_value)]
     missing = [name for name in REQUIRED if not data.get(name)]
     wrong = [
         (missing, f"lacks {', '.join(missing)}"),

@@ -41,19 +41,19 @@ def iter_segments(blocks: Iterable["np.ndarray"], rate: int) -> Iterator[Segment
     """
     import numpy as np
 
-    start, kept, failure = 0, np.zeros(0, np.float32), None
+    start, pending, failure = 0, np.zeros(0, np.float32), None
     longest = round(MAX_SEGMENT_S * rate)
     try:
         for block in blocks:
-            kept = np.concatenate([kept, block])
-            while len(kept) > longest:
-                cut = quietest_point(kept[:longest], rate)
-                yield Segment(start, kept[:cut])
-                start, kept = start + cut, kept[cut:]
+            pending = np.concatenate([pending, block])
+            while len(pending) > longest:
+                cut = quietest_point(pending[:longest], rate)
+                yield Segment(start, pending[:cut])
+                start, pending = start + cut, pending[cut:]
     except UserError as error:
         failure = error
-    if len(kept):
-        yield Segment(start, kept)
+    if len(pending):
+        yield Segment(start, pending)
     if failure:
         raise failure
 

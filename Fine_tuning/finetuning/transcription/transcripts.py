@@ -47,19 +47,19 @@ class Passage:
 def find_recordings(given: Iterable[str]) -> tuple[list[Recording], list[Path]]:
     """Each file that is given and, sorted, those below a folder that hold sound; and those below it that do not.
 
-    They are told by their content, and by the suffixes of sound: one of these that holds none is refused later on.
+    They are recognised by content, and by the suffixes of sound: one of these that holds none is refused later on.
     Hidden ones are neither. A folder without any stands for itself, as one that cannot be read does. A file that is
     given twice is there once.
     """
-    found: dict[Path, Recording] = {}
+    by_path: dict[Path, Recording] = {}
     left_out: list[Path] = []
     for path in map(Path, given):
         inside, others = _inside(path)
         left_out += others
         for audio in inside or [path]:
             name = str(audio.relative_to(path).with_suffix("")) if inside else audio.stem
-            found.setdefault(audio.absolute(), Recording(audio, name))
-    return list(found.values()), left_out
+            by_path.setdefault(audio.absolute(), Recording(audio, name))
+    return list(by_path.values()), left_out
 
 
 def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -67,18 +67,18 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
     import soundfile
 
     suffixes = {name.lower() for name in soundfile.available_formats()}.union(BY_FFMPEG.split()) - NO_SUFFIX
-    found: list[Path] = []
+    audio: list[Path] = []
     left_out: list[Path] = []
 
     def keep(error: OSError) -> None:
-        found.append(Path(error.filename))
+        audio.append(Path(error.filename))
 
     for parent, folders, files in os.walk(folder, onerror=keep):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(parent, name) for name in files if not name.startswith(".")):
             known = path.suffix[1:].lower() in suffixes
-            (found if known or looks_like_audio(path) else left_out).append(path)
-    return sorted(path for path in found if path != folder), sorted(left_out)
+            (audio if known or looks_like_audio(path) else left_out).append(path)
+    return sorted(path for path in audio if path != folder), sorted(left_out)
 
 
 def format_transcript(style: str, audio: Path, passages: Sequence[Passage], named: bool = False) -> str:
@@ -180,8 +180,8 @@ def _readable(log: Path) -> dict[str, dict[str, Any]]:
     for line in log.read_bytes().split(b"\n") if log.is_file() else ():
         try:
             entry = parse_json(line)
-            found = {name: entry[name] for name in ("transcript", "audio", "model", "whole")}
-            entries[entry["transcript"]] = found | {"texts": list(map(str, entry.get("texts", ())))}
+            fields = {name: entry[name] for name in ("transcript", "audio", "model", "whole")}
+            entries[entry["transcript"]] = fields | {"texts": list(map(str, entry.get("texts", ())))}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return entries
