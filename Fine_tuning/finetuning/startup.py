@@ -13,11 +13,6 @@ SCRIPTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(SCRIPTS)
 MIN_PYTHON = (3, 11)
 
-# Where libgomp's threads wait for each other they spin, also for one that another process has taken the core from: on a
-# busy machine two threads made a fifth to a tenth of the steps that they make so. Read when torch is imported; the
-# results are the same to the last bit.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 
 def install_handlers() -> None:
     """Install the handlers in the script itself; its worker processes import this module, too."""
