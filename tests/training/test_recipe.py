@@ -164,7 +164,7 @@ def test_a_recipe_that_fails_is_told_in_words_and_stays_on_record(tiny, capsys: 
     warnings = fine_tuning.fit(start(config), config, Path(config.training.output))
     text = "\n".join(warnings)
     assert "the training loss rises" in text
-    assert "writes the blank" in text
+    assert "outputs the blank" in text
     output = capsys.readouterr().out
     assert all(sentence in output for sentence in warnings)
 
