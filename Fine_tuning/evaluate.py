@@ -331,7 +331,7 @@ def describe_failure(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if is_out_of_memory(error):
-        return "not enough memory; what is finished is kept: free some memory and rerun the same command"
+        return "not enough memory: finished work is kept; free some and rerun the same command"
     if isinstance(error, OSError) and error.filename:
         return f"cannot read or write {error.filename} ({error.strerror}); fix this and rerun"
     message = next(iter(str(error).strip().splitlines()), "")

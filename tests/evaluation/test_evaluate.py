@@ -288,7 +288,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_not_taken_for_the_other(
         (KeyError("a"), "KeyError: 'a' "),
         (RuntimeError("first line\nsecond line"), r"RuntimeError: first line \(test"),
         (AssertionError(), r"AssertionError:  \(test"),
-        (MemoryError(), "not enough memory; what is finished is kept: free some memory and rerun the same command"),
+        (MemoryError(), "not enough memory: finished work is kept; free some and rerun the same command"),
         (RuntimeError("std::bad_alloc"), "not enough memory"),
         (
             PermissionError(13, "Permission denied", "a.nemo"),
