@@ -299,12 +299,12 @@ def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config
     """Print the tables, and write the comparisons and the report page; `sources`: the model behind each row."""
     from finetuning.evaluation import report_page, results, results_table, slices
 
-    folder, found = experiment.resolve_path(config.evaluation.results), [row.result for row in rows]
-    comparisons = results.compare_models(found, [row.resampled for row in rows])
+    folder, table = experiment.resolve_path(config.evaluation.results), [row.result for row in rows]
+    comparisons = results.compare_models(table, [row.resampled for row in rows])
     write_json(folder / f"{results.COMPARISONS}.json", comparisons)
-    print(f"\n{results_table.format_table(found, config.evaluation, comparisons)}\n\n{slices.format_slices(found)}")
+    print(f"\n{results_table.format_table(table, config.evaluation, comparisons)}\n\n{slices.format_slices(table)}")
     if config.evaluation.decoder == "lm":
-        print(f"\n{results_table.format_decoder_table(found)}")
+        print(f"\n{results_table.format_decoder_table(table)}")
     speeds = ", ".join(row.real_time_factor for row in rows)
     print(f"\nReal-time factor, processing time / duration of the audio: {speeds}.")
     print(f"\nresults in {folder}, one file a model")

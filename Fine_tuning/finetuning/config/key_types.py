@@ -112,7 +112,7 @@ def key_types(section: Any) -> dict[str, Any]:
     return {name: kind for name, kind in get_type_hints(section).items() if name in names}
 
 
-def type_name(key: str) -> Any:
+def type_of_key(key: str) -> Any:
     """Return the type of a dotted key of the tree; None where there is no such key."""
     kind: Any = Config
     for name in key.split("."):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetuning.config.key_types import shown_value, type_name, validate_types
+from finetuning.config.key_types import shown_value, type_of_key, validate_types
 from finetuning.config.schema import ROOT, Config, resolve_path
 from finetuning.config.validation import validate
 from finetuning.errors import UserError
@@ -239,7 +239,7 @@ def _without_value(override: str, overrides: list[str]) -> str:
         return f"{is_none}; a configuration is named with --config {override}"
     if colon := re.fullmatch(r"([\w.]+): *(.+)", override):
         return f"{is_none}; type {colon[1]}={colon[2]}"
-    if type_name(override):
+    if type_of_key(override):
         rest = overrides[overrides.index(override) + 1 :]
         value = rest[0].lstrip("=") if rest and (rest[0].startswith("=") or "=" not in rest[0]) else ""
         return f"{is_none}; type {override}={value or '…'}, without spaces"
@@ -249,6 +249,6 @@ def _without_value(override: str, overrides: list[str]) -> str:
 def _value(key: str, value: str) -> Any:
     """Parse a typed value: a text without quotes is taken literally, anything else is YAML."""
     typed = value.strip()
-    if type_name(key) in (str, str | None) and typed not in ("", "~", "null") and typed[0] not in "'\"[{":
+    if type_of_key(key) in (str, str | None) and typed not in ("", "~", "null") and typed[0] not in "'\"[{":
         return typed
     return read_yaml(value, f"{COMMAND_LINE}: the value of {key}")
