@@ -453,10 +453,23 @@ def test_sigterm_saves_after_the_step_where_it_reaches_this_process_alone(
     with meanwhile(lambda: last.exists() and len(readers()) >= workers, terminate):
         ended = train(training__workers=workers, training__max_epochs=6)
     assert ended.returncode == 143, ended.stderr[-2000:]
-    # a thread of multiprocessing, cut off by a reader's end, can still write a traceback of its own behind the sentence
-    assert ended.stderr.strip().startswith(f"train.py: ended by SIGTERM: {GOES_ON}")
+    assert ended.stderr.strip() == f"train.py: ended by SIGTERM: {GOES_ON}"
     start = start_of(output, model)
     assert start.steps == 6 * start.epochs + start.batches
+
+
+@pytest.mark.parametrize(("error", "is_reported"), [(ConnectionResetError, False), (EOFError, False), (KeyError, True)])
+def test_what_a_thread_says_of_a_closed_connection_is_dropped(
+    error: type[Exception], is_reported: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """multiprocessing's thread in a process that reads audio calls sys.excepthook when the training has ended."""
+    from finetuning.training.failures import as_user_error
+
+    with as_user_error(distributed=False):
+        thread = threading.Thread(target=lambda: sys.excepthook(error, error("gone"), None))
+        thread.start()
+        thread.join()
+    assert ("gone" in capsys.readouterr().err) == is_reported
 
 
 def test_two_runs_into_one_folder_exclude_each_other_and_a_killed_one_does_not(output: Path, train: Train) -> None:

@@ -70,20 +70,31 @@ def _quiet_hooks() -> Iterator[None]:
     """Drop reports of errors that also reach the main thread, where they become one sentence.
 
     TensorBoard's writer thread ends with the OSError of a full disk and raises it once more at the next write; torch's
-    loader raises RuntimeError in a destructor while it shuts down a worker that is dead.
+    loader raises RuntimeError in a destructor while it shuts down a dead worker; and in a worker, which inherits
+    these hooks, the thread of multiprocessing that hands tensors over reports a connection that the end of the training
+    has closed (resource_sharer._serve, which calls sys.excepthook itself).
     """
-    hooks = threading.excepthook, sys.unraisablehook
-    threading.excepthook, sys.unraisablehook = map(_without_known_errors, hooks)
+    hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
+    threading.excepthook, sys.unraisablehook = map(_without_known_errors, hooks[:2])
+    sys.excepthook = _of_main_thread(hooks[2])
     try:
         yield
     finally:
-        threading.excepthook, sys.unraisablehook = hooks
+        threading.excepthook, sys.unraisablehook, sys.excepthook = hooks
 
 
 def _without_known_errors(hook: Callable[[Any], object]) -> Callable[[Any], None]:
     def report(failure: Any) -> None:
         if not isinstance(failure.exc_value, OSError | RuntimeError):
             hook(failure)
+
+    return report
+
+
+def _of_main_thread(hook: Callable[..., object]) -> Callable[..., None]:
+    def report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if threading.current_thread() is threading.main_thread() or not isinstance(error, OSError | EOFError):
+            hook(kind, error, trace)
 
     return report
 
