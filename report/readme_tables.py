@@ -22,7 +22,10 @@ def seeds(measured: dict) -> str:
         )
         if variant in variants and key in variants[variant]["mean"]
     ]
-    return f"Each row is one run. Over {len(measured['seeds'])} seeds, the demo's WER is {_and(rates)}."
+    return (
+        f"Each row is one run, with two threads. Over {len(measured['seeds'])} seeds, with one thread, the demo's WER "
+        f"is {_and(rates)}."
+    )
 
 
 def gpu(torch: dict[str, Any], version: str) -> str:
