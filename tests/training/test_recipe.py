@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,42 @@ def test_utterances_too_short_for_their_texts_are_left_out_and_counted(
     output = capsys.readouterr().out
     assert "train: 1 of 28 utterances are left out" in output
     assert "validation: " not in output
+
+
+def test_the_fastest_playback_counts_for_what_is_too_short(tiny, tiny_dataset: Path, tmp_path: Path):
+    from finetuning.model.ctc_model import frame_duration_s
+    from finetuning.training import data_loading, fine_tuning
+
+    config = tiny(f"dataset.output={tmp_path}", "training.speed_perturbation=0.1")
+    model, trainer = start(config), fine_tuning.build_trainer(config.training, tmp_path, [])
+    duration_s = json.loads((tiny_dataset / "train_manifest.json").read_text().splitlines()[0])["duration"]
+    frames = int(duration_s * 0.9 / frame_duration_s(model))
+    for fits, text in ((True, "ab" * frames), (False, "ab" * frames + "a")):
+        with_text(tiny_dataset, tmp_path, train=text[-frames - (not fits) :])
+        loader, _ = data_loading.build_dataloader(model, config, trainer, "train", speed_share=0.1)
+        assert len(loader.dataset) == 27 + fits
+
+
+def test_speed_is_changed_as_nemo_changes_it_by_scipy():
+    from nemo.collections.asr.parts.preprocessing.perturb import SpeedPerturbation
+    from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
+
+    from finetuning.training.data_loading import SoxrSpeedPerturbation
+
+    tone = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    lengths = set()
+    for seed in range(20):
+        changed = []
+        for perturbation in (SoxrSpeedPerturbation(16000, 0.1), SpeedPerturbation(16000, "scipy", 0.9, 1.1, 5)):
+            random.seed(seed)
+            audio = AudioSegment(tone, 16000)
+            perturbation.perturb(audio)
+            changed.append(audio.samples)
+        soxr, scipy = changed
+        assert len(soxr) == len(scipy)
+        assert np.abs(soxr - scipy)[500:-500].max() < 0.01
+        lengths.add(len(soxr))
+    assert lengths == {14400, 15200, 16000, 16800, 17600}
 
 
 def test_batches_by_duration_train(tiny):

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,7 @@ from finetuning.data.common_voice import Clip, Release, iter_clip_files
 from finetuning.data.manifest import SPLITS, manifest_path
 from finetuning.errors import UserError
 from finetuning.files import atomic_open, ensure_writable_dir, remove_stale_temp_files
+from finetuning.processes import available_cpus, follow_parent, sigint_blocked
 
 BATCH = 16  # clips sent to a worker at a time: sending one costs the main process as much as sending all of them
 IN_FLIGHT = 2  # batches per worker, queued or in progress: enough to keep it busy, few enough to keep memory constant
@@ -147,7 +147,7 @@ def convert_all(
 ) -> None:
     """Convert `clips` and log each result; raise UserError when the disk is full or cannot be written to."""
     decoding.check_installation(trim_silence_db)
-    workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or available_cpus()
     try:
         ensure_writable_dir(log.wavs)
         log.start()
@@ -194,7 +194,7 @@ def _pooled(batches: Iterator[list[Task]], workers: int, in_flight: dict[str, li
     try:
         for batch in batches:
             in_flight[batch[0][0]] = batch
-            with _sigint_blocked():
+            with sigint_blocked():
                 futures.add(pool.submit(_convert_batch, batch))
             while len(futures) >= IN_FLIGHT * workers:
                 done, futures = wait(futures, return_when=FIRST_COMPLETED)
@@ -209,16 +209,6 @@ def _pooled(batches: Iterator[list[Task]], workers: int, in_flight: dict[str, li
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Delay Ctrl-C; processes started in the block never receive it: their parent does, and ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _completed(
@@ -244,7 +234,7 @@ def _one_by_one(tasks: list[Task]) -> Iterator[ConvertedClip]:
         with _pool(1) as pool:
             try:
                 while remaining:
-                    with _sigint_blocked():
+                    with sigint_blocked():
                         future = pool.submit(_convert_one, *remaining[0])
                     result = future.result()
                     remaining.popleft()
@@ -286,14 +276,6 @@ def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: flo
 
 
 def _prepare_worker() -> None:
-    """Silence libmpg123's messages, leave Ctrl-C to the parent, and end this worker when the parent ends."""
-    import multiprocessing
-    import threading
-
-    def follow_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Silence libmpg123's messages in this worker."""
+    follow_parent()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    threading.Thread(target=follow_parent, daemon=True).start()
