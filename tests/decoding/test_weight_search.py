@@ -15,6 +15,7 @@ from finetuning.config.loading import load_config
 from finetuning.data.manifest import Utterance
 from finetuning.decoding import partial_predictions, predictions, weight_search
 from finetuning.decoding.beam_search import BeamSearch, Settings
+from finetuning.decoding.decoding_pool import processes
 from finetuning.decoding.greedy import greedy_decode
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
@@ -104,7 +105,7 @@ def test_the_decoded_texts_stand_in_the_place_of_the_greedy_ones(search: BeamSea
     assert [p.pred_text for p in GREEDY][:3] == ["una cosa rossa", "la casa è chiara", "il gato"]
     assert [replace(p, pred_text="") for p in decoded] == [replace(p, pred_text="") for p in GREEDY]
     spent = json.loads((tmp_path / "inference.json").read_text())
-    assert (spent["audio_seconds"], spent["device"], spent["threads"]) == (7.5, "cpu", 1)
+    assert (spent["audio_seconds"], spent["device"], spent["threads"]) == (7.5, "cpu", processes())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "inference.json",
         "inputs.json",

@@ -18,6 +18,7 @@ from finetuning.config.schema import Config
 from finetuning.data.manifest import Utterance
 from finetuning.decoding import beam_search
 from finetuning.decoding.beam_search import BeamSearch, Settings
+from finetuning.decoding.decoding_pool import decoding_pool, processes
 from finetuning.decoding.partial_predictions import open_partial, read_partial
 from finetuning.decoding.predictions import DECODER, TIMING, ModelOutput, Prediction, finish_predictions
 from finetuning.errors import UserError
@@ -69,11 +70,12 @@ def search_weights(
     """
 
     def trial(settings: Settings) -> Trial:
-        hypotheses = [search.text(utterance, settings) for utterance in log_probs]
+        hypotheses = list(decode(settings, range(len(log_probs))))
         bar.update()
         return Trial(settings, *(rate(references, hypotheses) for rate in (word_error_rate, character_error_rate)))
 
-    with tqdm(desc=f"{name}, tuning", total=TRIALS + len(BEAMS) - 1, unit=" settings") as bar:
+    progress = tqdm(desc=f"{name}, tuning", total=TRIALS + len(BEAMS) - 1, unit=" settings")
+    with progress as bar, decoding_pool(search, log_probs) as decode:
         trials = [trial(settings) for settings in candidates()]
         best = min(trials, key=lambda each: (each.wer, each.cer))
         wider = [best, *(trial(replace(best.settings, beam=beam)) for beam in BEAMS[1:])]
@@ -89,19 +91,18 @@ def decode_utterances(
     What an interrupted run has decoded is not decoded again. inference.json states how long the rest took.
     """
     done = {number: prediction for number, (prediction, _) in read_partial(work, greedy).items()}
-    seconds = audio_seconds = 0.0
-    with open_partial(work) as partial, tqdm(desc=work.name, total=len(greedy), unit=" utterances") as bar:
-        for number, (prediction, utterance) in enumerate(zip(greedy, log_probs, strict=True)):
-            if number not in done:
-                start = time.perf_counter()
-                done[number] = replace(prediction, pred_text=search.text(utterance, settings))
-                seconds += time.perf_counter() - start
-                audio_seconds += prediction.duration
-                partial.append(number, done[number], utterance)
+    missing = [number for number in range(len(greedy)) if number not in done]
+    start = time.perf_counter()
+    progress = tqdm(desc=work.name, total=len(greedy), initial=len(done), unit=" utterances")
+    with open_partial(work) as partial, progress as bar, decoding_pool(search, log_probs) as decode:
+        for number, text in zip(missing, decode(settings, missing), strict=True):
+            done[number] = replace(greedy[number], pred_text=text)
+            partial.append(number, done[number], log_probs[number])
             bar.update()
+    seconds, audio_seconds = time.perf_counter() - start, sum(greedy[number].duration for number in missing)
     decoded = [done[number] for number in range(len(greedy))]
     timing = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
-    timing |= {"device": "cpu", "by": "flashlight", "threads": 1}
+    timing |= {"device": "cpu", "by": "flashlight", "threads": processes()}
     write_json(work / TIMING, timing)
     finish_predictions(work, decoded)
     return ModelOutput(decoded, search.vocabulary, timing)
