@@ -23,8 +23,10 @@ NO_PYTHON = none of $(PYTHON) is a Python 3.11, 3.12 or 3.13 with its venv modul
 # Without flashlight-text, which Python 3.13 lacks, the demo goes without a language model.
 GREEDY = $(if $(shell ls -d .venv/lib/python*/site-packages/flashlight 2>/dev/null),,evaluation.decoder=greedy)
 
-.PHONY: demo demo-domain demo-base demo-scratch test lint lock report
+.PHONY: install demo demo-domain demo-base demo-scratch test lint lock report
 .DELETE_ON_ERROR:
+
+install: .venv/.complete
 
 demo: .venv/.complete
 	$(RUN) Fine_tuning/dataset_creation.py --config configs/demo.yaml

@@ -35,7 +35,7 @@ from finetuning.files import check_disk_space, ensure_writable_dir, exclusive_lo
 
 def main() -> None:
     """Make the dataset of a configuration in its output folder."""
-    config = from_command_line("Step 1: a Common Voice release -> 16 kHz wavs and train/validation/test manifests.")
+    config = from_command_line(__doc__)
     output = resolve_path(config.dataset.output)
     language = Language.of(config.text)
     folders = {"dataset.output": output}

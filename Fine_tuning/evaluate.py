@@ -3,7 +3,8 @@
     python Fine_tuning/evaluate.py [--config FILE] [section.key=value …]
 
 Each model of evaluation.models is run over the test manifest once. Rerun the same command to resume after an
-interruption; what is finished is not computed again.
+interruption; what is finished is not computed again. The page <training.output>/report.html shows where the models
+fail. With evaluation.decoder=lm each model has a second row, by beam search with the language model.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -75,7 +76,7 @@ class Data:
 
 def main() -> None:
     """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
-    config = from_command_line("Step 3: models and the test manifest -> loss, CER, WER and the table.")
+    config = from_command_line(__doc__)
     from finetuning.evaluation import results, slices
     from finetuning.language_model import kenlm
 

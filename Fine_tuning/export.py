@@ -69,14 +69,14 @@ def command_line() -> argparse.Namespace:
         "--license",
         metavar="ID",
         type=str.lower,
-        help="the licence you give the model, by its id on the hub: mit, apache-2.0, cc-by-4.0, cc0-1.0, …; needed, as "
-        "nothing can state it for you; the licences of the data and of the base model may bind you",
+        help="the licence you give the model, by its id on the hub: mit, apache-2.0, cc-by-4.0, cc0-1.0, …; "
+        "required; the licences of the data and of the base model may restrict your choice",
     )
     parser.add_argument(
         "--push",
         metavar="OWNER/NAME",
-        help="upload to this model of the hub, which is made, open to everybody, when it is not there; the token is "
-        "that of `hf auth login` or HF_TOKEN",
+        help="upload to this model of the Hugging Face Hub, which is created, public, if it does not exist; the token "
+        "is that of `hf auth login` or HF_TOKEN",
     )
     arguments = parser.parse_intermixed_args()
     from finetuning.export.card_metadata import LICENSES

@@ -10,7 +10,7 @@ from typing import Any
 from finetuning.config.schema import Config
 from finetuning.evaluation.bootstrap import RESAMPLES
 from paper_speed import decoding, speed
-from wording import RECIPES, minutes, powers_of_ten, short, spread
+from wording import OF_DEMO, RECIPES, minutes, powers_of_ten, short, spread
 
 OTHER_TEST_SET = {"split by clip"}
 WAV_BYTES_PER_S = 32_000  # 16 kHz, 16 bit, mono
@@ -174,7 +174,7 @@ def _signed(value: float) -> str:
 def _recipes(of: dict[str, Any]) -> dict[str, Any]:
     """Each variant that was run: mean ± standard deviation, and whether its runs lie apart from the long recipe's."""
     variants = {variant: of["variants"][variant] for variant in RECIPES if variant in of["variants"]}
-    demo, long = variants["demo"], variants["warm"]  # all but the demo change the long recipe
+    demo, long = variants["demo"], variants["warm"]  # most others change the long recipe
     usual = long["runs"][0]["epochs"]
     found = {}
     for variant, measured in variants.items():
@@ -197,7 +197,7 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
         "seeds": str(len(of["seeds"])),
         "threshold": f"{of['validation_wer']:g}",
         "epochs": str(usual),
-        "other_epochs": any(of["epochs"] != str(usual) for variant, of in found.items() if variant != "demo"),
+        "other_epochs": any(of["epochs"] != str(usual) for variant, of in found.items() if variant not in OF_DEMO),
         "machine": of["machine"],
         **with_lm,
     }

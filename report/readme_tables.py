@@ -6,25 +6,24 @@ from typing import Any
 from finetuning.config.schema import Config, Evaluation
 from finetuning.evaluation.results_table import format_published
 from paper_numbers import WAV_BYTES_PER_S, gpu_hours
-from wording import DECODINGS, RECIPES, short, spread
+from wording import DECODINGS, OF_DEMO, RECIPES, short, spread
 
 
 def seeds(measured: dict) -> str:
     """Return the demo's word error rates over seeds; `measured` as in results/reference/recipes.json."""
     variants = measured["variants"]
-    long = variants["warm"]["runs"][0]["epochs"]
     rates = [
         f"**{spread(variants[variant], key)}** {when}"
         for variant, key, when in (
             ("demo", "wer", "after fine-tuning"),
             ("demo", "lm_wer", "with the language model"),
-            ("from scratch", "wer", f"when trained from scratch, without the English model, for {long} epochs"),
+            ("demo from scratch", "wer", "when trained from scratch, without the English model"),
         )
         if variant in variants and key in variants[variant]["mean"]
     ]
     return (
-        f"Each row is one run, with two threads. Over {len(measured['seeds'])} seeds, with one thread, the demo's WER "
-        f"is {_and(rates)}."
+        f"Each row is one run. Over {len(measured['seeds'])} seeds the demo's WER, as mean and standard deviation, is "
+        f"{_and(rates)}."
     )
 
 
@@ -56,7 +55,7 @@ def needs(others: dict[str, Any], conversion: dict[str, Any], italian: Config) -
         "Time, step 1": f"about {clips / clips_per_s / 60:.0f} minutes: {clips:,} clips at {short(clips_per_s)} per "
         f"second on {conversion['machine']}",
         "Time, step 2": f"{hours['least']} to {hours['most']} hours: an estimate, not measured, for a GPU that "
-        f"sustains {hours['slow']} to {hours['fast']} operations per second, far fewer than its data sheet promises",
+        f"sustains {hours['slow']} to {hours['fast']} operations per second, well below what data sheets promise",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
@@ -66,21 +65,22 @@ def published(others: dict[str, Any], evaluation: Evaluation) -> str:
     run, clips = others["run"], others["common_voice"]["validated_clips"]
     steps, frozen, knee = round(run["steps"] / run["epochs"]), run["frozen_epochs"], run["second_knee_epoch"]
     known = [
-        f"Its text says that the split is {run['split']['text']}, its code {run['split']['code']}. Its {steps:,} steps "
-        f"of {run['batch']} utterances per epoch are {steps * run['batch'] / clips:.0%} of the release's "
-        f"{clips:,} clips.",
-        "It trimmed silence in training and validation but not in the test, which matters little: with trimming its "
+        f"The authors' text states a split of {run['split']['text']}, their code {run['split']['code']}. Neither fits "
+        f"the log: {steps:,} steps of {run['batch']} utterances per epoch are {steps * run['batch']:,} of the "
+        f"release's {clips:,} clips, {steps * run['batch'] / clips:.0%}.",
+        "Silence was trimmed in training and validation but not in the test, which matters little: with trimming the "
         f"test WER is {run['test_wer_trimmed']}.",
-        f"Its vocabulary has {run['labels']} labels, among them `_`.",
-        f"Its validation loss has a second knee at epoch {knee}, where the run was resumed. Its script unfreezes the "
-        f"encoder only as epoch {frozen + 1} begins, so from epoch {knee} on it was probably frozen again, and the "
-        f"result may come from about {knee - frozen - 1} unfrozen epochs.",
+        f"The vocabulary had {run['labels']} labels, with a stray `_` among them.",
+        f"The run was resumed at epoch {knee}, where its validation loss has a second knee. The script unfreezes the "
+        f"encoder only at the moment epoch {frozen + 1} begins, so after the resume the encoder was probably frozen "
+        f"again: only about {knee - frozen - 1} of {run['epochs']} epochs would have trained it.",
     ]
     return "\n".join(
         [
-            f"**Not measured here.** On {evaluation.published_on}, split and normalised by its authors:\n",
+            "**Not measured here**, but reported by the authors of the experiment that this project began as. On "
+            f"{evaluation.published_on}, with their own split and text normalisation:\n",
             f"{format_published(evaluation)}\n",
-            "What is known of the fine-tuning run in the second row:\n",
+            "What is known of their fine-tuning run, the second row:\n",
             *(f"- {fact}" for fact in known),
         ]
     )
@@ -224,11 +224,12 @@ def recipes(of: dict) -> str:
         lines.append(f"| {RECIPES[variant]} | {' | '.join(rates)} | {epochs} |")
     demo = of["variants"]["demo"]
     epochs = {variant: found["runs"][0]["epochs"] for variant, found in of["variants"].items()}
-    short_run, usual = epochs.pop("demo"), epochs["warm"]
+    short_run, usual = epochs["demo"], epochs["warm"]
+    lengths = {epochs[variant] for variant in epochs if variant not in OF_DEMO}
     about = (
         f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
-        f"the demo {short_run} epochs, the others {usual}"
-        f"{', more where there are fewer utterances' if set(epochs.values()) != {usual} else ''}."
+        f"the demo's recipe {short_run} epochs, with all cores, the others {usual} with one thread"
+        f"{', more epochs where there are fewer utterances' if lengths != {usual} else ''}."
     )
     if "lm_wer" in demo["mean"]:
         wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))

@@ -4,7 +4,8 @@ from typing import Any
 
 RECIPES = {
     "demo": "the demo",
-    "warm": "the long recipe: warm decoder, 5 frozen epochs",  # which those below change
+    "demo from scratch": "the demo, without the English base",
+    "warm": "the long recipe: warm decoder, 5 frozen epochs",  # which most of the others change
     "random": "random decoder, as published",
     "from scratch": "without the English base",
     "0 frozen epochs": "nothing frozen",
@@ -16,6 +17,7 @@ RECIPES = {
     "half of the hours": "half of the utterances, as many steps",
     "a quarter of the hours": "a quarter of the utterances, as many steps",
 }
+OF_DEMO = ("demo", "demo from scratch")  # the others change the long recipe
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 DECODINGS = {  # of benchmarks/decoding.py
     "greedy": "greedy",

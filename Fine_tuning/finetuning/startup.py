@@ -63,7 +63,7 @@ def environment_remedy() -> str:
         import shlex
 
         return f"type: {shlex.join([os.path.join(environment, 'bin', 'python'), *sys.argv])}"
-    return f"type, in {ROOT}: make .venv/.complete && source .venv/bin/activate"
+    return f"type, in {ROOT}: make install && source .venv/bin/activate"
 
 
 def _interrupted(number: int, frame: object) -> None:

@@ -350,7 +350,7 @@ def test_intervals_groups_and_differences_are_shown(in_groups: Evaluated, browse
     shown = browser.open(in_groups.write())
     assert shown.texts("#table tbody tr:first-child td:nth-child(4) small") == ["[0.100, 0.900]"]
     assert shown.texts("#differences li") == [
-        "one minus other: WER −0.5000 [−0.700, −0.200], a real difference.",
+        "one minus other: WER −0.5000 [−0.700, −0.200], significant.",
         "other minus one: WER −0.5000 [−1.000, 1.000], may be chance, 0 lies within.",
     ]
     assert "3 speakers resampled; with so few, they are approximate" in shown.texts("#footnotes")[0]

@@ -73,9 +73,9 @@ def test_each_pair_of_models_is_compared(tmp_path: Path) -> None:
         "cer_interval": [0.0, 0.0],
     }
     table = results_table.format_table([row(name) for name in "abc"], Evaluation(), found)
-    assert "a minus b: WER +0.0100 [+0.010, +0.010], a real difference." in table
+    assert "a minus b: WER +0.0100 [+0.010, +0.010], significant." in table
     assert "a minus c: WER +0.0000 [+0.000, +0.000], may be chance, 0 lies within." in table
-    assert "b minus c: WER -0.0100 [-0.010, -0.010], a real difference." in table
+    assert "b minus c: WER -0.0100 [-0.010, -0.010], significant." in table
 
 
 def test_table_of_our_rows() -> None:
@@ -106,7 +106,7 @@ def test_an_interval_of_few_speakers_is_called_approximate() -> None:
 def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
     table = results_table.format_table([row("en", replace(SCORE, loss_left_out=2), "àè"), row("it")], Evaluation())
     assert "| en [1] [2] |" in table
-    assert "[1] The vocabulary lacks: à è. The loss is over the letters it has, CER and WER over all.\n" in table
+    assert "[1] The vocabulary lacks: à è. The loss leaves them out of the references, CER and WER do not.\n" in table
     assert "[2] The loss leaves out 2 of 10 utterances" in table
     assert "| it  " in table
 
@@ -114,7 +114,7 @@ def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
 def test_what_nemo_would_say_is_told_where_it_is_something_else() -> None:
     en, it, same = row("en", missing="à") | {"nemo_wer": 0.09}, row("it") | {"nemo_wer": 0.1041}, row("same")
     table = results_table.format_table([en, it, same | {"nemo_wer": 0.10401}], Evaluation())
-    assert "NeMo's own test would say WER 0.0900: it drops these letters from the references." in table
+    assert "NeMo's own test would say WER 0.0900: it leaves them out too." in table
     assert "[2] NeMo's own test would say WER 0.1041: it drops the space before an apostrophe" in table
     assert "| same   " in table
 

@@ -60,9 +60,9 @@ def _footnotes(row: Result) -> list[str]:
     nemo = f" NeMo's own test would say WER {nemo:.4f}" if differs else ""
     if row["letters_missing"]:
         letters = " ".join(row["letters_missing"])
-        nemo = nemo and f"{nemo}: it drops these letters from the references."
+        nemo = nemo and f"{nemo}: it leaves them out too."
         footnotes.append(
-            f"The vocabulary lacks: {letters}. The loss is over the letters it has, CER and WER over all.{nemo}"
+            f"The vocabulary lacks: {letters}. The loss leaves them out of the references, CER and WER do not.{nemo}"
         )
     elif nemo:
         footnotes.append(f"{nemo.strip()}: it drops the space before an apostrophe from the hypotheses.")
@@ -91,7 +91,7 @@ def _interval_note(rows: Sequence[Result]) -> str:
 def _difference_line(pair: Comparison) -> str:
     """Return the difference of two models' WER with its interval, and whether 0 lies in it."""
     low, high = pair["wer_interval"]
-    verdict = "a real difference" if low > 0 or high < 0 else "may be chance, 0 lies within"
+    verdict = "significant" if low > 0 or high < 0 else "may be chance, 0 lies within"
     difference = f"WER {pair['wer_difference']:+.4f} [{low:+.3f}, {high:+.3f}]"
     return f"{pair['one']} minus {pair['other']}: {difference}, {verdict}."
 

@@ -10,9 +10,9 @@ from nemo.collections.asr.models import EncDecCTCModel
 
 WARMUP_STEPS = 10  # of a session, slow while audio readers start and kernels are chosen for each new length
 MIN_STEPS = 10  # measured before an estimate is given
-# Duration of a step with the encoder trained over one with it frozen, by training.batch_norm: measured with the demo's
-# model on a CPU, and three passes over the one that is left
-UNFROZEN_RATIO = {"train": 1.8, "frozen": 3.0}
+# Duration of a step with the encoder trained over one with it frozen, by training.batch_norm: measured with the demo on
+# a CPU, waiting for audio included; by the passes that are computed it would be 1.5 and 3
+UNFROZEN_RATIO = {"train": 1.3, "frozen": 2.4}
 
 
 @dataclass
