@@ -135,6 +135,7 @@ print("IMPORTED", *sys.modules)
     )
 
 
+@pytest.mark.nemo
 def test_openvino_is_imported_only_where_a_cpu_runs_a_model() -> None:
     """Not with the modules: a GPU machine, and scoring, do without it."""
     named = {name_of(path): imported(parse(path)) for path in [*MODULES, *SCRIPTS]}

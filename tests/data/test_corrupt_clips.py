@@ -124,6 +124,7 @@ def clean(make, release: tuple[Clips, Clips, dict[str, bytes]], tmp_path_factory
     return folder / "data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [as_folder, as_archive])
 def test_a_few_corrupt_clips_cost_nothing_but_themselves(
     make, clean: Path, release: tuple[Clips, Clips, dict[str, bytes]], tmp_path: Path, pack: Callable[..., Path]

@@ -194,6 +194,7 @@ def defective() -> tuple[dict[str, bytes], dict[str, str]]:
     return files, expected | {cut: "clip_truncated", rows[0]["path"]: "duplicate_clip", "": "malformed_row"}
 
 
+@pytest.mark.slow
 def test_each_defect_is_rejected_alone_from_folder_and_archive_alike(make, tmp_path: Path) -> None:
     files, expected = defective()
     folder = write_folder(tmp_path / "cv-corpus-9.0" / "it", files)
@@ -216,6 +217,7 @@ def test_each_defect_is_rejected_alone_from_folder_and_archive_alike(make, tmp_p
         assert by_wav[f"wavs/{name}.wav"].duration == pytest.approx(3.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_new_clips_and_other_trimming_convert_what_depends_on_them(make, tmp_path: Path) -> None:
     folder, output = write_folder(tmp_path / "it", small_release(12)), tmp_path / "data"
     late = folder / "clips" / good_rows(12)[0]["path"]
@@ -429,6 +431,7 @@ def test_an_output_that_cannot_be_written_is_refused_in_a_sentence(make, tmp_pat
     assert digest(source) == before
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_the_wavs_is_told_before_the_first_is_made(make, tmp_path: Path) -> None:
     """On a disk of 1 MB; what a row states beyond all reason is not believed."""
     files, disk = small_release(), tmp_path / "disk"

@@ -16,6 +16,8 @@ from conftest import ROOT
 from finetuning.data.manifest import SPLITS
 from releases import SAMPLE, digest, lines_of
 
+pytestmark = pytest.mark.slow
+
 MANIFESTS = {f"{split}_manifest.json" for split in SPLITS}
 CLIPS = 443  # of the sample that are worth converting
 Moment = Callable[[Path], bool]

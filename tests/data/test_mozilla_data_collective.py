@@ -191,6 +191,7 @@ def assert_came(process: subprocess.CompletedProcess[str]) -> None:
     assert_refused(process, "no row is left")
 
 
+@pytest.mark.slow
 def test_from_a_key_to_manifests_and_downloaded_once(run: Run) -> None:
     (run.folder / ".netrc").write_text("default login somebody password something\n")
     with serving() as (address, log):
@@ -384,6 +385,7 @@ def test_a_connection_that_drops_again_and_again(run: Run, says_length: bool) ->
     run.assert_downloaded()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_started_again(run: Run, way: signal.Signals) -> None:
     with serving(delay_s=0.05) as (address, log):
@@ -473,6 +475,7 @@ def test_an_archive_fetched_by_hand_is_held_to_the_same_and_another_name_is_not(
     assert log == []
 
 
+@pytest.mark.slow
 def test_a_server_that_offers_another_archive_than_the_config_states(run: Run) -> None:
     with serving(details={"checksum": "0" * 64}) as (address, log):
         assert_refused(run(address), "another archive", f"sha256 {'0' * 64} instead of {SHA256}", "dataset.download=")

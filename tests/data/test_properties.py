@@ -40,6 +40,8 @@ thorough = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150
 )
 
+pytestmark = pytest.mark.slow
+
 
 # --- the reader of the tables
 

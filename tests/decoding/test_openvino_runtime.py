@@ -208,6 +208,7 @@ def test_two_that_export_at_once_leave_one_whole_file(path: Path) -> None:
     assert load_network(model, path) and export.stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_a_signal_is_survived_when_networks_have_come_and_gone(path: Path) -> None:
     """As Ctrl-C after a damaged export was made again. In a process of its own: the failure is a segmentation fault."""
     script = f"""

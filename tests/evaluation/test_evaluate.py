@@ -173,6 +173,7 @@ def test_again_nothing_is_run_and_the_bytes_are_the_same(
     assert {path: path.read_bytes() for path in (out / "results").iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.nemo
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     evaluated: tuple[Path, subprocess.CompletedProcess[str]],

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import ROOT, Script, assert_refused
 
-pytestmark = pytest.mark.nemo
+pytestmark = [pytest.mark.nemo, pytest.mark.slow]
 
 TOGETHER = ("training.devices=2", "training.accelerator=cpu", "training.workers=0", "training.batch_size=3")
 ONE = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from finetuning.training.checkpoints import ResumePoint
 
-pytestmark = pytest.mark.nemo
+pytestmark = [pytest.mark.nemo, pytest.mark.slow]
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 GOES_ON = "finished work is kept; rerun the same command to resume"

@@ -157,6 +157,7 @@ def progress(checkpoint: Path) -> tuple[int, int]:
     return state["epoch"], state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("minutes", "workers", "where"),
     [(30, 1, [(1, 6)]), (0, 0, [(2, 2), (2, 3), (2, 4)]), (0, 2, [(1, 1), (1, 2), (1, 3), (1, 4)])],

@@ -116,6 +116,7 @@ def evaluated(model: Any, folder: Path, wavs: list[np.ndarray]) -> list[str]:
     return transcribe(model, utterances, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.nemo
 def test_a_killed_run_goes_on_and_what_is_wrong_is_named(transcribed: tuple[Path, str]) -> None:
     out, said = transcribed
