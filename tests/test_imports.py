@@ -41,7 +41,7 @@ LAYERS = [
     ("config",),
     ("download",),
     ("files",),
-    ("errors", "startup"),
+    ("errors", "processes", "startup"),
 ]
 
 
