@@ -21,6 +21,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process of tests, and
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what runs a whole script or a browser."""
+    for item in items:
+        if not {"run_script", "run_in_process", "browser"}.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def run_script() -> Script:
     """Run one of the three scripts as a user does: run_script("train.py", "--config", …, "training.max_epochs=2")."""

@@ -81,8 +81,8 @@ def test_what_is_known_of_the_published_run_follows_from_its_figures():
         },
     }  # fmt: skip
     known = readme_tables.published(others, load_config("configs/italian.yaml", []).evaluation)
-    assert "Its 50 steps of 8 utterances per epoch are 40% of the release's 1,000 clips." in known
-    assert "only as epoch 3 begins, so from epoch 7 on" in known and "about 4 unfrozen epochs" in known
+    assert "50 steps of 8 utterances per epoch are 400 of the release's 1,000 clips, 40%." in known
+    assert "resumed at epoch 7" in known and "at the moment epoch 3 begins" in known and "only about 4 of 10" in known
 
 
 def test_the_speed_of_step_1_is_told_as_measured():
@@ -151,7 +151,7 @@ def test_recipes_are_told_with_their_spread_over_seeds():
         "| the demo | 0.110 ± 0.015 | 0.030 ± 0.004 | 5 |\n| the long recipe: warm decoder, 5 frozen epochs |" in told
     )
     assert "| 0.110 ± 0.015 | 0.030 ± 0.004 | 16, never, 17 |\n" in told
-    assert told.endswith("; synthetic speech; 2 CPU cores (X); the demo 9 epochs, the others 36.")
+    assert told.endswith("the demo's recipe 9 epochs, with all cores, the others 36 with one thread.")
 
 
 def pages() -> list[Path]:
