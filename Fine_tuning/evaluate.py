@@ -230,7 +230,7 @@ def predict_with_lm(
     if reason:
         print(f"{name}: predictions are made again ({reason})")
     prediction_cache.prepare_folder(work, inputs)
-    write_json(work / predictions.VOCABULARY, greedy.vocabulary)
+    write_json(work / predictions.VOCABULARY, greedy.vocabulary.as_json())
     search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
     settings = settings or tune(search, model, sample, hashes, work, config)
     log_probs = read_log_probs(model, test, config)
@@ -275,13 +275,16 @@ def score_model(
     """Return the row `name` of the table, and write its result; `settings`: of the beam search, None for greedy."""
     from finetuning.evaluation import bootstrap, results, results_table, scoring, slices
 
+    if with_rules := scoring.needs_text_rules(output.vocabulary, config.text.alphabet):
+        output = scoring.apply_text_rules(output, config.text)
     characters = set(config.text.alphabet).union(*(utterance.text for utterance in test.utterances))
-    missing = "".join(sorted(characters - set(output.vocabulary)))
+    missing = "".join(sorted(characters - output.vocabulary.characters))
     units = bootstrap.resampling_units(test.utterances)
     bar = tqdm(output.predictions, desc="scoring", unit=" utterances", delay=2, leave=False)
     score = scoring.score_predictions(bar)
     resampled = bootstrap.resample(score, units)
-    nemo_wer = None if settings else scoring.nemo_word_error_rate(output.predictions, score, output.vocabulary)
+    has_nemo_wer = not (settings or with_rules or output.vocabulary.sentencepiece)
+    nemo_wer = scoring.nemo_word_error_rate(output.predictions, score, output.vocabulary) if has_nemo_wer else None
     result = {
         **results.make_result(name, score, test.hours, missing, hashes),
         **results.interval_fields(resampled, units),
@@ -289,6 +292,8 @@ def score_model(
         **results.dataset_origin(experiment.manifest_folder(config)),
         "slices": slices.score_slices(groups, score),
     }
+    if with_rules:
+        result["text_rules"] = True
     if settings:
         result["decoder"] = {"name": "lm", **asdict(settings)}
     results.write_result(experiment.resolve_path(config.evaluation.results), result)

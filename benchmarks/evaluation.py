@@ -143,7 +143,7 @@ def tested_twice(model: EncDecCTCModel, folder: Path) -> None:
         OmegaConf.create(
             {
                 "manifest_filepath": str(manifest_path(folder, "test")), "sample_rate": RATE, "batch_size": BATCH,
-                "labels": ctc_model.get_vocabulary(model), "shuffle": False,
+                "labels": list(ctc_model.get_vocabulary(model)), "shuffle": False,
                 "num_workers": 0, "normalize_transcripts": False,
             }
         )

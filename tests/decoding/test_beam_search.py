@@ -14,8 +14,9 @@ from finetuning.errors import UserError
 from finetuning.language_model import arpa, kneser_ney
 from finetuning.language_model.kenlm import load_kenlm
 from finetuning.language_model.kneser_ney import NgramModel
+from finetuning.model.vocabulary import Vocabulary
 
-LETTERS = [*" abcdefghijklmnopqrstuvwxyzàèù"]  # the blank, written _ below, comes after them
+LETTERS = Vocabulary.of_characters(" abcdefghijklmnopqrstuvwxyzàèù")  # the blank, written _ below, comes after them
 SENTENCES = [
     text.split()
     for text in ("la casa è rossa", "la cosa è chiara", "una casa rossa", "la palla è rossa", "il gatto e la palla")
@@ -156,12 +157,12 @@ def best_of_all_paths(
 def test_it_finds_the_best_of_all_paths(tmp_path: Path, order: int, settings: Settings, open_: bool) -> None:
     """`open_`: whether words that the lexicon lacks are among the texts."""
     path, words, model = language_model(tmp_path, TINY, order)
-    search = BeamSearch(path, words, [*"ab "])
+    search = BeamSearch(path, words, Vocabulary.of_characters("ab "))
     found, unknown, ahead = set(), 0, []
     for seed in range(25):
         values = np.random.default_rng(seed).normal(0, 2, (6, 4))
         spoken = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
-        clear = set(greedy_decode(spoken, [*"ab "]).split())
+        clear = set(greedy_decode(spoken, Vocabulary.of_characters("ab ")).split())
         text, by = best_of_all_paths(spoken, model, clear | set(words), settings)
         ahead.append(by)
         assert search.text(spoken, settings) == text, f"seed {seed}"
@@ -174,7 +175,7 @@ def test_it_finds_the_best_of_all_paths(tmp_path: Path, order: int, settings: Se
 
 def test_words_with_letters_that_the_model_lacks_are_left_out(tmp_path: Path) -> None:
     path, words, _ = language_model(tmp_path)
-    search = BeamSearch(path, words, [*" abcdefghijklmnopqrstuvwxyz"])
+    search = BeamSearch(path, words, Vocabulary.of_characters(" abcdefghijklmnopqrstuvwxyz"))
     assert set(words) - set(search.known) == {"è"}
     english = np.delete(frames("la casa è ros_sa"), [LETTERS.index(letter) for letter in "àèù"], axis=1)
     assert search.text(english, Settings(unknown_score=-1000)) == "la casa rossa"
@@ -185,7 +186,7 @@ def test_a_word_is_written_as_it_is_spelt_and_two_of_one_spelling_are_both_heard
     given = [text.split() for text in ("a Roma", "la roma", "una rosa", "una rosa", "la citta\u0300")] * 3
     path, words, model = language_model(tmp_path, given, 3)
     lexicon = words | {"Roma": "roma", "citta\u0300": "città"}
-    search = BeamSearch(path, lexicon, [*" abcdefghijklmnopqrstuvwxyzàèù"])
+    search = BeamSearch(path, lexicon, Vocabulary.of_characters(" abcdefghijklmnopqrstuvwxyzàèù"))
     spoken = [("a rosa", {4: "m"}, "a roma"), ("la rosa", {5: "m"}, "la roma"), ("una roma", {6: "s"}, "una rosa")]
     for heard, instead, text in [*spoken, ("la cit_ta", {8: "à"}, "la città")]:
         assert search.text(frames(heard, instead), Settings()) == text
@@ -210,9 +211,9 @@ def test_of_many_words_of_one_spelling_the_most_probable_ones_are_heard(
 def test_models_that_cannot_write_its_words_are_refused(tmp_path: Path) -> None:
     path, words, _ = language_model(tmp_path)
     with pytest.raises(UserError, match=r"writes no spaces.* evaluation.decoder=greedy"):
-        BeamSearch(path, words, [*"abc"])
+        BeamSearch(path, words, Vocabulary.of_characters("abc"))
     with pytest.raises(UserError, match=r"can spell no word of .*lm.arpa; make it with the alphabet"):
-        BeamSearch(path, words, [*" абв"])
+        BeamSearch(path, words, Vocabulary.of_characters(" абв"))
 
 
 def damaged(path: Path, damage: str) -> None:
@@ -222,7 +223,7 @@ def damaged(path: Path, damage: str) -> None:
     elif damage == "empty":
         path.write_text("")
     elif damage.startswith("order"):
-        language_model(path.parent, [[*"abcdefgh"]] * 3, int(damage.split()[1]))
+        language_model(path.parent, [Vocabulary.of_characters("abcdefgh")] * 3, int(damage.split()[1]))
     else:
         path.unlink()
 

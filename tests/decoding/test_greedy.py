@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from finetuning.decoding.greedy import ctc_collapse, greedy_decode, greedy_path, word_spans
+from finetuning.model.vocabulary import Vocabulary
 
-LABELS = ["a", "b", " "]  # the blank, written _ below, is 3
+LABELS = Vocabulary.of_characters("ab ")  # the blank, written _ below, is 3
 
 
 def frames(path: str) -> np.ndarray:

@@ -18,7 +18,10 @@ from finetuning.data.manifest import Utterance, read_manifest
 from finetuning.decoding.greedy import greedy_decode
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
+from finetuning.model.vocabulary import Vocabulary
 from small import ARCHITECTURE, ENGLISH, ITALIAN, lively_model, write_clips
+
+of_characters = Vocabulary.of_characters
 
 pytestmark = pytest.mark.nemo
 
@@ -209,7 +212,7 @@ def test_loss_is_the_sum_over_all_alignments(text: str) -> None:
     scores = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     frames = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     expected = brute_force(frames, text, "ab")
-    found = ctc_loss(frames, text, "ab")
+    found = ctc_loss(frames, text, of_characters("ab"))
     assert found == (None if math.isinf(expected) else pytest.approx(expected, abs=1e-5))
 
 
@@ -217,8 +220,10 @@ def test_letters_the_model_lacks_are_left_out_of_the_loss() -> None:
     from finetuning.decoding.inference import ctc_loss
 
     frames = np.log(np.full((6, 3), 1 / 3, dtype=np.float32))
-    assert ctc_loss(frames, "àabè", "ab") == ctc_loss(frames, "ab", "ab")
-    assert ctc_loss(frames, "è", "ab") == pytest.approx(6 * math.log(3), abs=1e-4)  # the path of six blanks
+    assert ctc_loss(frames, "àabè", of_characters("ab")) == ctc_loss(frames, "ab", of_characters("ab"))
+    assert ctc_loss(frames, "è", of_characters("ab")) == pytest.approx(
+        6 * math.log(3), abs=1e-4
+    )  # the path of six blanks
 
 
 def test_the_mean_of_the_losses_is_nemos(model: Any, clips: tuple[Path, list[Utterance]]) -> None:
@@ -228,7 +233,7 @@ def test_the_mean_of_the_losses_is_nemos(model: Any, clips: tuple[Path, list[Utt
 
     utterances = clips[1][:4]
     frames = all_frames(model, clips, [0, 1, 2, 3], 4)
-    ours = [ctc_loss(frames[number], u.text, ITALIAN) for number, u in enumerate(utterances)]
+    ours = [ctc_loss(frames[number], u.text, of_characters(ITALIAN)) for number, u in enumerate(utterances)]
     texts = [torch.tensor([ITALIAN.index(letter) for letter in u.text]) for u in utterances]
     theirs = model.loss(
         log_probs=torch.nn.utils.rnn.pad_sequence([torch.from_numpy(f) for f in frames.values()], batch_first=True),
@@ -333,11 +338,12 @@ def test_error_rates_are_nemos(english: Any, language: str, tmp_path: Path) -> N
     utterances = sample(language, tmp_path)
     frames = list(all_frames(english, (tmp_path, utterances), list(range(12)), 4).values())
     said = [
-        Prediction("", u.text, greedy_decode(own, ENGLISH), None, 1) for u, own in zip(utterances, frames, strict=True)
+        Prediction("", u.text, greedy_decode(own, of_characters(ENGLISH)), None, 1)
+        for u, own in zip(utterances, frames, strict=True)
     ]
     ours, references = score_predictions(said), [u.text for u in utterances]
     theirs = nemos_metric(english, references, frames)
-    assert nemo_word_error_rate(said, ours, ENGLISH) == pytest.approx(theirs, abs=1e-6)
+    assert nemo_word_error_rate(said, ours, of_characters(ENGLISH)) == pytest.approx(theirs, abs=1e-6)
     if language == "en":
         assert 0 < ours.words.rate < 0.5
         assert ours.words.rate == pytest.approx(theirs, abs=1e-6)

@@ -17,6 +17,9 @@ from finetuning.metrics.error_rates import (
     word_error_rate,
     word_errors,
 )
+from finetuning.model.vocabulary import Vocabulary
+
+of_characters = Vocabulary.of_characters
 
 
 def prediction(text: str, pred_text: str, loss: float | None = 1.0) -> Prediction:
@@ -94,10 +97,12 @@ def test_nemos_own_wer_by_hand() -> None:
     found = score_predictions(said)
     assert found.words == ErrorCounts(3, 2, 1, 0)
     letters = " abcdefghijklmnopqrstuvwxyz"
-    assert nemo_word_error_rate(said, found, [*letters, "'"]) == 3 / 5  # perch|perche, po'|po''sta, 'sta deleted
-    assert nemo_word_error_rate(said, found, [*letters, *"'èéì"]) == 5 / 6  # and è deleted, sì|s
-    assert nemo_word_error_rate(said[1:], score_predictions(said[1:]), [*letters]) == 0  # s
-    assert math.isnan(nemo_word_error_rate(said, found, [*" 0"]))
+    assert (
+        nemo_word_error_rate(said, found, of_characters(letters + "'")) == 3 / 5
+    )  # perch|perche, po'|po''sta, 'sta deleted
+    assert nemo_word_error_rate(said, found, of_characters(letters + "'èéì")) == 5 / 6  # and è deleted, sì|s
+    assert nemo_word_error_rate(said[1:], score_predictions(said[1:]), of_characters(letters)) == 0  # s
+    assert math.isnan(nemo_word_error_rate(said, found, of_characters(" 0")))
 
 
 # --- intervals

@@ -6,12 +6,15 @@ The hypothesis maximises, over paths of the acoustic model,
 
 where p(words) is the language model's, the end of the sentence included (KenLM; Heafield 2011). Words are those of the
 lexicon, which may hold several of one spelling, and, so that the vocabulary stays open, those of the greedy text of the
-same utterance: a word that the language model does not know has the probability of its <unk>. Every word ends with a
-space or with the utterance.
+same utterance: a word that the language model does not know has the probability of its <unk>.
+
+The words of a character model end with a space or with the utterance. Those of a sub-word model are spelt as its
+tokenizer spells them and end with their last piece: flashlight completes a word in the first frame of that piece or,
+where the piece lasts longer, in the blank that follows.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetuning.config.schema import resolve_path
-from finetuning.decoding.greedy import ctc_collapse, greedy_path
+from finetuning.decoding.greedy import ctc_collapse, greedy_path, word_tokens
 from finetuning.errors import UserError
 from finetuning.language_model.kenlm import UNKNOWN, find_language_model, load_kenlm
+from finetuning.model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from flashlight.lib.text.decoder import Trie
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 BEAM_THRESHOLD = 25.0  # a hypothesis this much worse than the best of its frame is dropped
 MAX_TOKENS = 16  # tokens tried in a frame, the most probable ones
 MAX_HOMOGRAPHS = 6  # words of one spelling, as many as flashlight's trie holds
+ENDING, NEVER, COPIES = 1, 2, 3  # where a search's own columns begin, counted from the blank's
 NEARBY = 20  # hypotheses whose words are searched again together with unknown words
 
 
@@ -45,20 +50,20 @@ class Settings:
 class BeamSearch:
     """The beam search with one language model, for the vocabulary of one acoustic model."""
 
-    def __init__(self, arpa: Path, lexicon: Mapping[str, str], vocabulary: Sequence[str]) -> None:
+    def __init__(self, arpa: Path, lexicon: Mapping[str, str], vocabulary: Vocabulary) -> None:
         """Load the language model `arpa`, ARPA or KenLM's binary; `lexicon`: its words and the spelling of each.
 
         Words that the `vocabulary` cannot spell are left out. Of one spelling up to MAX_HOMOGRAPHS words are tried, the
         most probable ones. Raise UserError when KenLM cannot read the file, when no word can be spelt, or when the
         model writes no spaces.
         """
-        self.vocabulary = list(vocabulary)
-        self.index = {character: number for number, character in enumerate(vocabulary)}
-        if " " not in self.index:
+        self.vocabulary, self.blank = vocabulary, len(vocabulary)
+        if " " not in vocabulary.characters:
             raise UserError(
                 "this model writes no spaces, which a language model of words needs; type evaluation.decoder=greedy"
             )
-        spellings = {w: s for w, s in lexicon.items() if w and s and set(s) <= self.index.keys() - {" "}}
+        written = vocabulary.characters - {" "}
+        spellings = {w: s for w, s in lexicon.items() if w and s and set(s) <= written}
         if not spellings:
             raise UserError(f"the model can spell no word of {arpa}; make it with the alphabet of this configuration")
         self.lm, self.dictionary = load_kenlm(arpa, spellings)
@@ -67,72 +72,97 @@ class BeamSearch:
         for word, spelling in spellings.items():
             number = self.dictionary.get_index(word)
             self.known.setdefault(spelling, []).append((number, self.lm.score(self.start, number)[1]))
-        self.trie = self._make_trie(self.known)
+        self.trie, _ = self._make_trie({spelling: vocabulary.encode(spelling) for spelling in self.known}, {})
 
     def decode(self, log_probs: np.ndarray, settings: Settings) -> np.ndarray:
-        """Return the path of the best hypothesis, (T,): the index of a character or the blank for each frame.
+        """Return the path of the best hypothesis, (T,): the index of a token or the blank for each frame.
 
         `log_probs`: (T, vocabulary + 1) of one utterance, on which alone the path depends.
         """
         if not len(log_probs):
             return np.zeros(0, dtype=np.int64)
-        greedy_words = set(ctc_collapse(greedy_path(log_probs), self.vocabulary).split())
+        greedy_words = word_tokens(greedy_path(log_probs), self.vocabulary)
         paths = self._search(self.trie, log_probs, settings, MAX_TOKENS)
-        if unknown := greedy_words - self.known.keys():
-            nearby = greedy_words.union(*(ctc_collapse(path, self.vocabulary).split() for path in paths[:NEARBY]))
-            small = self._make_trie([*sorted(nearby & self.known.keys()), *sorted(unknown)])
-            paths = self._search(small, log_probs, settings, len(self.vocabulary) + 2)
+        if unknown := {word: tokens for word, tokens in sorted(greedy_words.items()) if word not in self.known}:
+            texts = (ctc_collapse(path, self.vocabulary) for path in paths[:NEARBY])
+            nearby = {*greedy_words, *(word for text in texts for word in text.split())} & self.known.keys()
+            small, copied = self._make_trie({word: self.vocabulary.encode(word) for word in sorted(nearby)}, unknown)
+            paths = self._search(small, log_probs, settings, self.blank + COPIES + len(copied), copied)
         return paths[0]
 
     def text(self, log_probs: np.ndarray, settings: Settings) -> str:
         """Return the text of the best hypothesis; `log_probs`: (T, vocabulary + 1)."""
         return " ".join(ctc_collapse(self.decode(log_probs, settings), self.vocabulary).split())
 
-    def _make_trie(self, spellings: Iterable[str]) -> "Trie":
-        """Return a trie of the spellings, each with the space that ends it and the score of its words without context.
+    def _make_trie(
+        self, known: Mapping[str, Sequence[int]], unknown: Mapping[str, Sequence[int]]
+    ) -> tuple["Trie", list[int]]:
+        """Return a trie of the spellings, with the scores of their words without context, and the tokens copied in it.
 
-        An unknown word ends with a space of its own, which `_search` charges unknown_score for.
+        `known`, `unknown`: to the language model, with the tokens of each. One token of an unknown word is replaced by
+        a copy of its own, which `_search` charges unknown_score for: the space that ends it, or its first piece.
         """
         from flashlight.lib.text.decoder import SmearingMode, Trie
 
-        trie, unknown = Trie(len(self.vocabulary) + 2, self.index[" "]), self.dictionary.get_index(UNKNOWN)
-        unknown_lm_score = self.lm.score(self.start, unknown)[1]
-        for spelling in spellings:
-            words = self.known.get(spelling)
-            end = self.index[" "] if words else len(self.vocabulary) + 1
-            path = [*(self.index[character] for character in spelling), end]
-            best_first = sorted(words or [(unknown, unknown_lm_score)], key=lambda word: -word[1])
-            for number, score in best_first[:MAX_HOMOGRAPHS]:
-                trie.insert(path, number, score)
+        unknown_word = self.dictionary.get_index(UNKNOWN)
+        unknown_lm_score = self.lm.score(self.start, unknown_word)[1]
+        pieces = bool(self.vocabulary.sentencepiece)
+        copied = sorted({tokens[0] for tokens in unknown.values()}) if pieces else [self._space]
+        trie = Trie(self.blank + COPIES + len(copied), self.blank)
+        for spelling, tokens in (*known.items(), *unknown.items()):
+            words = self.known[spelling] if spelling in known else [(unknown_word, unknown_lm_score)]
+            if not pieces:
+                paths = [[*tokens, self._space if spelling in known else self.blank + COPIES]]
+            else:
+                first = tokens[0] if spelling in known else self.blank + COPIES + copied.index(tokens[0])
+                paths = [[first, *tokens[1:]], [first, *tokens[1:], self.blank + ENDING]]
+            for number, score in sorted(words, key=lambda word: -word[1])[:MAX_HOMOGRAPHS]:
+                for path in paths:
+                    trie.insert(path, number, score)
         trie.smear(SmearingMode.MAX)
-        return trie
+        return trie, copied
 
-    def _search(self, trie: "Trie", log_probs: np.ndarray, settings: Settings, max_tokens: int) -> list[np.ndarray]:
-        """Return paths, (T,), the best first.
+    @property
+    def _space(self) -> int:
+        return self.vocabulary.tokens.index(" ")
 
-        A frame is appended in which the space that ends the last word is free, and a column for the space that ends an
-        unknown word. flashlight's own unknown_score would apply to any beginning of a word in the trie, without a space
-        behind it, so it is off.
+    def _search(
+        self,
+        trie: "Trie",
+        log_probs: np.ndarray,
+        settings: Settings,
+        max_tokens: int,
+        copied: Sequence[int] = (),
+    ) -> list[np.ndarray]:
+        """Return paths, (T,), the best first; `copied`: the tokens of which unknown words have copies.
+
+        The columns after the blank's are that of the blank that ends a word of pieces, one that is never taken, and the
+        copies. A frame is appended in which the space that ends the last word is free. flashlight's own unknown_score
+        would apply to any beginning of a word in the trie, without a space behind it, so it is off.
         """
         from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions
 
-        frames, blank, space = len(log_probs), len(self.vocabulary), self.index[" "]
-        padded = np.full((frames + 1, blank + 2), -math.inf, dtype=np.float32)
+        frames, blank, pieces = len(log_probs), self.blank, bool(self.vocabulary.sentencepiece)
+        copied = copied or ([] if pieces else [self._space])
+        padded = np.full((frames + (not pieces), blank + COPIES + len(copied)), -math.inf, dtype=np.float32)
         padded[:frames, : blank + 1] = log_probs
-        padded[frames, space] = 0.0
-        padded[:, blank + 1] = padded[:, space] + settings.unknown_score
+        if pieces:
+            padded[:, blank + ENDING] = padded[:, blank]
+        else:
+            padded[frames, self._space] = 0.0
+        padded[:, blank + COPIES :] = padded[:, copied] + settings.unknown_score
         padded = np.maximum(padded, -1e4)
         options = LexiconDecoderOptions(
-            settings.beam, min(max_tokens, blank + 2), BEAM_THRESHOLD, settings.lm_weight, settings.word_score,
+            settings.beam, min(max_tokens, padded.shape[1]), BEAM_THRESHOLD, settings.lm_weight, settings.word_score,
             -math.inf, 0.0, False, CriterionType.CTC,
         )  # fmt: skip
-        unknown = self.dictionary.get_index(UNKNOWN)
-        decoder = LexiconDecoder(options, trie, self.lm, space, blank, unknown, [], False)
-        paths = [result.tokens[1 : frames + 1] for result in decoder.decode(padded.ctypes.data, *padded.shape)]
-        return [np.where(np.array(path) > blank, space, path) for path in paths]
+        unknown, between_words = self.dictionary.get_index(UNKNOWN), blank + NEVER if pieces else self._space
+        decoder = LexiconDecoder(options, trie, self.lm, between_words, blank, unknown, [], False)
+        tokens = np.array([*range(blank + 1), blank, blank, *copied])  # of each column
+        return [tokens[result.tokens[1 : frames + 1]] for result in decoder.decode(padded.ctypes.data, *padded.shape)]
 
 
-def load_beam_search(output: str, config_file: str, vocabulary: Sequence[str], hashes: Mapping[str, str]) -> BeamSearch:
+def load_beam_search(output: str, config_file: str, vocabulary: Vocabulary, hashes: Mapping[str, str]) -> BeamSearch:
     """Return the beam search with the language model of these `hashes`, for a model with this `vocabulary`.
 
     Raise UserError when there is another language model, also when it was replaced while it was read.

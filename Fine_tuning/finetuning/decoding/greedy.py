@@ -1,12 +1,11 @@
-"""Log-probabilities -> path -> text; a path holds one index a frame, of a character or the blank."""
-
-from collections.abc import Sequence
-from itertools import groupby
+"""Log-probabilities -> path -> text; a path holds one index per frame, of a token or the blank."""
 
 import numpy as np
 
+from finetuning.model.vocabulary import Vocabulary
 
-def greedy_decode(log_probs: np.ndarray, vocabulary: Sequence[str]) -> str:
+
+def greedy_decode(log_probs: np.ndarray, vocabulary: Vocabulary) -> str:
     """Return the text of the most probable path. `log_probs`: (T, vocabulary + 1), the blank last; T may be 0.
 
     NeMo's own decoding also removes a space before an apostrophe, which it takes for punctuation; here the text is that
@@ -20,23 +19,43 @@ def greedy_path(log_probs: np.ndarray) -> np.ndarray:
     return log_probs.argmax(axis=1)
 
 
-def ctc_collapse(path: np.ndarray, vocabulary: Sequence[str]) -> str:
+def ctc_collapse(path: np.ndarray, vocabulary: Vocabulary) -> str:
     """Return the text of a path, (T,): repeats merged, then blanks dropped (Graves et al. 2006, section 3.2)."""
-    return "".join(character for character, _ in _emissions(path, vocabulary))
+    return vocabulary.decode(output for output, _ in _emissions(path, len(vocabulary)))
 
 
-def word_spans(path: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Return the words of a path, (T,), each with its first frame and the one after the start of its last character."""
-    words = []
-    for is_space, emissions in groupby(_emissions(path, vocabulary), key=lambda emission: emission[0] == " "):
-        if not is_space:
-            characters, frames = zip(*emissions, strict=True)
-            words.append(("".join(characters), frames[0], frames[-1] + 1))
+def word_spans(path: np.ndarray, vocabulary: Vocabulary) -> list[tuple[str, int, int]]:
+    """Return the words of a path, (T,), each with its first frame and the one after the start of its last token."""
+    return [(word, frames[0], frames[-1] + 1) for word, _, frames in _words(path, vocabulary)]
+
+
+def word_tokens(path: np.ndarray, vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """Return the words of a path, (T,), with the tokens that spell each where it is written first."""
+    return {word: tokens for word, tokens, _ in reversed(_words(path, vocabulary))}
+
+
+def _words(path: np.ndarray, vocabulary: Vocabulary) -> list[tuple[str, list[int], list[int]]]:
+    """Return each word of a path, its tokens (of a character model, without spaces), and their first frames."""
+    words: list[tuple[str, list[int], list[int]]] = []
+    is_within = False
+    spaces: list[tuple[int, int]] = []  # pieces before the next word that are but the space before it
+    for token, frame in _emissions(path, len(vocabulary)):
+        if vocabulary.sentencepiece and vocabulary[token] == " ":
+            spaces, is_within = [(token, frame)], False
+            continue
+        for number, part in enumerate(vocabulary[token].split(" ")):
+            is_within = is_within and not number
+            if part and is_within:
+                word, tokens, frames = words[-1]
+                words[-1] = word + part, [*tokens, token], [*frames, frame]
+            elif part:
+                tokens, frames = zip(*spaces, (token, frame), strict=True)
+                words.append((part, list(tokens), list(frames)))
+                is_within, spaces = True, []
     return words
 
 
-def _emissions(path: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the characters of a path, each with its first frame."""
-    blank = len(vocabulary)
+def _emissions(path: np.ndarray, blank: int) -> list[tuple[int, int]]:
+    """Return the outputs of a path but for the `blank`, each with its first frame."""
     changes = np.flatnonzero(np.diff(path, prepend=-1))  # frames that do not repeat the one before
-    return [(vocabulary[path[frame]], int(frame)) for frame in changes if path[frame] != blank]
+    return [(int(path[frame]), int(frame)) for frame in changes if path[frame] != blank]

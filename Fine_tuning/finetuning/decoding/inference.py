@@ -25,6 +25,7 @@ from finetuning.errors import UserError
 from finetuning.files import write_json
 from finetuning.model.channels_last import use_channels_last
 from finetuning.model.ctc_model import get_vocabulary, sample_rate
+from finetuning.model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import openvino
@@ -61,7 +62,7 @@ def run_inference(
     was killed is in neither of the sums.
     """
     vocabulary = get_vocabulary(model)
-    write_json(work / predictions.VOCABULARY, vocabulary)
+    write_json(work / predictions.VOCABULARY, vocabulary.as_json())
     vocab_size = len(vocabulary) + 1 if save_log_probs else 0
     done = read_partial(work, utterances, vocab_size)
     if done:
@@ -216,14 +217,13 @@ def compute_log_probs(model: EncDecCTCModel, wavs: Sequence[np.ndarray]) -> list
     return [log_probs[:length] for log_probs, length in zip(padded_log_probs, lengths.tolist(), strict=True)]
 
 
-def ctc_loss(log_probs: np.ndarray, text: str, vocabulary: Sequence[str]) -> float | None:
+def ctc_loss(log_probs: np.ndarray, text: str, vocabulary: Vocabulary) -> float | None:
     """Return the CTC negative log-likelihood of `text` in nats (Graves et al. 2006, equation 8), summed over frames.
 
     `log_probs`: (T, vocabulary + 1), the blank last. Characters outside the `vocabulary` are left out of the text. None
     when the likelihood is zero: the text needs more frames than there are.
     """
-    index = {character: number for number, character in enumerate(vocabulary)}
-    target = torch.tensor([[index[character] for character in text if character in index]], dtype=torch.long)
+    target = torch.tensor([vocabulary.encode(text)], dtype=torch.long)
     batch = torch.from_numpy(log_probs).unsqueeze(1)  # (T, 1, V + 1)
     sizes = torch.tensor([len(batch)]), torch.tensor([target.shape[1]])
     loss = F.ctc_loss(batch, target, *sizes, blank=len(vocabulary), reduction="sum").item()

@@ -72,8 +72,10 @@ def run_network(network: "openvino.CompiledModel", features: Iterable[np.ndarray
     for utterance in features:
         if not idle:
             yield _wait_for_first(running, idle)
-        request = idle.pop()
-        request.start_async({0: utterance})
+        request, inputs = idle.pop(), {0: utterance}
+        if len(network.inputs) > 1:  # of encoders that still use it: squeeze and excitation, attention
+            inputs[1] = np.array([utterance.shape[2]], dtype=np.int64)
+        request.start_async(inputs)
         running.append(request)
     while running:
         yield _wait_for_first(running, idle)

@@ -1,7 +1,7 @@
 """What a model wrote for each utterance of a manifest: the files of a finished run, one folder a model.
 
 `predictions.jsonl` (in manifest order), `inputs.json` (what they were made from and, once they are complete, size and
-SHA-256 of each file), `vocabulary.json` (the characters the model writes, in the order of its outputs) and
+SHA-256 of each file), `vocabulary.json` (the texts of the model's outputs, in their order) and
 `inference.json` (how long it took, and on what). Where log-probabilities are saved, `log_probabilities.f32` holds those
 of all utterances, frame after frame, and `log_probabilities.json` which frames are whose.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from finetuning.errors import UserError
 from finetuning.files import atomic_open, parse_json, read_json, sha256, write_json
+from finetuning.model.vocabulary import Vocabulary
 
 PREDICTIONS, INPUTS, VOCABULARY, TIMING = "predictions.jsonl", "inputs.json", "vocabulary.json", "inference.json"
 LOG_PROBS, LOG_PROBS_INDEX = "log_probabilities.f32", "log_probabilities.json"
@@ -41,7 +42,7 @@ class ModelOutput:
     """What a model wrote for a whole manifest, in manifest order."""
 
     predictions: list[Prediction]
-    vocabulary: list[str]
+    vocabulary: Vocabulary
     timing: dict[str, Any] | None  # as in inference.json; None: not known
 
 
@@ -73,12 +74,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
-def read_vocabulary(folder: Path) -> list[str]:
-    """Return the characters the model writes, from vocabulary.json; raise UserError where it is damaged or missing."""
-    vocabulary = _json_or_none(folder / VOCABULARY)
-    if not isinstance(vocabulary, list) or not all(isinstance(character, str) for character in vocabulary):
-        raise UserError(f"{folder / VOCABULARY} is damaged; delete it and run the same command again")
-    return vocabulary
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Return what the model writes, from vocabulary.json; raise UserError where it is damaged or missing."""
+    try:
+        return Vocabulary.from_json(_json_or_none(folder / VOCABULARY))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / VOCABULARY} is damaged; delete it and run the same command again") from error
 
 
 def read_timing(folder: Path) -> dict[str, Any] | None:

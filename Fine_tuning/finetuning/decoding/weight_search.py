@@ -25,6 +25,7 @@ from finetuning.errors import UserError
 from finetuning.files import parse_json, write_json
 from finetuning.language_model import kenlm
 from finetuning.metrics.error_rates import character_error_rate, word_error_rate
+from finetuning.model.vocabulary import Vocabulary
 
 TRIALS = 40
 BEAMS = (25, 50, 100)  # the weights are searched with the first one
@@ -172,7 +173,7 @@ def read_current_settings(path: Path, hashes: dict[str, str], audio: str = "") -
         return None
 
 
-def restore_decoder(path: Path, vocabulary: Sequence[str]) -> tuple[BeamSearch, Settings]:
+def restore_decoder(path: Path, vocabulary: Vocabulary) -> tuple[BeamSearch, Settings]:
     """Return the beam search that a decoder.json describes, for a model with this `vocabulary`, and its settings.
 
     Raise UserError when there is another language model than the one it was tuned with.

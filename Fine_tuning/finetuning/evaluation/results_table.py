@@ -66,9 +66,11 @@ def _footnotes(row: Result) -> list[str]:
         )
     elif nemo:
         footnotes.append(f"{nemo.strip()}: it drops the space before an apostrophe from the hypotheses.")
+    if row.get("text_rules"):
+        footnotes.append("Scored after the text rules of the configuration: the model writes capitals or punctuation.")
     if row["loss_left_out"]:
         footnotes.append(
-            f"The loss leaves out {row['loss_left_out']} of {row['utterances']} utterances: more letters than frames. "
+            f"The loss leaves out {row['loss_left_out']} of {row['utterances']} utterances: more tokens than frames. "
             "CER and WER are over all."
         )
     return footnotes

@@ -8,14 +8,17 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jiwer
 import numpy as np
 
-from finetuning.decoding.predictions import Prediction
+from finetuning.config.schema import Text
+from finetuning.data.text_normalization import Language, lower
+from finetuning.decoding.predictions import ModelOutput, Prediction
 from finetuning.metrics.confusions import Pair, aligned_pairs
 from finetuning.metrics.error_rates import ErrorCounts, alignment_counts, sum_counts
+from finetuning.model.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,34 @@ def score_predictions(predictions: Iterable[Prediction]) -> Score:
     )
 
 
-def nemo_word_error_rate(predictions: Sequence[Prediction], score: Score, vocabulary: Sequence[str]) -> float:
-    """Return the WER that NeMo's own test would report; `score`: that of `predictions`.
+def needs_text_rules(vocabulary: Vocabulary, alphabet: str) -> bool:
+    """Return whether a model writes capitals or punctuation marks, which the references do not have."""
+    return any(character.isupper() or _is_punctuation(character) for character in vocabulary.characters - set(alphabet))
+
+
+def apply_text_rules(output: ModelOutput, text: Text) -> ModelOutput:
+    """Return the output with each hypothesis normalised as step 1 normalises a sentence."""
+    language = Language.of(text)
+    normalised = ((p, language.normalise(p.pred_text)) for p in output.predictions)
+    return replace(output, predictions=[replace(p, pred_text=t or lower(p.pred_text).strip()) for p, t in normalised])
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character).startswith("P")
+
+
+def nemo_word_error_rate(predictions: Sequence[Prediction], score: Score, vocabulary: Vocabulary) -> float:
+    """Return the WER that NeMo's own test would report of a model; `score`: that of `predictions`.
 
     NeMo drops characters outside the model's `vocabulary` from the references, so that the model need not write them,
     and from the hypotheses the space before a punctuation mark, for which it takes the apostrophe.
     """
-    marks = "".join(re.escape(character) for character in vocabulary if unicodedata.category(character).startswith("P"))
+    written = vocabulary.characters
+    marks = "".join(re.escape(character) for character in sorted(written) if _is_punctuation(character))
     space = re.compile(rf"\s(?=[{marks}])" if marks else "(?!)")
     counts = score.word_counts.copy()
     for number, p in enumerate(predictions):
-        reference = "".join(character for character in p.text if character in vocabulary)
+        reference = "".join(character for character in p.text if character in written)
         hypothesis = space.sub("", p.pred_text)
         if (reference, hypothesis) != (p.text, p.pred_text):
             counts[number] = alignment_counts(jiwer.process_words(reference, hypothesis))

@@ -80,7 +80,7 @@ def _results(of: TrainedModel) -> str:
 
 def _limits(of: TrainedModel) -> str:
     """What the figures do not say and what the model cannot do."""
-    letters = [letter for letter in of.network["decoder"]["vocabulary"] if letter != " "]
+    letters = [letter for letter in of.network["decoder"].get("vocabulary") or "" if letter != " "]
     row, longest = of.rows[0], of.dataset["config"]["dataset.max_duration_s"]
     limits = [
         "Synthetic speech, in training and in the test: nothing is known about real voices, microphones and rooms."

@@ -1,4 +1,4 @@
-"""A NeMo character CTC model: restore, build, change its vocabulary, save."""
+"""A NeMo CTC model: restore, build, change its vocabulary, save."""
 
 import copy
 import errno
@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nemo.collections.asr.models import EncDecCTCModel
-from nemo.collections.asr.parts.submodules.ctc_decoding import CTCDecodingConfig
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
+from nemo.collections.asr.parts.submodules.ctc_decoding import CTCBPEDecodingConfig, CTCDecodingConfig
 from nemo.utils import logging as nemo_logging
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from finetuning.errors import UserError, is_out_of_memory
 from finetuning.files import atomic_path
 from finetuning.model import nemo_file
+from finetuning.model.vocabulary import WORD_START, Vocabulary
 
 BLANK = ""  # of CTC; its row comes after those of the vocabulary
+CTC_DECODER = "ctc_decoder."  # how the weights of a hybrid model's CTC decoder begin
 DATA_SECTIONS = ("train_ds", "validation_ds", "test_ds")
 
 
@@ -37,18 +39,20 @@ def silence_nemo() -> None:
 
 
 def restore_model(path: Path) -> EncDecCTCModel:
-    """Return the model of a `.nemo` file of NeMo 1.0.0rc1 to 3.0.0, on the CPU, in eval mode.
+    """Return the CTC model of a `.nemo` file of NeMo 1.0.0rc1 to 3.0.0, on the CPU, in eval mode.
 
-    Only the network is taken from the file. It is built from a few known classes, with this NeMo's decoding (the oldest
-    files have none, and 3.0.0 refuses that of 2.5 and 2.6) and without data. Raise UserError for a file that is not a
-    character CTC model, or that asks for anything else to be run.
+    Only network and tokenizer are taken from the file; a hybrid model becomes a CTC model without its transducer. It is
+    built from a few known classes, with this NeMo's decoding (the oldest files have none, and 3.0.0 refuses that of 2.5
+    and 2.6) and without data. Raise UserError for a file without a CTC decoder, or that asks for anything else to be
+    run.
     """
     silence_nemo()
-    with _as_user_error(path, "a .nemo file of a character CTC model"):
+    with _as_user_error(path, "a .nemo file of a CTC model"):
         config, weights = nemo_file.read_config(path), _read_weights(path)
-        _check_vocabulary(config["decoder"].get("vocabulary"))
+        tokenizer = nemo_file.read_tokenizer(path, config)
+        _set_vocabulary(config, tokenizer)
         _check_shapes(config, weights)
-        model = _build_from_config(config)
+        model = _build_from_config(config, tokenizer)
         model.load_state_dict(weights)
         _try_out(model.eval())
     return model
@@ -74,17 +78,47 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError("its weights are not tensors by name")
+    if any(name.startswith(CTC_DECODER) for name in weights):  # of a hybrid model, without its transducer
+        own = {name: value for name, value in weights.items() if not name.startswith(("decoder.", "joint."))}
+        weights = {f"decoder.{n[len(CTC_DECODER) :]}" if n.startswith(CTC_DECODER) else n: v for n, v in own.items()}
     return weights
 
 
-def _build_from_config(config: dict[str, Any]) -> EncDecCTCModel:
+def _build_from_config(config: dict[str, Any], tokenizer: bytes = b"") -> EncDecCTCModel:
     """Return a model of this configuration that decodes as this NeMo does by default."""
-    decoding = OmegaConf.to_container(OmegaConf.structured(CTCDecodingConfig))
-    return EncDecCTCModel(cfg=OmegaConf.create({**config, "decoding": decoding}))
+    if not tokenizer:
+        decoding = OmegaConf.to_container(OmegaConf.structured(CTCDecodingConfig))
+        return EncDecCTCModel(cfg=OmegaConf.create({**config, "decoding": decoding}))
+    folder = tempfile.TemporaryDirectory(prefix="tokenizer-")
+    write_tokenizer(Path(folder.name), tokenizer)
+    decoding = OmegaConf.to_container(OmegaConf.structured(CTCBPEDecodingConfig))
+    section = {"dir": folder.name, "type": "bpe"}
+    model = EncDecCTCModelBPE(cfg=OmegaConf.create({**config, "tokenizer": section, "decoding": decoding}))
+    model.tokenizer_folder = folder  # NeMo copies its files when it saves the model
+    return model
 
 
-def _check_vocabulary(vocabulary: Any) -> None:
-    """Raise ValueError unless the vocabulary is made of characters: otherwise texts would silently be wrong."""
+def write_tokenizer(folder: Path, sentencepiece: bytes) -> None:
+    """Write the files of a tokenizer that NeMo reads from a folder."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece)
+    pieces = (token.replace(" ", WORD_START) for token in Vocabulary.of_pieces(sentencepiece))
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+
+
+def _set_vocabulary(config: dict[str, Any], tokenizer: bytes) -> None:
+    """Check the decoder's vocabulary or take it from the tokenizer; raise ValueError where texts would be wrong."""
+    decoder = config["decoder"]
+    if not tokenizer:
+        _check_characters(decoder.get("vocabulary"))
+        return
+    pieces = list(Vocabulary.of_pieces(tokenizer))
+    if decoder.get("vocabulary") and len(decoder["vocabulary"]) != len(pieces):
+        raise ValueError(f"its decoder has {len(decoder['vocabulary'])} outputs and its tokenizer {len(pieces)} pieces")
+    decoder.update(vocabulary=pieces, num_classes=len(pieces))
+
+
+def _check_characters(vocabulary: Any) -> None:
+    """Raise ValueError unless the vocabulary is made of characters."""
     if not isinstance(vocabulary, list) or not vocabulary:
         raise ValueError("it is not a character CTC model: its decoder has no vocabulary")
     if longer := [token for token in vocabulary if not isinstance(token, str) or len(token) != 1]:
@@ -94,18 +128,36 @@ def _check_vocabulary(vocabulary: Any) -> None:
 
 
 def _check_shapes(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Raise ValueError where the weights do not fit the network, before memory is allocated for it."""
-    repeats = sum(block["repeat"] for block in config["encoder"]["jasper"])
-    if repeats > len(weights):
+    """Raise ValueError where the weights do not fit the network, before more memory is allocated for it than they take.
+
+    An encoder of convolutions is built without memory; a Conformer cannot be, so its size is calculated first.
+    """
+    encoder, decoder = config["encoder"], config["decoder"]
+    if "jasper" in encoder:
+        too_large = sum(block["repeat"] for block in encoder["jasper"]) > len(weights)
+    else:
+        too_large = _conformer_size(encoder) > sum(weight.numel() for weight in weights.values())
+    if too_large:
         raise ValueError("its configuration describes a far larger network than its weights")
+    with torch.device("meta" if "jasper" in encoder else "cpu"):
+        parts = {"encoder": EncDecCTCModel.from_config_dict(OmegaConf.create(encoder))}
+    decoder["feat_in"] = decoder.get("feat_in") or parts["encoder"]._feat_out
     with torch.device("meta"):
-        parts = {
-            part: EncDecCTCModel.from_config_dict(OmegaConf.create(config[part])) for part in ("encoder", "decoder")
-        }
+        parts["decoder"] = EncDecCTCModel.from_config_dict(OmegaConf.create(decoder))
     expected = {f"{part}.{name}": w.shape for part, module in parts.items() for name, w in module.state_dict().items()}
     shapes = {name: w.shape for name, w in weights.items() if name.partition(".")[0] in parts}
     if wrong := sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)):
         raise ValueError(f"its weights do not fit its configuration: {wrong[0]}")
+
+
+def _conformer_size(encoder: dict[str, Any]) -> int:
+    """Return fewer parameters than a Conformer encoder has: the matrices of its layers and its subsampling."""
+    width, channels = encoder["d_model"], encoder.get("subsampling_conv_channels", -1)
+    channels = width if channels < 0 else channels
+    matrices = 8 + 4 * encoder.get("ff_expansion_factor", 4)  # of attention and convolution, and of two feed-forwards
+    layer = width * (width * matrices + encoder.get("conv_kernel_size", 31))
+    reduced = encoder["feat_in"] // (2 * encoder.get("subsampling_factor", 4))
+    return encoder["n_layers"] * layer + channels * reduced * width
 
 
 @torch.no_grad()
@@ -144,9 +196,11 @@ def _as_user_error(path: Path, what: str) -> Iterator[None]:
 _ROOM = f"make some in {tempfile.gettempdir()} or set TMPDIR to another folder, rerun the same command"
 
 
-def get_vocabulary(model: EncDecCTCModel) -> list[str]:
-    """Return the characters of the model in the order of its outputs; the CTC blank comes after them."""
-    return list(model.decoder.vocabulary)
+def get_vocabulary(model: EncDecCTCModel) -> Vocabulary:
+    """Return the texts of the model's outputs in their order; the CTC blank comes after them."""
+    if isinstance(model, EncDecCTCModelBPE):
+        return Vocabulary.of_pieces(model.tokenizer.tokenizer.serialized_model_proto())
+    return Vocabulary.of_characters(model.decoder.vocabulary)
 
 
 def sample_rate(model: EncDecCTCModel) -> int:
@@ -165,7 +219,7 @@ def change_vocabulary(model: EncDecCTCModel, alphabet: str, decoder_init: str = 
     With `decoder_init="warm"` the characters of both, and the blank, keep their rows, and a character with marks starts
     from the row of the one without; the others are drawn at random, as all are with "random". NeMo adds the blank.
     """
-    if get_vocabulary(model) != list(alphabet):
+    if list(get_vocabulary(model)) != list(alphabet):
         known = {character: row for row, character in enumerate([*get_vocabulary(model), BLANK])}
         before = copy.deepcopy(model.decoder.decoder_layers[0].state_dict())
         model.change_vocabulary(list(alphabet))

@@ -1,4 +1,7 @@
-"""The `.nemo` file of a character CTC model: its configuration and its weights, read without running anything in it."""
+"""The `.nemo` file of a CTC model: its configuration, tokenizer and weights, read without running anything in it.
+
+Of a hybrid model, a transducer with a CTC decoder beside it, the latter is read.
+"""
 
 import gzip
 import io
@@ -16,18 +19,28 @@ import yaml
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 MAX_CONFIG_BYTES = 1 << 19  # bytes; a QuartzNet15x5's has 10,000, one of 5,000 Chinese characters 160,000
+MAX_TOKENIZER_BYTES = 1 << 25  # one of 8,000 pieces has 370,000
 MAX_NODES = 100_000  # of the configuration, aliases written out
 MAX_NUMBER = 48_000  # any number in a network's configuration: Hz, samples, frames, channels
 MAX_COMPRESSION_RATIO = 10  # times its own size a compressed file may unpack to: weights hardly shrink at all
 MODULES = "nemo.collections.asr.modules"
 CLASSES = {  # of each section that NeMo instantiates
-    "preprocessor": f"{MODULES}.AudioToMelSpectrogramPreprocessor",
-    "spec_augment": f"{MODULES}.SpectrogramAugmentation",
-    "encoder": f"{MODULES}.ConvASREncoder",
-    "decoder": f"{MODULES}.ConvASRDecoder",
+    "preprocessor": ("AudioToMelSpectrogramPreprocessor",),
+    "spec_augment": ("SpectrogramAugmentation",),
+    "encoder": ("ConvASREncoder", "ConformerEncoder"),
+    "decoder": ("ConvASRDecoder",),
 }
-DEFINED_IN = ("audio_preprocessing", "conv_asr", "ctc_models")  # the modules below, by which they may be named too
-MODEL = "nemo.collections.asr.models.EncDecCTCModel"
+MODELS = "nemo.collections.asr.models"
+CTC, HYBRID = ("EncDecCTCModel", "EncDecCTCModelBPE"), ("EncDecHybridRNNTCTCModel", "EncDecHybridRNNTCTCBPEModel")
+DEFINED_IN = (  # the modules below these packages, by which their classes may be named too
+    *("audio_preprocessing", "conv_asr", "conformer_encoder"),
+    *("ctc_models", "ctc_bpe_models", "hybrid_rnnt_ctc_models", "hybrid_rnnt_ctc_bpe_models"),
+)
+SUPPORTED = (
+    "supported are CTC models of characters or SentencePiece sub-words (QuartzNet, Citrinet, Conformer-CTC, "
+    "FastConformer-CTC, Parakeet-CTC) and the CTC decoder of hybrid models"
+)
+TRANSDUCER = ("decoder", "joint", "aux_ctc", "decoding", "loss")  # sections of a hybrid model that CTC does not need
 PLAIN = ("sample_rate", "labels", "ctc_reduction", "skip_nan_grad", "nemo_version")  # other keys that a network needs
 NAMES = ("_target_", "cls", "target")  # keys that name what Hydra calls, before 1.0 and after
 HYDRA_OPTIONS = ("_args_", "_partial_", "_recursive_", "_convert_")  # and how it does
@@ -60,8 +73,8 @@ def network_config(text: bytes) -> dict[str, Any]:
     """Return the sections of a model's YAML that describe its network, their classes under their current names.
 
     Sections about its training and decoding are left out: nothing here uses them, and they hold other people's paths.
-    Raise ValueError for a model that is not a character CTC model of convolutions, and for a configuration that asks
-    for anything else to be called, or for a value from outside itself.
+    Of a hybrid model they are those of its CTC decoder. Raise ValueError for a model without one, and for a
+    configuration that asks for anything else to be called, or for a value from outside itself.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"its configuration is longer than {MAX_CONFIG_BYTES:,} bytes")
@@ -71,12 +84,18 @@ def network_config(text: bytes) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError("its configuration holds no sections")
     _check_model_class(tree)
+    if isinstance(tree.get("aux_ctc"), dict):
+        head = tree["aux_ctc"].get("decoder")
+        tree = {name: part for name, part in tree.items() if name not in TRANSDUCER} | {"decoder": head}
     _check_classes(tree)
     network = {name: _interpolated(tree[name], tree) for name in (*CLASSES, *PLAIN) if tree.get(name) is not None}
     for name in CLASSES.keys() & network.keys():
+        target = next((c for c in CLASSES[name] if c in _named(network[name])), CLASSES[name][0])
         section = _drop_names(network[name])
         arguments = _drop_names(section.pop("params", {}))  # as it was written before NeMo 1.0
-        network[name] = {"_target_": CLASSES[name], **section, **arguments}
+        network[name] = {"_target_": f"{MODULES}.{target}", **section, **arguments}
+    if tree.get("tokenizer") is not None:
+        network["tokenizer"] = _tokenizer(tree["tokenizer"])
     if missing := [name for name in CLASSES if name not in network and name != "spec_augment"]:
         raise ValueError(f"its configuration has no {missing[0]}")
     preprocessor = network["preprocessor"] = {"sample_rate": 16000, **network["preprocessor"]}
@@ -86,14 +105,31 @@ def network_config(text: bytes) -> dict[str, Any]:
 
 
 def _check_model_class(tree: dict[str, Any]) -> None:
-    """Raise ValueError for a sub-word model, a transducer, and anything but a speech recogniser."""
-    target = str(tree.get("target", MODEL))
-    if "tokenizer" in tree or target.endswith("BPE"):
-        raise ValueError("it is not a character CTC model: it has a tokenizer and writes sub-words")
-    if "joint" in tree:
-        raise ValueError("it is not a character CTC model: it is a transducer")
-    if not _is_class(target, MODEL):
-        raise ValueError(f"it is not a character CTC model: target names {target}")
+    """Raise ValueError for a model without a CTC decoder, and for anything but a speech recogniser."""
+    is_hybrid = "aux_ctc" in tree
+    default = f"{MODELS}.{(HYBRID if is_hybrid else CTC)['tokenizer' in tree]}"
+    target = tree.get("target", default)
+    if "joint" in tree and not is_hybrid:
+        raise ValueError(f"it is a transducer without a CTC decoder; {SUPPORTED}")
+    if not any(_is_class(target, f"{MODELS}.{name}") for name in (HYBRID if is_hybrid else CTC)):
+        raise ValueError(f"target names {target}; {SUPPORTED}")
+    if _named({"target": target})[0].endswith("BPE") and "tokenizer" not in tree:
+        raise ValueError("it writes sub-words and has no tokenizer")
+
+
+def _tokenizer(section: Any) -> dict[str, Any]:
+    """Return the kind of the tokenizer and the name of its file in the archive."""
+    if not isinstance(section, dict) or section.get("type") != "bpe":
+        kind = section.get("type") if isinstance(section, dict) else None
+        raise ValueError(f"its tokenizer is of type {kind}, and only SentencePiece (bpe) is supported")
+    name = str(section.get("model_path") or "nemo:tokenizer.model")
+    return {"type": "bpe", "member": PurePosixPath(name.removeprefix("nemo:")).name}
+
+
+def _named(section: Any) -> list[str]:
+    """Return the classes that a section names, without their packages."""
+    names = [section[key] for key in NAMES if key in section] if isinstance(section, dict) else []
+    return [str(name).rpartition(".")[2] for name in names]
 
 
 def _check_size(tree: Any) -> None:
@@ -114,8 +150,8 @@ def _check_classes(part: Any, path: tuple[str, ...] = ()) -> None:
         here = (*path, str(key))
         if key in HYDRA_OPTIONS:
             raise ValueError(f"its configuration holds {'.'.join(here)}, which this project does not support")
-        supported = MODEL if not path else CLASSES.get(path[0], "") if len(path) == 1 else ""
-        if key in NAMES and not _is_class(value, supported):
+        supported = [f"{MODULES}.{name}" for name in CLASSES.get(path[0], ())] if len(path) == 1 else []
+        if key in NAMES and here != ("target",) and not any(_is_class(value, name) for name in supported):
             raise ValueError(f"{'.'.join(here)} names {value}, which is not among the classes this project supports")
         _check_classes(value, here)
 
@@ -148,10 +184,24 @@ def _interpolated(part: Any, root: dict[str, Any], is_reference: bool = False) -
         raise ValueError(f"its configuration holds the number {part:.6g}")
     if not isinstance(part, str) or "${" not in part:
         return part
-    reference = re.fullmatch(r"\$\{(?:model\.)?(\w+)\}", part)
-    if is_reference or not reference or isinstance(root.get(reference[1]), dict | None):
+    reference = re.fullmatch(r"\$\{(?:model\.)?(\w+)(?:\.(\w+))?\}", part)
+    value = root.get(reference[1]) if reference else None
+    if reference and reference[2]:
+        value = value.get(reference[2]) if isinstance(value, dict) else None
+    if is_reference or isinstance(value, dict | None):
         raise ValueError(f"its configuration refers to {part}, which is not looked up")
-    return _interpolated(root[reference[1]], root, is_reference=True)
+    return _interpolated(value, root, is_reference=True)
+
+
+def read_tokenizer(path: Path, network: dict[str, Any]) -> bytes:
+    """Return the serialised SentencePiece model of the file's `network_config`, empty for a character model."""
+    if "tokenizer" not in network:
+        return b""
+    with _open_member(path, network["tokenizer"]["member"]) as file:
+        content = file.read(MAX_TOKENIZER_BYTES + 1)
+    if len(content) > MAX_TOKENIZER_BYTES:
+        raise ValueError(f"its tokenizer is longer than {MAX_TOKENIZER_BYTES:,} bytes")
+    return content
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def build_dataloader(
     dataset = AudioToCharDataset(
         manifest_filepath=str(manifest_path(experiment.manifest_folder(config), split)),
         manifest_parse_func=_parse_item,
-        labels=get_vocabulary(model),
+        labels=list(get_vocabulary(model)),
         sample_rate=model.cfg.preprocessor.sample_rate,
         normalize=False,  # an English cleaner
         parser="base",

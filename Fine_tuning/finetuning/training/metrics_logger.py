@@ -81,7 +81,7 @@ class MetricsLogger(pl.Callback):
         vocabulary = get_vocabulary(model)
         self.losses.append((float(outputs["val_loss"]), len(tokens)))
         references = (
-            "".join(vocabulary[token] for token in text[:length])
+            vocabulary.decode(text[:length])
             for text, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)
         )
         batch_log_probs = self.outputs["log_probs"].float().cpu().numpy()  # (B, T, V + 1)
