@@ -79,7 +79,7 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     if is_main_process:
         for folder in filter(Path.is_dir, (output, output / "checkpoints")):
             remove_stale_temp_files(folder)
-    model = load_starting_model(config, base, is_main_process)
+    model = load_starting_model(config, base, output, is_main_process)
     from finetuning.decoding.inference import read_wavs
     from finetuning.model import ctc_model
     from finetuning.training import checkpoints, fine_tuning
@@ -102,7 +102,7 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     metrics = read_metrics(output / "metrics.csv")
     if len(metrics):
         save_loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
-    results = {"device": session["device"], "epochs": config.training.max_epochs, "warnings": warnings}
+    results = {"device": session["device"], "epochs": model.trainer.max_epochs, "warnings": warnings}
     run_record.finish_run(output, record, model=sha256(exported), **results, **last_validation_metrics(metrics))
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
     for warning in warnings:
@@ -159,24 +159,27 @@ def check_names(config: Config, base: Path | None, output: Path) -> None:
             raise UserError(f"{file} is a folder, and this run writes a file of that name; remove it")
 
 
-def load_starting_model(config: Config, base: Path | None, is_main_process: bool) -> "EncDecCTCModel":
-    """Return the model as training begins, its convolutions fast on a CPU."""
+def load_starting_model(
+    config: Config, base: Path | None, output: Path | None, is_main_process: bool
+) -> "EncDecCTCModel":
+    """Return the model as training begins, its convolutions fast on a CPU; `output`: where a new tokenizer is kept."""
     if is_main_process:
         print("Loading NeMo, which takes a moment")
     from finetuning.model import channels_last, ctc_model
     from finetuning.training import fine_tuning
 
-    model = fine_tuning.load_starting_model(config, base)
+    model = fine_tuning.load_starting_model(config, base, output)
     channels_last.use_channels_last(model)
     if is_main_process:
-        parameters = sum(p.numel() for p in model.parameters())
-        print(f"{parameters / 1e6:.2f} M parameters, {len(ctc_model.get_vocabulary(model))} characters")
+        parameters, vocabulary = sum(p.numel() for p in model.parameters()), ctc_model.get_vocabulary(model)
+        kind = "pieces of words" if vocabulary.sentencepiece else "characters"
+        print(f"{parameters / 1e6:.2f} M parameters, {len(vocabulary)} {kind}")
     return model
 
 
 def run_overfit_check(config: Config, base: Path | None, count: int) -> None:
     """Print whether the model can overfit `count` utterances; writes nothing."""
-    model = load_starting_model(config, base, is_main_process=True)
+    model = load_starting_model(config, base, None, is_main_process=True)
     from finetuning.training.overfit_check import check_overfit
 
     steps = check_overfit(model, config, count)

@@ -13,6 +13,7 @@ import soxr
 import yaml
 
 from conftest import ROOT
+from finetuning.model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
@@ -30,7 +31,7 @@ def lively_model(alphabet: str, architecture: Path = ARCHITECTURE, seed: int = 0
     from finetuning.model.ctc_model import build_model
 
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it does
-    model = build_model(architecture, alphabet, seed)
+    model = build_model(architecture, Vocabulary.of_characters(alphabet), seed)
     rng = torch.Generator().manual_seed(seed)
     noise = {"audio_signal": torch.randn(4, 64, 100, generator=rng), "length": torch.full((4,), 100)}
     for module in model.encoder.modules():

@@ -286,6 +286,7 @@ def test_num2words_is_imported_only_where_it_is_wanted() -> None:
 import sys
 from finetuning.config.schema import Text
 from finetuning.data.text_normalization import Language
+from finetuning.model.vocabulary import Vocabulary
 Language.of(Text(alphabet=" a"))
 assert "num2words" not in sys.modules
 Language.of(Text(alphabet=" a", numbers="it"))
@@ -396,12 +397,13 @@ def test_an_english_model_learns_to_write_russian(tmp_path: Path) -> None:
 
     from finetuning.decoding.greedy import greedy_decode
     from finetuning.model.ctc_model import change_vocabulary, get_vocabulary, restore_model, save_model
+    from finetuning.model.vocabulary import Vocabulary
     from small import ENGLISH, lively_model
 
     alphabet, text = CONFIGS["russian"].text.alphabet, "съёмка идёт"
     model = lively_model(ENGLISH)
     torch.manual_seed(0)  # of the new decoder
-    change_vocabulary(model, alphabet)
+    change_vocabulary(model, Vocabulary.of_characters(alphabet))
     assert list(get_vocabulary(model)) == list(alphabet)
     sound, length = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0)) / 10, torch.tensor([16000])
     target = torch.tensor([[alphabet.index(letter) for letter in text]])

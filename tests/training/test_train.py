@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Script, assert_refused
+from finetuning.model.vocabulary import Vocabulary
 from small import as_published, config_changed, rewritten
 
 pytestmark = pytest.mark.nemo
@@ -66,7 +67,7 @@ def test_while_frozen_only_the_batch_normalisation_of_the_encoder_adapts(tiny_ru
     base = restore_model(ROOT / "models/demo/quartznet_small_en.nemo")
     start = base.state_dict()
     assert not {name for name in convolutions if not start[name].equal(first[name])}
-    change_vocabulary(base, " 'abcdefghijklmnopqrstuvwxyzàèéìòù")
+    change_vocabulary(base, Vocabulary.of_characters(" 'abcdefghijklmnopqrstuvwxyzàèéìòù"))
     assert set_phase(base, 1, 2) == "frozen"
     assert not base.encoder.training
     assert base.decoder.training

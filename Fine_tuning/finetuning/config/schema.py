@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]  # paths in a config are relative to 
 MISSING: Any = "???"  # OmegaConf's sign for a value that a YAML or the command line must state
 MAX_PROCESSES = 1024
 MAX_SEED = 2**32 - 1  # that numpy takes
+MAX_PIECES = 100_000  # of a tokenizer
 MAX_ORDER = 6  # of an n-gram that flashlight's KenLM can read; it reads no model of single words either
 
 
@@ -91,6 +92,14 @@ class DecoderInit(StrEnum):
 
     random = auto()
     warm = auto()
+
+
+class VocabularyKind(StrEnum):
+    """What a trained model writes: the alphabet, pieces of words found in the training texts, or what its base does."""
+
+    characters = auto()
+    subwords = auto()
+    base = auto()
 
 
 class BatchNorm(StrEnum):
@@ -201,6 +210,8 @@ class Model:
 
     base: str | None = None  # a name in the registry, a path to a .nemo, or null: train from scratch
     architecture: str | None = None  # without a base: a NeMo model configuration
+    vocabulary: VocabularyKind = MISSING
+    vocabulary_size: int = key(at_least=2, at_most=MAX_PIECES)
     registry: dict[str, RegistryEntry] = field(default_factory=dict)  # by name
     folder: str = "models"  # where downloaded models are kept
 
@@ -230,11 +241,13 @@ class Training:
     output: str = key(free=True, **PATH)
     name: str = key(free=True, pattern="[^/.][^/]{0,199}", description="the name of a file, without a folder")
     max_epochs: int = key(at_least=1)
+    max_steps: int | None = key(None, at_least=1)
     frozen_epochs: int = key(at_least=0)
     decoder_init: DecoderInit = MISSING
     batch_norm: BatchNorm = MISSING
     batch_size: int = key(at_least=1)
     batch_duration_s: float | None = key(None, above=0)
+    accumulate_batches: int = key(at_least=1)
     workers: int = key(free=True, at_least=0, at_most=MAX_PROCESSES)
     seed: int = key(at_least=0, at_most=MAX_SEED)
     deterministic: bool = False

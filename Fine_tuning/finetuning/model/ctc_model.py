@@ -24,7 +24,6 @@ from finetuning.files import atomic_path
 from finetuning.model import nemo_file
 from finetuning.model.vocabulary import WORD_START, Vocabulary
 
-BLANK = ""  # of CTC; its row comes after those of the vocabulary
 CTC_DECODER = "ctc_decoder."  # how the weights of a hybrid model's CTC decoder begin
 DATA_SECTIONS = ("train_ds", "validation_ds", "test_ds")
 
@@ -58,16 +57,14 @@ def restore_model(path: Path) -> EncDecCTCModel:
     return model
 
 
-def build_model(architecture: Path, alphabet: str, seed: int = 0) -> EncDecCTCModel:
+def build_model(architecture: Path, vocabulary: Vocabulary, seed: int = 0) -> EncDecCTCModel:
     """Return a new model of a NeMo configuration (preprocessor, encoder, decoder), initialised from `seed`."""
     silence_nemo()
     with _as_user_error(architecture, "a NeMo model configuration"):
         config = nemo_file.network_config(architecture.read_bytes())
-        config["labels"] = list(alphabet)
-        config["decoder"] |= {"vocabulary": list(alphabet), "num_classes": len(alphabet)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _build_from_config(config).eval()
+            model = _build_with_vocabulary(config, vocabulary).eval()
         _try_out(model)
     return model
 
@@ -96,6 +93,13 @@ def _build_from_config(config: dict[str, Any], tokenizer: bytes = b"") -> EncDec
     model = EncDecCTCModelBPE(cfg=OmegaConf.create({**config, "tokenizer": section, "decoding": decoding}))
     model.tokenizer_folder = folder  # NeMo copies its files when it saves the model
     return model
+
+
+def _build_with_vocabulary(config: dict[str, Any], vocabulary: Vocabulary) -> EncDecCTCModel:
+    decoder = {**config["decoder"], "vocabulary": list(vocabulary), "num_classes": len(vocabulary)}
+    labels = {} if vocabulary.sentencepiece else {"labels": list(vocabulary)}
+    network = {name: part for name, part in config.items() if name not in ("labels", "tokenizer")}
+    return _build_from_config({**network, **labels, "decoder": decoder}, vocabulary.sentencepiece)
 
 
 def write_tokenizer(folder: Path, sentencepiece: bytes) -> None:
@@ -213,24 +217,45 @@ def frame_duration_s(model: EncDecCTCModel) -> float:
     return model.cfg.preprocessor.window_stride * model.encoder.subsampling_factor
 
 
-def change_vocabulary(model: EncDecCTCModel, alphabet: str, decoder_init: str = "random") -> None:
-    """Replace the model's vocabulary by `alphabet`; where they differ, the decoder starts anew.
+def change_vocabulary(model: EncDecCTCModel, vocabulary: Vocabulary, decoder_init: str = "random") -> EncDecCTCModel:
+    """Return the model with another vocabulary; unless it has that already, its decoder starts anew.
 
-    With `decoder_init="warm"` the characters of both, and the blank, keep their rows, and a character with marks starts
-    from the row of the one without; the others are drawn at random, as all are with "random". NeMo adds the blank.
+    With `decoder_init="warm"` the tokens of both vocabularies, and the blank, keep their rows, a character with marks
+    starts from the row of the one without, and a piece of a word from the mean of the rows that the old vocabulary
+    spells it with; the others are drawn at random, as all are with "random". NeMo adds the blank.
     """
-    if list(get_vocabulary(model)) != list(alphabet):
-        known = {character: row for row, character in enumerate([*get_vocabulary(model), BLANK])}
-        before = copy.deepcopy(model.decoder.decoder_layers[0].state_dict())
-        model.change_vocabulary(list(alphabet))
-        if decoder_init == "warm":
-            after = model.decoder.decoder_layers[0].state_dict()  # weight (V + 1, C, 1), bias (V + 1)
-            for row, character in enumerate([*alphabet, BLANK]):
-                source = known.get(character, known.get(unicodedata.normalize("NFD", character)[:1]))
-                for name in after if source is not None else ():
-                    after[name][row] = before[name][source]
-    with open_dict(model.cfg):
-        model.cfg.labels = list(alphabet)
+    old = get_vocabulary(model)
+    if not vocabulary.sentencepiece and not old.sentencepiece:
+        with open_dict(model.cfg):
+            model.cfg.labels = list(vocabulary)
+    if list(old) == list(vocabulary):
+        return model
+    before = copy.deepcopy(model.decoder.decoder_layers[0].state_dict())
+    if old.sentencepiece or vocabulary.sentencepiece:  # a model of another class
+        parts = {name: OmegaConf.to_container(part) for name, part in model.cfg.items() if name in nemo_file.CLASSES}
+        changed = _build_with_vocabulary(parts, vocabulary).eval()
+        for part in ("preprocessor", "encoder"):
+            getattr(changed, part).load_state_dict(getattr(model, part).state_dict())
+        model = changed
+    else:
+        model.change_vocabulary(list(vocabulary))
+    if decoder_init == "warm":
+        after = model.decoder.decoder_layers[0].state_dict()  # weight (V + 1, C, 1), bias (V + 1)
+        sources = [*(_sources(token, old) for token in vocabulary), [len(old)]]
+        for row, source in enumerate(sources):
+            for name in after if source else ():
+                after[name][row] = before[name][source].mean(dim=0)
+    return model
+
+
+def _sources(token: str, old: Vocabulary) -> list[int]:
+    """Return the rows of the old vocabulary that a token starts from."""
+    if token in old:
+        return [old.tokens.index(token)]
+    if len(token) == 1 or not old.sentencepiece:
+        plain = [letter if letter in old else unicodedata.normalize("NFD", letter)[:1] for letter in token]
+        return [old.tokens.index(letter) for letter in plain if letter in old]
+    return old.encode(token.strip())
 
 
 def save_model(model: EncDecCTCModel, path: Path) -> None:

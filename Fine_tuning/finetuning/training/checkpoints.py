@@ -95,6 +95,8 @@ class LastCheckpoints(Checkpoint):
         is_due, terminating = trainer.strategy.broadcast((is_due, self.terminating))
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
+        if batch_idx % trainer.accumulate_grad_batches:  # the gradients so far would be lost
+            return
         if (is_due or terminating) and batch_idx:
             self._save(trainer)
         if terminating:

@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import soundfile
 import torch
-from nemo.collections.asr.data.audio_to_text import AudioToCharDataset
-from nemo.collections.asr.models import EncDecCTCModel
+from nemo.collections.asr.data.audio_to_text import AudioToBPEDataset, AudioToCharDataset
+from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.preprocessing.features import WaveformFeaturizer
 from nemo.collections.asr.parts.preprocessing.perturb import AudioAugmentor, SpeedPerturbation
 from soundfile import LibsndfileError
@@ -54,7 +54,7 @@ def _parse_item(line: str, manifest: str) -> dict[str, Any]:
 class SeededDataset:
     """NeMo's dataset, indexed by (epoch, index): an utterance's perturbation depends on these and the seed alone."""
 
-    def __init__(self, dataset: AudioToCharDataset, seed: int) -> None:
+    def __init__(self, dataset: AudioToCharDataset | AudioToBPEDataset, seed: int) -> None:
         """Take the `seed` of the run."""
         self.dataset, self.seed = dataset, seed
 
@@ -116,14 +116,15 @@ def build_dataloader(
     Their speed is changed by up to `speed_share`; those that are too short for CTC are left out.
     """
     training = config.training
-    dataset = AudioToCharDataset(
-        manifest_filepath=str(manifest_path(experiment.manifest_folder(config), split)),
-        manifest_parse_func=_parse_item,
-        labels=list(get_vocabulary(model)),
-        sample_rate=model.cfg.preprocessor.sample_rate,
-        normalize=False,  # an English cleaner
-        parser="base",
-    )
+    about = {
+        "manifest_filepath": str(manifest_path(experiment.manifest_folder(config), split)),
+        "manifest_parse_func": _parse_item,
+        "sample_rate": model.cfg.preprocessor.sample_rate,
+    }
+    if isinstance(model, EncDecCTCModelBPE):
+        dataset = AudioToBPEDataset(tokenizer=model.tokenizer, use_start_end_token=False, **about)
+    else:  # not normalised by NeMo, whose cleaner is English
+        dataset = AudioToCharDataset(labels=list(get_vocabulary(model)), normalize=False, parser="base", **about)
     speed = SoxrSpeedPerturbation(model.cfg.preprocessor.sample_rate, speed_share)
     augmentor = AudioAugmentor([(1.0, speed)]) if speed_share else None
     dataset.featurizer = WavFeaturizer(model.cfg.preprocessor.sample_rate, augmentor=augmentor)
@@ -158,6 +159,6 @@ def _drop_too_short(
     if is_main_process and len(alignable) < len(utterances):
         print(
             f"{split}: {len(utterances) - len(alignable):,} of {len(utterances):,} utterances are left out, too short "
-            "for their texts: CTC needs a frame for each character and one more between equal characters"
+            "for their texts: CTC needs a frame for each token and one more between equal tokens"
         )
     return alignable

@@ -8,6 +8,7 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from torch import nn
 
+from finetuning.config.schema import Training
 from finetuning.errors import UserError
 
 
@@ -32,18 +33,21 @@ def set_phase(model: EncDecCTCModel, epoch: int, frozen_epochs: int, batch_norm:
 class EncoderFreezing(pl.Callback):
     """Sets the phase at the start of every epoch and the random state at the start of every step, by their numbers."""
 
-    def __init__(self, frozen_epochs: int, batch_norm: str, seed: int) -> None:
-        """Take the number of frozen epochs, `training.batch_norm`, and the `seed` of the run."""
-        self.frozen_epochs, self.batch_norm, self.seed = frozen_epochs, batch_norm, seed
+    def __init__(self, training: Training) -> None:
+        """Take the number of frozen epochs, what is frozen, and the seed of the run."""
+        self.training = training
 
     def on_train_epoch_start(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
         """Set the phase, and the order of the utterances but for the session's first epoch, which fit() has set."""
         trainer.train_dataloader.batch_sampler.epoch = trainer.current_epoch
-        set_phase(model, trainer.current_epoch, self.frozen_epochs, self.batch_norm)
+        set_phase(model, trainer.current_epoch, self.training.frozen_epochs, self.training.batch_norm)
 
     def on_train_batch_start(self, trainer: pl.Trainer, model: EncDecCTCModel, batch: Any, batch_idx: int) -> None:
         """Seed dither, dropout and SpecAugment, so that a run resumed within an epoch draws the same numbers."""
-        seed = random.Random(f"{self.seed} {trainer.global_step} {trainer.global_rank}").getrandbits(32)
+        step = f"{self.training.seed} {trainer.global_step} {trainer.global_rank}"
+        if self.training.accumulate_batches > 1:
+            step += f" {batch_idx}"
+        seed = random.Random(step).getrandbits(32)
         pl.seed_everything(seed, verbose=False)
         for module in model.modules():
             if isinstance(getattr(module, "_rng", None), random.Random):  # NeMo's SpecAugment has one of its own

@@ -16,8 +16,16 @@ from omegaconf import open_dict
 
 from finetuning.audio.decoding import SAMPLE_RATE
 from finetuning.config import schema as experiment
+from finetuning.config.schema import VocabularyKind
 from finetuning.errors import Terminated, UserError, printable
-from finetuning.model.ctc_model import build_model, change_vocabulary, frame_duration_s, restore_model, sample_rate
+from finetuning.model.ctc_model import (
+    build_model,
+    change_vocabulary,
+    frame_duration_s,
+    get_vocabulary,
+    restore_model,
+    sample_rate,
+)  # fmt: skip
 from finetuning.training.checkpoints import (
     FROM_THE_START,
     AtomicCheckpointIO,
@@ -33,25 +41,27 @@ from finetuning.training.monitor import TrainingMonitor
 from finetuning.training.peer_processes import PeerProcessMonitor, launched_processes
 from finetuning.training.progress import progress_display
 from finetuning.training.time_left import TimeLeft
+from finetuning.training.tokenizer import training_vocabulary
 
 DDP = "ddp_find_unused_parameters_true"  # frozen parameters are unused
 
 
-def load_starting_model(config: experiment.Config, base: Path | None) -> EncDecCTCModel:
-    """Return the base model with the configuration's alphabet, or a new one of its architecture when there is no base.
+def load_starting_model(config: experiment.Config, base: Path | None, output: Path | None = None) -> EncDecCTCModel:
+    """Return the base model with the configuration's vocabulary, or a new one of its architecture without a base.
 
-    Raise UserError for a model that could be trained, but that step 3 would then refuse.
+    A new tokenizer is kept in the folder `output`, if there is one. Raise UserError for a model that could be trained,
+    but that step 3 would then refuse.
     """
     if base is None:
         architecture = experiment.resolve_path(config.model.architecture)
-        model = build_model(architecture, config.text.alphabet, config.training.seed)
+        model = build_model(architecture, training_vocabulary(config, None, output), config.training.seed)
         check_compatible(model, architecture, config)
         return model
     model = restore_model(base)
     check_compatible(model, base, config)
+    vocabulary = training_vocabulary(config, get_vocabulary(model), output)
     pl.seed_everything(config.training.seed, verbose=False)  # the new decoder's weights
-    change_vocabulary(model, config.text.alphabet, config.training.decoder_init)
-    return model
+    return change_vocabulary(model, vocabulary, config.training.decoder_init)
 
 
 def check_compatible(model: EncDecCTCModel, path: Path, config: experiment.Config) -> None:
@@ -62,7 +72,7 @@ def check_compatible(model: EncDecCTCModel, path: Path, config: experiment.Confi
             f"{path} takes audio of {rate:,} Hz, and step 1 writes wavs of {SAMPLE_RATE:,} Hz: step 3 could not run "
             "a model trained from it; name another model.base or model.architecture"
         )
-    if frames < required * (1 - 1e-6):
+    if config.model.vocabulary is VocabularyKind.characters and frames < required * (1 - 1e-6):
         raise UserError(
             f"{path} gives {frames:g} frames a second, and step 1 has kept utterances that need {required:g}; type "
             f"dataset.encoder_frames_per_second={frames:g} for steps 1 and 2, or name another base"
@@ -98,6 +108,7 @@ def trainer_kwargs(training: experiment.Training) -> dict[str, Any]:
         "strategy": DDP if is_distributed(training) else "auto",
         "precision": precision(training),
         "gradient_clip_val": training.gradient_clip,
+        "accumulate_grad_batches": training.accumulate_batches,
         "deterministic": "warn" if training.deterministic else None,  # not an error: CTC's gradients on a GPU are not
         "use_distributed_sampler": False,  # EpochBatchSampler gives every rank its own batches
     }
@@ -139,7 +150,7 @@ def fit(
     metrics = MetricsLogger(output / "metrics.csv", training.frozen_epochs, time_left)
     monitor = TrainingMonitor(metrics, training.schedule.warmup_ratio)
     callbacks = [
-        EncoderFreezing(training.frozen_epochs, training.batch_norm, training.seed),
+        EncoderFreezing(training),
         PeerProcessMonitor(),
         time_left,
         metrics,
@@ -152,11 +163,18 @@ def fit(
     set_regularization(model, training)
     model.set_trainer(trainer)
     batches, _ = setup_data(model, config, trainer)
-    setup_optimizer(model, training, len(batches) * training.max_epochs)
+    steps = -(-len(batches) // training.accumulate_batches)  # of an epoch
+    trainer.fit_loop.max_epochs = planned_epochs(training, steps)
+    setup_optimizer(model, training, steps * trainer.max_epochs)
     batches.epoch, batches.start = start.epochs, start.batches
     with _other_processes_ended(trainer, last), as_user_error(is_distributed(training)):
         trainer.fit(model, ckpt_path=start.path)
     return list(monitor.warnings.values())
+
+
+def planned_epochs(training: experiment.Training, steps: int) -> int:
+    """Return the number of epochs of so many `steps` each, until max_epochs or the one that reaches max_steps."""
+    return min(training.max_epochs, -(-training.max_steps // steps)) if training.max_steps else training.max_epochs
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from finetuning.training.failures import as_user_error
 from finetuning.training.fine_tuning import setup_optimizer, trainer_kwargs
 
 MAX_STEPS = 1000
+ALONE = {"devices": 1, "num_nodes": 1, "frozen_epochs": 0, "speed_perturbation": 0.0, "accumulate_batches": 1}
 CHECK_STEPS = 20  # between two transcriptions
 
 
@@ -28,11 +29,11 @@ def check_overfit(model: EncDecCTCModel, config: experiment.Config, count: int, 
     There are no masks, no speed perturbation and no frozen phase, and nothing is written. Raise UserError with the
     worst transcript after `max_steps` steps.
     """
-    config = replace(config, training=replace(config.training, devices=1, num_nodes=1, speed_perturbation=0.0))
+    config = replace(config, training=replace(config.training, **ALONE))
     training, manifest = config.training, manifest_path(experiment.manifest_folder(config), "train")
     stop = StopWhenOverfit(read_manifest(manifest)[:count], manifest.parent, max_steps)
     trainer = pl.Trainer(
-        max_epochs=-1, max_steps=max_steps, callbacks=[EncoderFreezing(0, training.batch_norm, training.seed), stop],
+        max_epochs=-1, max_steps=max_steps, callbacks=[EncoderFreezing(training), stop],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=0, num_sanity_val_steps=0, **trainer_kwargs(training),
     )  # fmt: skip

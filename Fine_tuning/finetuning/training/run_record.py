@@ -123,12 +123,15 @@ def _new_record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
     settings = config.as_dict()
     folder = experiment.manifest_folder(config)
     free = experiment.free_keys(experiment.Training)
-    architecture = config.model.architecture
+    architecture, vocabulary, size = config.model.architecture, config.model.vocabulary, config.model.vocabulary_size
+    is_characters = vocabulary is experiment.VocabularyKind.characters
+    pieces = {} if is_characters else {"vocabulary": f"{vocabulary.value}, at most {size}"}
     return {
         "experiment": config.name,
         "made_from": {
             "training": {key: value for key, value in settings["training"].items() if key not in free},
             "alphabet": config.text.alphabet,
+            **pieces,
             "base": sha256(base) if base else None,
             "architecture": sha256(experiment.resolve_path(architecture)) if architecture and not base else None,
             "train_manifest": sha256(manifest_path(folder, "train")),

@@ -80,10 +80,15 @@ class TimeLeft(pl.Callback):
 
     def seconds(self, trainer: pl.Trainer) -> float | None:
         """Return the estimated time until the end of the last epoch; None while it is unknown."""
-        done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
-        frozen = max(0, self.frozen_epochs * trainer.num_training_batches - done)
-        epoch_ends = trainer.max_epochs - done // trainer.num_training_batches
-        return self.pace.seconds_left(frozen, total - done - frozen, epoch_ends, sum(trainer.num_val_batches))
+        done, total, batches = (
+            trainer.global_step,
+            int(trainer.estimated_stepping_batches),
+            trainer.accumulate_grad_batches,
+        )
+        epoch_steps = -(-trainer.num_training_batches // batches)
+        frozen = max(0, self.frozen_epochs * epoch_steps - done)
+        epoch_ends, unfrozen = trainer.max_epochs - done // epoch_steps, total - done - frozen
+        return self.pace.seconds_left(frozen * batches, unfrozen * batches, epoch_ends, sum(trainer.num_val_batches))
 
     def text(self, trainer: pl.Trainer) -> str:
         """Return the time left as hours:minutes:seconds; empty while it is unknown and after the last step."""
