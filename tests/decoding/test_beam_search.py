@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from io import BytesIO
 from itertools import groupby, product
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetuning.decoding.beam_search import BeamSearch, Settings
-from finetuning.decoding.greedy import greedy_decode
+from finetuning.decoding.greedy import ctc_collapse, greedy_decode, greedy_path, word_tokens
 from finetuning.errors import UserError
 from finetuning.language_model import arpa, kneser_ney
 from finetuning.language_model.kenlm import load_kenlm
@@ -171,6 +172,65 @@ def test_it_finds_the_best_of_all_paths(tmp_path: Path, order: int, settings: Se
     assert len(found) > 5, "the test would pass on a search that always says the same"
     assert min(ahead) > 1e-6, "no tie"
     assert (unknown > 0) == open_
+
+
+def pieces() -> Vocabulary:
+    """<unk>, the space, a, b, ab and others with a space before them."""
+    from sentencepiece import SentencePieceTrainer
+
+    model = BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(words) for words in TINY] * 20), model_writer=model, vocab_size=6,
+        hard_vocab_limit=False, bos_id=-1, eos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    return Vocabulary.of_pieces(model.getvalue())
+
+
+def best_of_all_paths_in_pieces(
+    log_probs: np.ndarray, model: NgramModel, spelt: dict[str, list[int]], settings: Settings, vocabulary: Vocabulary
+) -> tuple[str, float]:
+    """As best_of_all_paths, of words spelt in pieces; the last piece of a word lasts a frame, or a blank follows."""
+    blank, acoustic = len(vocabulary), {}
+    for path in product(range(blank + 1), repeat=len(log_probs)):
+        text, tokens = ctc_collapse(np.array(path), vocabulary), word_tokens(np.array(path), vocabulary)
+        if any(tokens[word] != spelt.get(word) for word in text.split()) or text != " ".join(text.split()):
+            continue
+        runs, ends = [(token, len([*run])) for token, run in groupby(path)], True
+        for (token, length), (after, _) in zip(runs, [*runs[1:], (blank, 1)], strict=True):
+            following = next((t for t, _ in runs[runs.index((token, length)) + 1 :] if t != blank), None)
+            is_last = following is None or vocabulary[following].startswith(" ")
+            ends &= token == blank or length == 1 or after == blank or not is_last
+        if ends and sum(map(len, map(tokens.get, text.split()))) == sum(token != blank for token, _ in runs):
+            score = sum(frame[index] for frame, index in zip(log_probs, path, strict=True))
+            acoustic[text] = max(score, acoustic.get(text, -math.inf))
+    scores = {}
+    for text, score in acoustic.items():
+        said = ["<s>", *text.split(), "</s>"]
+        p = sum(kneser_ney.log_probability(model, said[:number], said[number]) for number in range(1, len(said)))
+        unknown = sum(word not in model.words for word in said[1:-1])
+        total = settings.lm_weight * p + settings.word_score * (len(said) - 2) + settings.unknown_score * unknown
+        scores[text] = score + total
+    first, second = sorted(scores.values(), reverse=True)[:2]
+    return max(scores, key=scores.__getitem__), first - second
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(1.0, 0.0, -3.0, 1000), Settings(2.0, 2.5, -1.0, 1000), Settings(0.5, -1.5, -0.5, 1000)]
+)
+def test_it_finds_the_best_of_all_paths_in_pieces(tmp_path: Path, settings: Settings) -> None:
+    vocabulary = pieces()
+    path, words, model = language_model(tmp_path, TINY, 2)
+    search, found = BeamSearch(path, words, vocabulary), set()
+    for seed in range(8):
+        values = np.random.default_rng(seed).normal(0, 2, (4, len(vocabulary) + 1))
+        values[:, 0] = -50  # <unk>
+        spoken = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+        spelt = word_tokens(greedy_path(spoken), vocabulary) | {word: vocabulary.encode(word) for word in words}
+        text, by = best_of_all_paths_in_pieces(spoken, model, spelt, settings, vocabulary)
+        assert by > 1e-6, "no tie"
+        assert search.text(spoken, settings) == text, f"seed {seed}"
+        found.add(text)
+    assert len(found) > 3, "the test would pass on a search that always says the same"
 
 
 def test_words_with_letters_that_the_model_lacks_are_left_out(tmp_path: Path) -> None:

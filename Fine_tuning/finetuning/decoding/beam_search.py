@@ -137,19 +137,18 @@ class BeamSearch:
         """Return paths, (T,), the best first; `copied`: the tokens of which unknown words have copies.
 
         The columns after the blank's are that of the blank that ends a word of pieces, one that is never taken, and the
-        copies. A frame is appended in which the space that ends the last word is free. flashlight's own unknown_score
-        would apply to any beginning of a word in the trie, without a space behind it, so it is off.
+        copies. A frame is appended in which the space or the blank that ends the last word is free. flashlight's own
+        unknown_score would apply to any beginning of a word in the trie, without a space behind it, so it is off.
         """
         from flashlight.lib.text.decoder import CriterionType, LexiconDecoder, LexiconDecoderOptions
 
         frames, blank, pieces = len(log_probs), self.blank, bool(self.vocabulary.sentencepiece)
         copied = copied or ([] if pieces else [self._space])
-        padded = np.full((frames + (not pieces), blank + COPIES + len(copied)), -math.inf, dtype=np.float32)
+        padded = np.full((frames + 1, blank + COPIES + len(copied)), -math.inf, dtype=np.float32)
         padded[:frames, : blank + 1] = log_probs
+        padded[frames, blank if pieces else self._space] = 0.0
         if pieces:
             padded[:, blank + ENDING] = padded[:, blank]
-        else:
-            padded[frames, self._space] = 0.0
         padded[:, blank + COPIES :] = padded[:, copied] + settings.unknown_score
         padded = np.maximum(padded, -1e4)
         options = LexiconDecoderOptions(
