@@ -1,9 +1,11 @@
 import hashlib
 import io
+import os
 import re
 import shutil
 import ssl
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from finetuning.config.schema import Model, RegistryEntry
 from finetuning.errors import UserError
 from finetuning.model.pretrained import locate_model
@@ -54,7 +57,7 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Location", self.sends_to.replace("*", str(len(self.asked))))
             self.end_headers()
             return
-        if self.path.partition("?")[0] != "/m.nemo":
+        if not self.path.partition("?")[0].endswith("/m.nemo"):
             self.send_error(404)
             return
         size = len(self.content)
@@ -313,3 +316,39 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert locate_model("own.nemo", Model()) == tmp_path / "own.nemo"
     with pytest.raises(UserError, match=r"no model runs/none.nemo; .*train.py.* model.registry \(m\)"):
         locate_model("runs/none.nemo", registry("http://127.0.0.1:9/m.nemo", tmp_path))
+
+
+def test_a_name_of_the_hub_is_downloaded_from_there_once(tmp_path: Path) -> None:
+    """In a process of its own: the hub's client reads the address of the hub when it is imported."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from finetuning.config.schema import Model\n"
+        "from finetuning.model.pretrained import locate_model\n"
+        "print(locate_model('some-owner/m', Model(folder=sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "Fine_tuning"), str(tmp_path / "models")]
+    with serving() as (address, asked):
+        for _ in range(2):
+            found = subprocess.run(
+                command, env={**os.environ, "HF_ENDPOINT": address}, capture_output=True, text=True, check=True
+            )
+            assert found.stdout == f"{tmp_path}/models/some-owner--m.nemo\n"
+    assert asked == [None]
+    assert (tmp_path / "models" / "some-owner--m.nemo").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("name", ["models/none", "datasets/none.nemo", "a/b/c", "none.nemo", "../x", "a b"])
+def test_what_is_a_path_is_not_asked_for_anywhere(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="there is no model"):
+        locate_model(name, Model(folder=str(tmp_path)))
+
+
+@pytest.mark.nemo
+def test_names_of_nemos_own_list_have_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    from finetuning.model.pretrained import _public_address
+
+    for name in ("stt_it_conformer_ctc_large", "stt_it_fastconformer_hybrid_large_pc", "stt_en_citrinet_512"):
+        address = _public_address(name)
+        assert address.startswith("https://") and address.endswith(f"/{name}.nemo")
+    assert _public_address("stt_none_such") == ""
+    assert "looked up in NeMo's list" in capsys.readouterr().err

@@ -208,7 +208,7 @@ class RegistryEntry:
 class Model:
     """Where training starts."""
 
-    base: str | None = None  # a name in the registry, a path to a .nemo, or null: train from scratch
+    base: str | None = None  # a path to a .nemo, a name that locate_model finds, or null: train from scratch
     architecture: str | None = None  # without a base: a NeMo model configuration
     vocabulary: VocabularyKind = MISSING
     vocabulary_size: int = key(at_least=2, at_most=MAX_PIECES)

@@ -1,6 +1,10 @@
-"""Locate a model: a file given by path, or a model of the registry, which is downloaded once. Does not import NeMo."""
+"""Locate a model: a file given by path, or a model that is known by its name, which is downloaded once.
+
+NeMo is imported only to look up a name that is in no registry of ours.
+"""
 
 import lzma
+import re
 import sys
 import tarfile
 import zlib
@@ -15,33 +19,69 @@ from finetuning.download import describe_request_error, resume_download
 from finetuning.errors import UserError
 from finetuning.files import ensure_writable_dir, exclusive_lock, sha256
 
+PUBLIC_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 MAX_UNPACKED_BYTES = 20e9  # of a .nemo; the largest known ones are a few 1e9
 
 
 def locate_model(name_or_path: str, model: experiment.Model) -> Path:
-    """Return the `.nemo` file for a name of the registry (downloaded when it is not there yet) or for a path.
+    """Return the `.nemo` file for a path or a name; of a name it is downloaded when it is not there yet.
 
-    A path is relative to the project's folder or, when it does not exist there, to the current folder. Raises UserError
-    when there is no such model, it cannot be downloaded, or the file is not what the registry states.
+    A path is relative to the project's folder or, when it does not exist there, to the current folder. A name is one of
+    the registry, one of NeMo's own list, or OWNER/NAME of the Hugging Face Hub. Raises UserError when there is no such
+    model, it cannot be downloaded, or the file is not what the registry states.
     """
-    if name_or_path in model.registry:
-        path, entry = experiment.resolve_path(model.folder) / f"{name_or_path}.nemo", model.registry[name_or_path]
-        if not path.is_file():
-            # ranks of one training run call this at the same time
-            with exclusive_lock(ensure_writable_dir(path.parent), wait=True):
-                if not path.is_file():
-                    download_model(name_or_path, entry, path)
-                    return path
+    if entry := model.registry.get(name_or_path):
+        path = _downloaded(name_or_path, entry, model)
         _check_registered(name_or_path, entry, path)
         return path
     for path in (experiment.resolve_path(name_or_path), Path(name_or_path).expanduser().resolve()):
         if path.is_file():
             return path
+    stored = experiment.resolve_path(model.folder) / f"{_file_name(name_or_path)}.nemo"
+    if PUBLIC_NAME.fullmatch(name_or_path) and stored.is_file():
+        return stored
+    if address := _public_address(name_or_path):
+        return _downloaded(_file_name(name_or_path), RegistryEntry(url=address), model)
     known = ", ".join(model.registry) or "it is empty"
     raise UserError(
         f"there is no model {shown_value(name_or_path)}; train it with Fine_tuning/train.py (the demo's English "
-        f"base: make demo-base), or give the path of a .nemo file or a name of model.registry ({known})"
+        f"base: make demo-base), or give the path of a .nemo file, a name of model.registry ({known}) or of NeMo's own "
+        "list, or OWNER/NAME of the Hugging Face Hub"
     )
+
+
+def _file_name(name: str) -> str:
+    """Return the name of a model's file, without .nemo, in the folder of downloaded models."""
+    return name.replace("/", "--")
+
+
+def _downloaded(name: str, entry: RegistryEntry, model: experiment.Model) -> Path:
+    path = experiment.resolve_path(model.folder) / f"{name}.nemo"
+    if not path.is_file():
+        # ranks of one training run call this at the same time
+        with exclusive_lock(ensure_writable_dir(path.parent), wait=True):
+            if not path.is_file():
+                download_model(name, entry, path)
+    return path
+
+
+def _public_address(name: str) -> str:
+    """Return where a model of NeMo's own list, or of the Hugging Face Hub, is downloaded; "" for any other name."""
+    if not PUBLIC_NAME.fullmatch(name) or name.endswith(".nemo"):
+        return ""
+    owner, _, own = name.rpartition("/")
+    if owner:
+        from huggingface_hub import hf_hub_url
+
+        return "" if experiment.resolve_path(owner).exists() else hf_hub_url(name, f"{own}.nemo")
+    print(f"{name}: looked up in NeMo's list of models, which takes a moment", file=sys.stderr)
+    from nemo.collections.asr.models import ASRModel
+
+    from finetuning.model.ctc_model import silence_nemo
+
+    silence_nemo()
+    addresses = [about.location for about in ASRModel.list_available_models() if about.pretrained_model_name == name]
+    return next((address for address in addresses if str(address).startswith("https://")), "")
 
 
 def download_model(name: str, entry: RegistryEntry, path: Path) -> None:
