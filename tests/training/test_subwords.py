@@ -36,7 +36,7 @@ def bases(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def weights(checkpoint: Path) -> dict[str, Any]:
     import torch
 
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
 
 
 def arguments(config: Path, output: Path, *overrides: str) -> list[str]:
@@ -91,7 +91,7 @@ def test_any_family_is_trained_resumed_and_evaluated(
     assert {path.stem for path in (tmp_path / "r").glob("*.json")} == {
         "comparisons", "Model-IT-finetuned", "Model-IT-finetuned+LM", family, f"{family}+LM",
     }  # fmt: skip
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "report.html").is_file()
     (wav, *_) = sorted((tiny_dataset / "wavs").glob("*.wav"))
     for decoder in ([], ["--language-model", str(tmp_path / "p" / "Model-IT-finetuned+LM" / "decoder.json")]):
         written = run_in_process(
@@ -112,7 +112,7 @@ def test_accumulated_batches_and_a_number_of_steps(
     )
     trained = run_in_process("train.py", *run)
     assert trained.returncode == 0, trained.stderr[-2000:]
-    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False)
     assert (state["global_step"], state["epoch"]) == (6, 1)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["epochs"] == 2
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
 
-from finetuning.errors import printable
+from finetuning.errors import UserError, printable
 from finetuning.files import atomic_path, ensure_writable_dir, remove_stale_temp_files, sha256
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3  # largest difference of a log-probability from torch's, nats
 TRACED_FRAMES = 256  # of the features the export is traced with
-COMPARED_FRAMES = (64, 301)  # of the features on which both are compared: other numbers than TRACED_FRAMES
+COMPARED_FRAMES = (64, 3001)  # of the features on which both are compared: other numbers than TRACED_FRAMES
+MAX_FRAMES = 12_000  # of the features of one utterance, 2 minutes
 HASH_DIGITS = 16  # of the model's SHA-256 in the export's name
 
 
@@ -74,6 +75,8 @@ def run_network(network: "openvino.CompiledModel", features: Iterable[np.ndarray
             yield _wait_for_first(running, idle)
         request, inputs = idle.pop(), {0: utterance}
         if len(network.inputs) > 1:  # of encoders that still use it: squeeze and excitation, attention
+            if utterance.shape[2] > MAX_FRAMES:
+                raise UserError("an utterance lasts more than 2 minutes; cut it, or use transcribe.py, which does")
             inputs[1] = np.array([utterance.shape[2]], dtype=np.int64)
         request.start_async(inputs)
         running.append(request)
@@ -99,6 +102,8 @@ def _export(model: EncDecCTCModel, path: Path, export: Path) -> None:
                 stale.unlink(missing_ok=True)
     copy = type(model)(cfg=model.cfg)
     copy.load_state_dict(model.state_dict())
+    if hasattr(copy.encoder, "update_max_sequence_length"):  # masks of the export stay as long as they are now
+        copy.encoder.update_max_sequence_length(MAX_FRAMES, device="cpu")
     with atomic_path(export) as temporary:
         copy.export(str(temporary), input_example=copy.encoder.input_example(max_dim=TRACED_FRAMES))
 

@@ -276,4 +276,6 @@ def _portable(config: DictConfig) -> DictConfig:
     with open_dict(config):
         for section in (*DATA_SECTIONS, "optim"):
             config.pop(section, None)
+        if "tokenizer" in config:
+            config.validation_ds = {"manifest_filepath": None, "use_start_end_token": False}  # transcribe() asks for it
     return config
