@@ -1,4 +1,4 @@
-"""QuartzNet15x5 over the same wavs: step 3's inference, NeMo's transcribe(), and as this project began.
+"""Networks over the same wavs: step 3's inference, NeMo's transcribe() and, for QuartzNet15x5, as this project began.
 
     python benchmarks/evaluation.py
 
@@ -32,9 +32,11 @@ from finetuning.decoding import openvino_runtime
 from finetuning.decoding.inference import iter_log_probs, predict, prepare_for_inference, read_wavs
 from finetuning.files import write_json
 from finetuning.model import ctc_model
-from training import CORES, RATE, durations, figures, quartznet_15x5
+from networks import NETWORKS, quartznet_15x5
+from training import CORES, RATE, durations, figures
 
 RESULT = ROOT / "results" / "reference" / "evaluation.json"
+OTHERS = ("Citrinet-512", "FastConformer-large")
 BATCH = 32  # utterances, as published; NeMo's own default for transcribe() is 4
 
 
@@ -71,14 +73,7 @@ def measure(folder: Path, count: int, rounds: int) -> dict:
         "original": lambda: tested_twice(stock, folder),
     }
     seconds = sum(u.duration for u in utterances)
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
-    for i in range(-1, rounds):  # the first one warms up
-        for way, run in ways.items():
-            started = time.perf_counter()
-            run()
-            if i >= 0:
-                speeds[way].append(seconds / (time.perf_counter() - started))
-        print(f"round {i}:", {way: round(found[-1], 2) for way, found in speeds.items() if found}, file=sys.stderr)
+    speeds = in_turn(ways, seconds, rounds)
     return {
         "machine": f"{CORES} CPU cores ({cpu_name()})",
         "versions": {name: version(name) for name in ("nemo_toolkit", "torch", "openvino")},
@@ -91,7 +86,46 @@ def measure(folder: Path, count: int, rounds: int) -> dict:
         "audio_s_per_s": {way: figures(found) for way, found in speeds.items()},
         "this_to": {way: figures(np.array(speeds["this"]) / np.array(found)) for way, found in speeds.items()},
         "difference": compare(stock, ours, network, folder, utterances),
+        "others": {name: beside_transcribe(name, folder, utterances, rounds) for name in OTHERS},
     }
+
+
+def beside_transcribe(name: str, folder: Path, utterances: list[Utterance], rounds: int) -> dict:
+    """Another network of published shape by step 3's inference and by NeMo's transcribe(), in turn."""
+    stock = NETWORKS[name]().eval()
+    settle(stock, folder, utterances)
+    path = folder / f"{name}.nemo"
+    ctc_model.save_model(stock, path)
+    ours = prepare_for_inference(ctc_model.restore_model(path))
+    network = openvino_runtime.load_network(ours, path)
+    ways: dict[str, Callable[[], object]] = {
+        "this": lambda: dict(predict(ours, network, utterances, folder, BATCH)),
+        "transcribe": lambda: transcribe(stock, folder, utterances, BATCH),
+        "transcribe 4": lambda: transcribe(stock, folder, utterances, 4),
+    }
+    speeds = in_turn(ways, sum(u.duration for u in utterances), rounds, name)
+    return {
+        "parameters": sum(p.numel() for p in stock.parameters()),
+        "by": "openvino" if network else "torch",
+        "audio_s_per_s": {way: figures(found) for way, found in speeds.items()},
+        "this_to": {way: figures(np.array(speeds["this"]) / np.array(found)) for way, found in speeds.items()},
+        "difference": compare(stock, ours, network, folder, utterances),
+    }
+
+
+def in_turn(
+    ways: dict[str, Callable[[], object]], seconds: float, rounds: int, name: str = ""
+) -> dict[str, list[float]]:
+    """Seconds of audio a second of each way in each round; `seconds`: of audio."""
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    for i in range(-1, rounds):  # the first one warms up
+        for way, run in ways.items():
+            started = time.perf_counter()
+            run()
+            if i >= 0:
+                speeds[way].append(seconds / (time.perf_counter() - started))
+        print(f"{name} round {i}:", {way: round(of[-1], 2) for way, of in speeds.items() if of}, file=sys.stderr)
+    return speeds
 
 
 def wavs(folder: Path, count: int) -> list[Utterance]:

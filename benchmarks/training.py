@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from nemo.core.optim.novograd import Novograd
-from omegaconf import OmegaConf
 
 from clone_to_table import ROOT, cpu_name
-from finetuning.model import channels_last, ctc_model
+from finetuning.model import channels_last
 from finetuning.training.batch_sampler import EpochBatchSampler, padding_share
+from networks import quartznet_15x5
 
 RESULT = ROOT / "results" / "reference" / "training.json"
 RATE = 16000  # Hz
@@ -90,31 +90,6 @@ def durations(count: int) -> list[float]:
     """Seconds, spread like Common Voice's."""
     rng = random.Random(0)
     return [min(16.0, max(1.0, rng.lognormvariate(math.log(5.1), 0.35))) for _ in range(count)]
-
-
-def quartznet_15x5() -> EncDecCTCModel:
-    """NVIDIA's architecture (Kriman et al. 2020, table 1) with the letters of the published English model."""
-    config = OmegaConf.load(ROOT / "configs" / "models" / "quartznet_small.yaml")
-    shape = [(256, 33), (256, 39), (512, 51), (512, 63), (512, 75)]
-    blocks = [block(256, 33, stride=2)]
-    blocks += [block(filters, kernel, repeat=5, residual=True) for filters, kernel in shape for _ in range(3)]
-    blocks += [block(512, 87, dilation=2), block(1024, 1, separable=False)]
-    alphabet = " abcdefghijklmnopqrstuvwxyz'"
-    config.encoder.jasper = blocks
-    config.decoder.feat_in = 1024
-    config.labels = config.decoder.vocabulary = list(alphabet)
-    config.decoder.num_classes = len(alphabet)
-    config.preprocessor.dither = 0.0
-    config.pop("spec_augment")
-    ctc_model.silence_nemo()
-    torch.manual_seed(0)
-    return EncDecCTCModel(cfg=config).train()
-
-
-def block(filters: int, kernel: int, stride: int = 1, dilation: int = 1, **more: int | bool) -> dict:
-    """One entry of NeMo's `jasper` list."""
-    same = {"repeat": 1, "residual": False, "separable": True, "dropout": 0.0}
-    return {"filters": filters, "kernel": [kernel], "stride": [stride], "dilation": [dilation], **same, **more}
 
 
 def novograd(model: EncDecCTCModel) -> torch.optim.Optimizer:
