@@ -86,6 +86,17 @@ def published(others: dict[str, Any], evaluation: Evaluation) -> str:
     )
 
 
+def anchors(rows: list[dict[str, Any]]) -> str:
+    """Return what others state of their Italian recognisers; `rows`: of paper/published.json."""
+    lines = ["| System | WER | With a language model | Test set | Stated by |", "|---|---:|---:|---|---|"]
+    for row in rows:
+        wers = row["wer"] if isinstance(row["wer"], list) else [row["wer"]]
+        with_lm = "" if row["lm_wer"] is None else f"{row['lm_wer']:.2f}"
+        wer = ", ".join(f"{wer:.2f}" for wer in wers)
+        lines.append(f"| {row['system']} | {wer} | {with_lm} | {row['test']} | {row['source']} |")
+    return "\n".join(lines)
+
+
 def as_list(text: str) -> str:
     """Footnotes and comparisons as a list: Markdown would make one line of them."""
     return re.sub(r"^(?=\[\d|.* minus )", "- ", text, flags=re.MULTILINE)
@@ -176,7 +187,15 @@ def evaluation(of: dict) -> str:
         f"The log-probabilities differ from NeMo's by at most {found['log_probabilities']:.0e}; {found['identical']} "
         f"of {found['transcripts']} transcripts, {found['distinct']} of them distinct, are identical.",
     ]
-    return "\n".join([*lines, "", *about])
+    others = of.get("others", {})
+    more = ["", "| Network of published shape | `evaluate.py` | `transcribe()`, 32 | 4 | Identical transcripts |"]
+    more.append("|---|---:|---:|---:|---:|")
+    for name, one in others.items():
+        rates = (short(one["audio_s_per_s"][way]["median"]) for way in ("this", "transcribe", "transcribe 4"))
+        same = f"{one['difference']['identical']} of {one['difference']['transcripts']}"
+        more.append(f"| {name}, {one['parameters'] / 1e6:.0f} M parameters | {' | '.join(rates)} | {same} |")
+    note = "".join(f"\nOf {one['utterances']} utterances, on {one['machine']}." for one in [*others.values()][:1])
+    return "\n".join([*lines, "", *about, *([*more, note] if others else [])])
 
 
 def decoding(of: dict) -> str:

@@ -164,6 +164,7 @@ def build_parts() -> dict[str, str]:
         "dataset_creation": readme_tables.conversion(inputs["dataset_creation"]),
         "training": readme_tables.training(inputs["training"]),
         "evaluation": readme_tables.evaluation(inputs["evaluation"]),
+        "anchors": readme_tables.anchors(inputs["published"]["italian"]),
     }
 
 
