@@ -55,7 +55,7 @@ demo-scratch: demo
 		evaluation.results=results/demo_scratch $(GREEDY)
 
 test: .venv/.complete
-	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/.complete
 	.venv/bin/ruff check

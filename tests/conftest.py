@@ -22,7 +22,9 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what runs a whole script or a browser."""
+    """Mark as slow what runs a whole script or a browser, and begin with the files that take longest."""
+    longest = ("training", "transcription", "evaluation")
+    items.sort(key=lambda item: longest.index(item.path.parent.name) if item.path.parent.name in longest else 3)
     for item in items:
         if not {"run_script", "run_in_process", "browser"}.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

@@ -29,6 +29,7 @@ MAY_IMPORT_HEAVY = {
     "training.progress",
     "training.time_left",
     "transcription.recognizer",
+    "model.pretrained",  # to look up a name, not before
 }
 # from the top; those of one line know nothing of each other
 LAYERS = [

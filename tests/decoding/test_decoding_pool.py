@@ -73,7 +73,7 @@ def test_no_process_outlives_its_parent(tmp_path: Path, sent: int) -> None:
     script = tmp_path / "decode.py"
     script.write_text(
         textwrap.dedent(f"""
-            import os, sys, time
+            import os, signal, sys, time
             sys.path[:0] = [{str(ROOT / "Fine_tuning")!r}]
             from finetuning.decoding import decoding_pool
             from finetuning.errors import run_script
@@ -83,6 +83,8 @@ def test_no_process_outlives_its_parent(tmp_path: Path, sent: int) -> None:
                     if not log_probs:
                         time.sleep(600)
                     return str(os.getpid())
+
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # also when the tests run in the background
 
             def main():
                 decoding_pool.available_cpus = lambda: 2
@@ -101,7 +103,10 @@ def test_no_process_outlives_its_parent(tmp_path: Path, sent: int) -> None:
             os.killpg(parent.pid, sent)  # as a terminal does
         else:
             parent.send_signal(sent)
-        _, stderr = parent.communicate(timeout=30)
+        try:
+            _, stderr = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
     assert "Traceback" not in stderr, stderr
     deadline = time.monotonic() + 10
     while alive := {pid for pid in workers if Path(f"/proc/{pid}").exists()}:

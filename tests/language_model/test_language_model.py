@@ -20,6 +20,7 @@ from finetuning.decoding import beam_search
 from finetuning.errors import UserError
 from finetuning.files import sha256, write_json
 from finetuning.language_model import arpa, corpus, kenlm, kneser_ney, lexicon_file
+from finetuning.model.vocabulary import Vocabulary
 from mutations import mutated
 
 TRAIN = ["la casa è rossa", "la cosa è chiara", "una cosa rossa", "una casa rossa", "il gatto dorme"]
@@ -224,7 +225,7 @@ def test_what_another_run_left_half_made_is_made_again(run_in_process: Script, t
 
 
 def test_a_model_that_was_replaced_meanwhile_is_not_searched_with(run_in_process: Script, tmp_path: Path) -> None:
-    folder, letters = prepare(tmp_path), [*" abcdefghijklmnopqrstuvwxyzèà'"]
+    folder, letters = prepare(tmp_path), Vocabulary.of_characters(" abcdefghijklmnopqrstuvwxyzèà'")
     assert run_in_process("train_language_model.py", *both(folder)).returncode == 0
     *_, hashes = kenlm.find_language_model(f"{folder}/lm", "my.yaml")
     assert "gatto" in beam_search.load_beam_search(f"{folder}/lm", "my.yaml", letters, hashes).known
