@@ -92,6 +92,13 @@ def test_any_family_is_trained_resumed_and_evaluated(
         "comparisons", "Model-IT-finetuned", "Model-IT-finetuned+LM", family, f"{family}+LM",
     }  # fmt: skip
     assert (tmp_path / "report.html").is_file()
+    exported = run_in_process(
+        "export.py", "--license", "mit", *arguments(tiny_config, tmp_path / "run", *overrides), models,
+        f"evaluation.results={tmp_path}/r",
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr[-2000:]
+    card = (tmp_path / "run" / "export" / "README.md").read_text(encoding="utf-8")
+    assert "`a`" in card and "`è`" in card and "▁" not in card
     (wav, *_) = sorted((tiny_dataset / "wavs").glob("*.wav"))
     for decoder in ([], ["--language-model", str(tmp_path / "p" / "Model-IT-finetuned+LM" / "decoder.json")]):
         written = run_in_process(

@@ -1,5 +1,7 @@
 """The model card of a finished model: metadata, then text; no figure in it is typed by hand."""
 
+from typing import Any
+
 from finetuning.config.schema import Evaluation
 from finetuning.errors import UserError, printable
 from finetuning.evaluation import slices
@@ -7,6 +9,7 @@ from finetuning.evaluation.results import Result
 from finetuning.evaluation.results_table import format_table, markdown_table
 from finetuning.export.card_metadata import SECTIONS, describe_test_set, make_metadata
 from finetuning.export.trained_model import TrainedModel
+from finetuning.model.vocabulary import WORD_START
 
 LANGUAGES = {
     "de": "German",
@@ -80,7 +83,7 @@ def _results(of: TrainedModel) -> str:
 
 def _limits(of: TrainedModel) -> str:
     """What the figures do not say and what the model cannot do."""
-    letters = [letter for letter in of.network["decoder"].get("vocabulary") or "" if letter != " "]
+    letters = _letters(of.network)
     row, longest = of.rows[0], of.dataset["config"]["dataset.max_duration_s"]
     limits = [
         "Synthetic speech, in training and in the test: nothing is known about real voices, microphones and rooms."
@@ -98,6 +101,14 @@ def _limits(of: TrainedModel) -> str:
             "run: another seed is not in them."
         )
     return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _letters(network: dict[str, Any]) -> list[str]:
+    """Return the letters that a model writes; of pieces, those that they are made of."""
+    tokens = network["decoder"]["vocabulary"]
+    if "tokenizer" in network:
+        tokens = sorted(set("".join(token for token in tokens if not token.startswith("<"))) - {WORD_START})
+    return [letter for letter in tokens if letter != " "]
 
 
 def _known(of: TrainedModel) -> str:
@@ -118,7 +129,7 @@ def _counted(part: dict[str, float]) -> str:
 
 
 def _use(of: TrainedModel) -> str:
-    return f"""Recordings of {of.network["sample_rate"] / 1000:g} kHz, one channel, with NVIDIA NeMo alone:
+    return f"""Recordings of {of.network["preprocessor"]["sample_rate"] / 1000:g} kHz, one channel, with NVIDIA NeMo alone:
 
 ```python
 from nemo.collections.asr.models import EncDecCTCModel
