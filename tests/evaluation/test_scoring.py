@@ -6,10 +6,17 @@ import kaldialign
 import numpy as np
 import pytest
 
+from finetuning.config.loading import load_config
 from finetuning.data.manifest import Utterance
-from finetuning.decoding.predictions import Prediction
+from finetuning.decoding.predictions import ModelOutput, Prediction
 from finetuning.evaluation.bootstrap import ResamplingUnits, percentile_interval, resample, resampling_units
-from finetuning.evaluation.scoring import Score, nemo_word_error_rate, score_predictions
+from finetuning.evaluation.scoring import (
+    Score,
+    apply_text_rules,
+    needs_text_rules,
+    nemo_word_error_rate,
+    score_predictions,
+)
 from finetuning.metrics.error_rates import (
     ErrorCounts,
     character_error_rate,
@@ -186,3 +193,18 @@ def test_the_interval_is_another_tools() -> None:
     low, high = percentile_interval(resample(score_predictions(said), resampling_units(speaking(*[""] * 300)))[:, 0])
     width = theirs["ci95max"] - theirs["ci95min"]
     assert (low, high) == pytest.approx((theirs["ci95min"], theirs["ci95max"]), abs=width / 20)
+
+
+def test_what_a_model_writes_with_capitals_and_marks_is_scored_after_the_text_rules() -> None:
+    italian = load_config("configs/italian.yaml", []).text
+    assert not needs_text_rules(of_characters(" abc'-"), " абв"), "letters and apostrophes of another alphabet"
+    assert not needs_text_rules(of_characters(italian.alphabet), italian.alphabet)
+    assert needs_text_rules(of_characters(" abcABC"), italian.alphabet)
+    assert needs_text_rules(of_characters(" abc?"), italian.alphabet)
+    written = [
+        Prediction("1.wav", "è l'altro giorno", "È l’altro giorno.", 1.0, 1.0),
+        Prediction("2.wav", "a", "", 1.0, 1),
+    ]
+    output = apply_text_rules(ModelOutput(written, of_characters("abc"), None), italian)
+    assert [p.pred_text for p in output.predictions] == ["è l'altro giorno", ""]
+    assert [p.text for p in output.predictions] == ["è l'altro giorno", "a"]

@@ -20,6 +20,8 @@ from finetuning.metrics.confusions import Pair, aligned_pairs
 from finetuning.metrics.error_rates import ErrorCounts, alignment_counts, sum_counts
 from finetuning.model.vocabulary import Vocabulary
 
+MARKS = ".,;:?!"  # of sentences; an apostrophe belongs to a word
+
 
 @dataclass(frozen=True)
 class Score:
@@ -79,8 +81,8 @@ def score_predictions(predictions: Iterable[Prediction]) -> Score:
 
 
 def needs_text_rules(vocabulary: Vocabulary, alphabet: str) -> bool:
-    """Return whether a model writes capitals or punctuation marks, which the references do not have."""
-    return any(character.isupper() or _is_punctuation(character) for character in vocabulary.characters - set(alphabet))
+    """Return whether a model writes capitals or marks of a sentence, which the references do not have."""
+    return any(character.isupper() or character in MARKS for character in vocabulary.characters - set(alphabet))
 
 
 def apply_text_rules(output: ModelOutput, text: Text) -> ModelOutput:

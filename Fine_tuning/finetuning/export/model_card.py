@@ -129,7 +129,8 @@ def _counted(part: dict[str, float]) -> str:
 
 
 def _use(of: TrainedModel) -> str:
-    return f"""Recordings of {of.network["preprocessor"]["sample_rate"] / 1000:g} kHz, one channel, with NVIDIA NeMo alone:
+    rate = of.network["preprocessor"]["sample_rate"]
+    return f"""Recordings of {rate / 1000:g} kHz, one channel, with NVIDIA NeMo alone:
 
 ```python
 from nemo.collections.asr.models import EncDecCTCModel
