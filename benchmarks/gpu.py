@@ -32,7 +32,7 @@ from nemo.collections.asr.models import EncDecCTCModel
 
 from clone_to_table import ROOT, cpu_name
 from finetuning.data.manifest import Utterance
-from finetuning.decoding.inference import predict, prepare_for_inference, read_wavs
+from finetuning.decoding.inference import predict, prepare_for_inference
 from finetuning.files import write_json
 from finetuning.model import ctc_model
 from finetuning.training.batch_sampler import EpochBatchSampler
@@ -154,7 +154,7 @@ def loading(small: bool) -> dict[str, float]:
     from finetuning.config.loading import load_config
     from finetuning.training import data_loading, fine_tuning
 
-    sample()
+    script("dataset_creation")
     found = {}
     for workers in WORKERS[:2] if small else WORKERS:
         overrides = [f"training.workers={workers}", "training.accelerator=cpu"]
@@ -213,19 +213,13 @@ def noise_files(folder: Path, count: int) -> Iterator[Utterance]:
         samples = round(duration * RATE)
         soundfile.write(folder / f"{number}.wav", rng.normal(0, 0.1, samples).astype(np.float32), RATE)
         yield Utterance(f"{number}.wav", samples / RATE, "a")
-    read_wavs([folder / "0.wav"], RATE)
 
 
-def sample() -> None:
-    """Step 1 of the demo, where it has not been run."""
-    script("dataset_creation")
-
-
-def script(name: str, *overrides: str, **more: Any) -> subprocess.Popen[str]:
+def script(name: str, *overrides: str, wait: bool = True) -> subprocess.Popen[str]:
     """One of the three scripts on the demo's configuration, finished unless `wait` is false."""
     command = [sys.executable, str(ROOT / "Fine_tuning" / f"{name}.py"), "--config", "configs/demo.yaml", *overrides]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if more.get("wait", True):
+    if wait:
         output, _ = process.communicate()
         if process.returncode:
             sys.exit(f"failed: {' '.join(command)}\n{output[-3000:]}")

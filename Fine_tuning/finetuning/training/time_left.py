@@ -80,11 +80,8 @@ class TimeLeft(pl.Callback):
 
     def seconds(self, trainer: pl.Trainer) -> float | None:
         """Return the estimated time until the end of the last epoch; None while it is unknown."""
-        done, total, batches = (
-            trainer.global_step,
-            int(trainer.estimated_stepping_batches),
-            trainer.accumulate_grad_batches,
-        )
+        done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        batches = trainer.accumulate_grad_batches  # of a step
         epoch_steps = -(-trainer.num_training_batches // batches)
         frozen = max(0, self.frozen_epochs * epoch_steps - done)
         epoch_ends, unfrozen = trainer.max_epochs - done // epoch_steps, total - done - frozen
