@@ -4,7 +4,8 @@
 
 Each model of evaluation.models is run over the test manifest once. Rerun the same command to resume after an
 interruption; what is finished is not computed again. The page <training.output>/report.html shows where the models
-fail. With evaluation.decoder=lm each model has a second row, by beam search with the language model.
+fail. With evaluation.decoder=lm each model has a second row, by beam search with the language model. Started by
+torchrun or srun, several processes share the utterances, each on a GPU of its own where there are GPUs.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -12,7 +13,6 @@ import finetuning.startup  # noqa: F401  first: it says what ends a script while
 # isort: split
 import re
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from finetuning import distributed
 from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config
 from finetuning.data.manifest import Utterance, manifest_path, read_manifest
 from finetuning.decoding import prediction_cache, predictions
 from finetuning.decoding.predictions import ModelOutput
-from finetuning.errors import UserError, is_out_of_memory, printable, run_script
+from finetuning.errors import UserError, describe_failure, printable, run_script
 from finetuning.files import code_fingerprint, ensure_writable_dir, exclusive_locks, sha256, write_json
 
 if TYPE_CHECKING:
@@ -75,8 +76,19 @@ class Data:
 
 
 def main() -> None:
-    """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
+    """Evaluate; the other processes of torchrun or srun, where there are any, help the first with the inference."""
     config = from_command_line(__doc__)
+    with distributed.connect() as rank:
+        if rank == 0:
+            evaluate(config)
+        else:
+            from finetuning.decoding import manifest_inference
+
+            manifest_inference.serve()
+
+
+def evaluate(config: Config) -> None:
+    """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
     from finetuning.evaluation import results, slices
     from finetuning.language_model import kenlm
 
@@ -160,7 +172,7 @@ def restore(model: Model) -> "EncDecCTCModel":
 
 def input_hashes(model: Model, data: Data) -> dict[str, str]:
     """Return the hashes of all that greedy predictions depend on, but for the wavs."""
-    return {"model": model.sha256, "manifest": data.sha256, "code": code_fingerprint("decoding.inference")}
+    return {"model": model.sha256, "manifest": data.sha256, "code": code_fingerprint("decoding.manifest_inference")}
 
 
 def output_folder(model: Model, config: Config, part: str = "") -> Path:
@@ -191,7 +203,7 @@ def predict(model: Model, data: Data, config: Config, part: str = "") -> ModelOu
         print(f"{name}: predictions are made again ({reason})")
     restored = restore(model)
     prediction_cache.prepare_folder(work, inputs)
-    from finetuning.decoding.inference import run_inference
+    from finetuning.decoding.manifest_inference import run_inference
 
     batch_size = config.evaluation.batch_size
     output = run_inference(name, restored, model.path, data.utterances, data.folder, work, batch_size, save_log_probs)
@@ -219,7 +231,7 @@ def predict_with_lm(
     validation = read_data(manifest_path(test.folder, "validation"))
     sample = replace(validation, utterances=weight_search.sample_utterances(validation.utterances))
     hashes = {**lm_hashes, "model": model.sha256, "manifest": test.sha256, "validation": validation.sha256}
-    hashes["code"] = code_fingerprint("decoding.inference", "decoding.weight_search")
+    hashes["code"] = code_fingerprint("decoding.manifest_inference", "decoding.weight_search")
     audio = {"test": test.audio, "validation": sample.audio}
     inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}, "audio": audio}
     cached, reason = prediction_cache.load_cached(work, inputs, test.utterances)
@@ -323,27 +335,13 @@ def report_failure(name: str, failed: list[str]) -> Iterator[None]:
     """Print why row `name` could not be evaluated and add it to `failed`, so that the other rows are."""
     try:
         yield
-    except BrokenPipeError:  # nobody reads the table
+    except (BrokenPipeError, distributed.ProcessLost):  # nobody reads the table; the others cannot help any more
         raise
     except Exception as error:
         if _is_interruption(error):
             raise
         print(f"\n{printable(f'{name} is not evaluated: {describe_failure(error)}')}", file=sys.stderr)
         failed.append(name)
-
-
-def describe_failure(error: Exception) -> str:
-    """Return the reason in one sentence, whatever was raised."""
-    if isinstance(error, UserError):
-        return str(error)
-    if is_out_of_memory(error):
-        return "not enough memory: finished work is kept; free some and rerun the same command"
-    if isinstance(error, OSError) and error.filename:
-        return f"cannot read or write {error.filename} ({error.strerror}); fix this and rerun"
-    message = next(iter(str(error).strip().splitlines()), "")
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(place.filename).name}, line {place.lineno}"
-    return f"{type(error).__name__}: {message} ({where}); fix this or leave the model out"
 
 
 def _is_interruption(error: BaseException | None) -> bool:

@@ -84,6 +84,7 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     from finetuning.model import ctc_model
     from finetuning.training import checkpoints, fine_tuning
 
+    run_record.check_tokenizer(output, record, ctc_model.get_vocabulary(model))
     examples = validation[:EXAMPLES]  # read before training: step 3's reader is stricter
     read_wavs(
         [utterance.wav(experiment.manifest_folder(config)) for utterance in examples], ctc_model.sample_rate(model)

@@ -5,7 +5,8 @@
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where it is
 quiet. With --output each recording gets a file of its own, and a rerun resumes with those that have none yet; without,
-transcripts are printed. Notices and the progress bar go to stderr.
+transcripts are printed. Notices and the progress bar go to stderr. Started by torchrun or srun, several processes share
+the recordings, each on a GPU of its own where there are GPUs.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -20,7 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuning.errors import UserError, printable, run_script
+from finetuning import distributed
+from finetuning.errors import UserError, describe_failure, printable, run_script
 from finetuning.files import ensure_writable_dir, exclusive_lock, sha256, sha256_of
 
 if TYPE_CHECKING:
@@ -39,8 +41,17 @@ SHOWN = 5  # names of files that are left out
 
 
 def main() -> None:
-    """Transcribe what can be read, and end with an error when something could not."""
+    """Transcribe; of several processes that torchrun or srun has started, each does its share of the recordings."""
     arguments = command_line()
+    with distributed.connect() as rank:
+        if rank == 0:
+            transcribe_all(arguments)
+        for job in distributed.jobs() if rank else ():
+            transcribe_share(*job)
+
+
+def transcribe_all(arguments: argparse.Namespace) -> None:
+    """Transcribe what can be read, and end with an error when something could not."""
     from finetuning.language_model.kenlm import require_flashlight
     from finetuning.transcription.transcripts import TranscriptFolder, find_recordings
 
@@ -51,6 +62,8 @@ def main() -> None:
         notify(f"left out, for they do not look like sound: {file_names(left_out)}; name a file to have it tried")
     if arguments.format == "srt" and not arguments.output and len(given) > 1:
         raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
+    if not arguments.output and distributed.size() > 1:
+        raise UserError(f"{distributed.size()} processes cannot print their transcripts in order; type --output FOLDER")
     readable = [recording for recording in given if is_readable(recording)]
     path = find_model(arguments.model, arguments.config)
     decoder = Path(arguments.language_model) if arguments.language_model else None
@@ -73,8 +86,8 @@ def main() -> None:
             notify(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0
         if left:
-            transcriber = load_transcriber(path, decoder)
-            done = transcribe(transcriber, left, transcripts, arguments.format, named=len(given) > 1)
+            job = left, (path, decoder), (folder, arguments.format, used), len(given) > 1
+            done = transcribe_share(*distributed.broadcast(job), transcripts)
     if bad := len(given) - (len(readable) - len(left)) - done:
         raise UserError(
             f"{bad:,} of {len(given):,} recordings are not transcribed, or not wholly, for the reasons above"
@@ -137,6 +150,38 @@ def is_readable(recording: "Recording") -> bool:
     return True
 
 
+def transcribe_share(
+    recordings: list["Recording"],
+    model: tuple[Path, Path | None],
+    output: tuple[Path | None, str, str],
+    named: bool,
+    transcripts: "TranscriptFolder | None" = None,
+) -> int:
+    """Transcribe this process's share of the recordings; return how many all processes have transcribed wholly.
+
+    `output`: the folder, the format, and a hash of what transcribes. Raise UserError, in the first process, for what
+    has failed in another one.
+    """
+    from finetuning.transcription.transcripts import TranscriptFolder
+
+    rank, failure, whole = distributed.rank(), None, 0
+    folder, style, used = output
+    try:
+        if rank > 0:
+            transcripts = TranscriptFolder(folder, style, used, rank)
+        if share := recordings[rank :: distributed.size()]:
+            whole = transcribe(load_transcriber(*model), share, transcripts, style, named)
+    except Exception as error:  # which the others wait for
+        failure = error
+    shares = distributed.gather((describe_failure(failure) if failure else "", whole))
+    if failure and rank == 0:
+        raise failure
+    for number, (reason, _) in enumerate(shares):
+        if reason and rank == 0:
+            raise UserError(f"process {number}: {reason}")
+    return sum(count for _, count in shares)
+
+
 def load_transcriber(path: Path, decoder: Path | None) -> "Transcriber":
     """Return what transcribes segments with the model of `path`, greedily or by a decoder.json's beam search."""
     notify(f"loading {path.name} (NeMo takes a while)")
@@ -168,7 +213,8 @@ def transcribe(
     from finetuning.transcription.transcripts import format_transcript
 
     whole = 0
-    with tqdm(total=sum(stated_duration_s(r.audio) for r in recordings), unit="s", unit_scale=True) as bar:
+    total_s = sum(stated_duration_s(recording.audio) for recording in recordings)
+    with tqdm(total=total_s, unit="s", unit_scale=True, disable=distributed.rank() > 0) as bar:
         for recording, passages, failure in transcribe_recordings(transcriber, recordings, bar):
             try:
                 if failure and not passages:

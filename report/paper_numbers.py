@@ -46,7 +46,7 @@ def numbers(
         "speed": speed(found),
         "timing": _timing(found["timing"]),
         "published": _published(found["published"], italian),
-        "gpu": gpu_hours(found["published"], italian),
+        "gpu": gpu_hours(found["published"], found["training"]["padding"], italian),
     }
 
 
@@ -241,13 +241,15 @@ def _timing(of: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def gpu_hours(of: dict[str, Any], italian: Config) -> dict[str, str]:
+def gpu_hours(of: dict[str, Any], padding: dict[str, float], italian: Config) -> dict[str, str]:
     """How long a GPU may take to train configs/italian.yaml: an estimate from what there is to compute.
 
-    `of`: the figures of others. Twice a weight and frame forward, twice as much again for the gradients of the weights
-    and of the activations.
+    `of`: the figures of others; `padding`: its share of what is computed, as in results/reference/training.json. Twice
+    a weight and frame forward, twice as much again for the gradients of the weights and of the activations.
     """
-    audio_s = 3600 * of["common_voice"]["hours"] * italian.dataset.split.train * italian.training.max_epochs
+    share = padding["by_duration" if italian.training.batch_duration_s else "random"]
+    spoken_s = 3600 * of["common_voice"]["hours"] * italian.dataset.split.train * italian.training.max_epochs
+    audio_s = spoken_s / (1 - share)
     frames = audio_s * italian.dataset.encoder_frames_per_second
     operations = 6 * of["quartznet15x5"]["parameters"] * frames
     slow, fast = of["quartznet15x5"]["operations_per_s"]

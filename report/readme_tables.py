@@ -8,6 +8,8 @@ from finetuning.evaluation.results_table import format_published
 from paper_numbers import WAV_BYTES_PER_S, gpu_hours
 from wording import DECODINGS, OF_DEMO, RECIPES, short, spread
 
+GPU_SIZES_GB, GPU_RESERVE = (24, 80), 0.2
+
 
 def seeds(measured: dict) -> str:
     """Return the demo's word error rates over seeds; `measured` as in results/reference/recipes.json."""
@@ -36,16 +38,23 @@ def gpu(torch: dict[str, Any], version: str) -> str:
     )
 
 
-def needs(others: dict[str, Any], conversion: dict[str, Any], italian: Config) -> str:
+def needs(
+    others: dict[str, Any],
+    conversion: dict[str, Any],
+    memory: dict[str, Any],
+    padding: dict[str, float],
+    italian: Config,
+) -> str:
     """Return what configs/italian.yaml takes of a machine, as a table.
 
-    `others`: paper/published.json. `conversion`: results/reference/dataset_creation.json.
+    `others`: paper/published.json. `conversion`, `memory`: results/reference/dataset_creation.json and memory.json;
+    `padding` as in training.json.
     """
     clips, archive_gb = others["common_voice"]["validated_clips"], italian.dataset.archive.size_bytes / 1e9
     wavs_gb = others["common_voice"]["hours"] * 3600 * WAV_BYTES_PER_S / 1e9
     batch, longest_s = italian.training.batch_size, italian.dataset.max_duration_s
-    activations_gb = others["quartznet15x5"]["activation_mb_per_s"] * batch * longest_s / 1e3
-    clips_per_s, hours = conversion["clips_per_s"]["archive"]["median"], gpu_hours(others, italian)
+    activations_gb = memory["networks"]["QuartzNet15x5"]["activation_mb_per_s"] * batch * longest_s / 1e3
+    clips_per_s, hours = conversion["clips_per_s"]["archive"]["median"], gpu_hours(others, padding, italian)
     rows = {
         "Disk": f"about {archive_gb + wavs_gb + 1:.0f} GB: {archive_gb:.1f} for the archive, {wavs_gb:.0f} for the "
         "wavs, 1 for models and checkpoints",
@@ -55,9 +64,30 @@ def needs(others: dict[str, Any], conversion: dict[str, Any], italian: Config) -
         "Time, step 1": f"about {clips / clips_per_s / 60:.0f} minutes: {clips:,} clips at {short(clips_per_s)} per "
         f"second on {conversion['machine']}",
         "Time, step 2": f"{hours['least']} to {hours['most']} hours: an estimate, not measured, for a GPU that "
-        f"sustains {hours['slow']} to {hours['fast']} operations per second, well below what data sheets promise",
+        f"sustains {hours['slow']} to {hours['fast']} operations per second, well below what data sheets promise; half "
+        "of it is padding, which training.batch_duration_s saves",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def memory(measured: dict[str, Any]) -> str:
+    """Return how much audio a training step may hold on GPUs of two sizes, as a table."""
+    free = {gb: gb * (1 - GPU_RESERVE) for gb in GPU_SIZES_GB}
+    sizes = " | ".join(f"Audio a step on {gb} GB" for gb in GPU_SIZES_GB)
+    lines = [f"| Network | Weights and AdamW | Activations, 1 s of audio | {sizes} |"]
+    lines.append("|---|---:|---:|" + "---:|" * len(GPU_SIZES_GB))
+    for name, network in measured["networks"].items():
+        audio_s = (1000 * (gb - network["state_gb"]) / network["activation_mb_per_s"] for gb in free.values())
+        lines.append(
+            f"| {name}, {network['parameters'] / 1e6:.0f} M parameters | {network['state_gb']:.1f} GB | "
+            f"{network['activation_mb_per_s']:.0f} MB | {' | '.join(f'{seconds:,.0f} s' for seconds in audio_s)} |"
+        )
+    about = (
+        "Estimated, not measured on a GPU: counted on a CPU in 16-bit mixed precision with utterances of "
+        f"{measured['utterance_s']:g} s, the longest that step 1 keeps; {GPU_RESERVE:.0%} of the memory is left for "
+        "the libraries, their workspaces and fragments."
+    )
+    return "\n".join([*lines, "", about])
 
 
 def published(others: dict[str, Any], evaluation: Evaluation) -> str:

@@ -46,6 +46,7 @@ MEASURED = {  # in results/reference/, and what writes it
     "recipes": "recipes.py",
     "dataset_creation": "dataset_creation.py",
     "training": "training.py",
+    "memory": "memory.py",
     "evaluation": "evaluation.py",
     "domain": "domain.py",
     "decoding": "decoding.py",
@@ -153,7 +154,9 @@ def build_parts() -> dict[str, str]:
         "demo": readme_tables.as_list(format_table(shipped, replace(demo.evaluation, note=""))),
         "seeds": readme_tables.seeds(inputs["recipes"]),
         "gpu": readme_tables.gpu(inputs["published"]["torch"], pin("torch")),
-        "needs": readme_tables.needs(inputs["published"], inputs["dataset_creation"], italian),
+        "needs": readme_tables.needs(
+            inputs["published"], inputs["dataset_creation"], inputs["memory"], inputs["training"]["padding"], italian
+        ),
         "published": readme_tables.published(inputs["published"], italian.evaluation),
         "sizes": readme_tables.sizes(read_measurement("dataset.json", MEASURED["dataset"])),
         "results": readme_tables.as_list(format_table(rows, demo.evaluation, inputs["comparisons"])),
@@ -163,6 +166,7 @@ def build_parts() -> dict[str, str]:
         "decoding": readme_tables.decoding(inputs["decoding"]),
         "dataset_creation": readme_tables.conversion(inputs["dataset_creation"]),
         "training": readme_tables.training(inputs["training"]),
+        "memory": readme_tables.memory(inputs["memory"]),
         "evaluation": readme_tables.evaluation(inputs["evaluation"]),
         "anchors": readme_tables.anchors(inputs["published"]["italian"]),
     }

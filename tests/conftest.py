@@ -1,6 +1,7 @@
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from forked import Forked
 
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore_glob = []  # tests of what has no package for this Python, see requirements.txt
@@ -35,14 +38,9 @@ def run_script() -> Script:
     """Run one of the three scripts as a user does: run_script("train.py", "--config", …, "training.max_epochs=2")."""
 
     def run(name: str, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: int = 600):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "Fine_tuning" / name), *arguments],
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        process = Forked(name, *arguments, cwd=cwd, env=env)
+        output = process.communicate(timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
     return run
 
@@ -66,6 +64,22 @@ def run_in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         return subprocess.CompletedProcess(sys.argv, status, *capfd.readouterr())
 
     return run
+
+
+# a script, named after it, in two processes that torchrun starts
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def start_by_slurm(name: str, *arguments: str) -> list[Forked]:
+    """Start a script in two processes, each with one thread and with what srun tells it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"JOB_ID": "7", "JOB_NAME": "italian", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "NODEID": "0"}
+    job |= {"NODELIST": "127.0.0.1", "JOB_NODELIST": "127.0.0.1", "STEP_NUM_TASKS": "2"}
+    each = ({f"SLURM_{key}": value for key, value in {**job, "PROCID": rank, "LOCALID": rank}.items()} for rank in "01")
+    common = {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
+    return [Forked(name, *arguments, env={**common, **environment}) for environment in each]
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "__init_
 HEAVY = {"nemo", "torch", "lightning"}
 MAY_IMPORT_HEAVY = {
     "decoding.inference",
+    "decoding.manifest_inference",
     "decoding.openvino_runtime",
     "model.channels_last",
     "model.ctc_model",
@@ -29,6 +30,7 @@ MAY_IMPORT_HEAVY = {
     "training.progress",
     "training.time_left",
     "transcription.recognizer",
+    "distributed",  # where there are several processes
     "model.pretrained",  # to look up a name, not before
 }
 # from the top; those of one line know nothing of each other
@@ -41,7 +43,7 @@ LAYERS = [
     ("audio", "metrics", "model"),
     ("config",),
     ("download",),
-    ("files",),
+    ("distributed", "files"),
     ("errors", "processes", "startup"),
 ]
 

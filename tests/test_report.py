@@ -62,14 +62,21 @@ def test_what_a_machine_needs_follows_from_the_configuration():
     italian = load_config("configs/italian.yaml", ["training.batch_size=4", "dataset.max_duration_s=20"])
     others = {
         "common_voice": {"validated_clips": 36_000, "hours": 100},
-        "quartznet15x5": {"parameters": 1e7, "operations_per_s": [1e12, 1e13], "activation_mb_per_s": 10},
+        "quartznet15x5": {"parameters": 1e7, "operations_per_s": [1e12, 1e13]},
         "torch": {"driver": 580},
     }
     conversion = {"machine": "2 CPU cores (X)", "clips_per_s": {"archive": {"median": 60.0}}}
-    table = readme_tables.needs(others, conversion, italian)
+    memory = {"networks": {"QuartzNet15x5": {"activation_mb_per_s": 10}}}
+    table = readme_tables.needs(others, conversion, memory, {"random": 0.5}, italian)
     assert "about 23 GB: 10.3 for the archive, 12 for the wavs" in table  # 10.33 + 360,000 s of 32,000 bytes + 1
     assert "0.8 GB for the activations of the largest batch (4 clips of 20 s)" in table
     assert "about 10 minutes: 36,000 clips at 60 per second on 2 CPU cores (X)" in table
+
+
+def test_the_memory_of_a_gpu_holds_what_is_left_of_it():
+    network = {"parameters": 2_000_000, "activation_mb_per_s": 10, "state_gb": 4}
+    table = readme_tables.memory({"utterance_s": 16.7, "networks": {"Net": network}})
+    assert "| Net, 2 M parameters | 4.0 GB | 10 MB | 1,520 s | 6,000 s |" in table  # 0.8 of 24 and of 80 GB, less 4
 
 
 def test_what_is_known_of_the_published_run_follows_from_its_figures():
@@ -324,7 +331,8 @@ def test_parameters_are_counted_as_torch_counts_them():
 def test_the_hours_of_a_gpu_follow_from_what_there_is_to_compute():
     italian = load_config("configs/italian.yaml", ["training.max_epochs=10", "dataset.encoder_frames_per_second=50"])
     of = {"common_voice": {"hours": 100}, "quartznet15x5": {"parameters": 1e7, "operations_per_s": [1e12, 1e13]}}
-    hours = gpu_hours(of, italian)  # 2,520,000 s of audio, 126 million frames, 6e7 operations each
+    # 2,520,000 s of audio and as much padding, 252 million frames, 6e7 operations each
+    hours = gpu_hours(of, {"random": 0.5}, italian)
     assert hours == {
-        "operations": "7.6 · 10¹⁵", "slow": "1 · 10¹²", "fast": "1 · 10¹³", "least": "0.21", "most": "2.1"
+        "operations": "1.5 · 10¹⁶", "slow": "1 · 10¹²", "fast": "1 · 10¹³", "least": "0.42", "most": "4.2"
     }  # fmt: skip

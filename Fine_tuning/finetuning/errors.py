@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,20 @@ SIGNAL_ERRORS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether `error` is how Python or torch reports a lack of memory."""
     return isinstance(error, MemoryError) or bool(re.search(OUT_OF_MEMORY, str(error)))
+
+
+def describe_failure(error: Exception) -> str:
+    """Return the reason in one sentence, whatever was raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "not enough memory: finished work is kept; free some and rerun the same command"
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot read or write {error.filename} ({error.strerror}); fix this and rerun"
+    message = next(iter(str(error).strip().splitlines()), "")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {message} ({where}); fix this or leave the model out"
 
 
 def run_script(script: Callable[[], None]) -> None:

@@ -46,6 +46,33 @@ def finish(folder: Path) -> None:
     predictions.finish_predictions(folder, found, spans, 4)
 
 
+@pytest.mark.parametrize("own", [(), (0,), (1, 2)], ids=str)
+@pytest.mark.parametrize("shares", [{1: (0, 1, 2)}, {1: (2,), 2: (1, 0)}, {3: (1, 0, 2), 1: (0,)}], ids=str)
+def test_shares_of_several_processes_become_what_one_writes(
+    tmp_path: Path, own: tuple[int, ...], shares: dict[int, tuple[int, ...]]
+) -> None:
+    order, alone, together = [1, 2, 0], tmp_path / "alone", tmp_path / "together"
+    for folder in (alone, together):
+        prediction_cache.prepare_folder(folder, {"model": "x"})
+    append(alone, *order)
+    append(together, *own)
+    for rank, numbers in shares.items():
+        share = partial_predictions.share_folder(together, rank)
+        share.mkdir()
+        append(share, *numbers)
+    with (together / LOG_PROBS).open("ab") as log_probs:
+        log_probs.write(OWN[2].tobytes())  # of a process that was killed before it wrote the line
+    for folder in (alone, together):
+        done = partial_predictions.merge_shares(folder, ROWS, 4)
+        done = predictions.sort_log_probs(folder, done, order, 4)
+        rows, spans = zip(*(done[number] for number in range(3)), strict=True)
+        predictions.finish_predictions(folder, rows, spans, 4)
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (alone, together)]
+    assert files[0] == files[1] and len(files[0]) == 4
+    for expected, log_probs in zip(OWN, predictions.read_log_probs(together), strict=True):
+        np.testing.assert_array_equal(log_probs, expected)
+
+
 def test_an_interrupted_run_keeps_what_it_finished(tmp_path: Path) -> None:
     prediction_cache.prepare_folder(tmp_path, {"model": "x"})
     append(tmp_path, 2, 0, vocab_size=0)

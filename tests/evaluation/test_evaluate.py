@@ -1,13 +1,10 @@
 """Step 3 as a user runs it."""
 
 import json
-import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -18,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, Script, assert_refused
+from conftest import ROOT, Script, assert_refused, start_by_slurm
 from finetuning.data.manifest import read_manifest
 from finetuning.decoding import prediction_cache
 from finetuning.errors import UserError
+from forked import Forked
 from small import ENGLISH, ITALIAN, lively_model, write_clips
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # small matrices: a second thread costs more than it does
@@ -184,12 +182,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     part = tmp_path / "predictions" / "italian" / "predictions.jsonl.part"
     command = options(tmp_path, data, str(models / "italian.nemo"))
-    script = [sys.executable, str(ROOT / "Fine_tuning" / "evaluate.py"), *command]
-    null = subprocess.DEVNULL
-    with subprocess.Popen(script, env={**os.environ, **ONE_THREAD}, stdout=null, stderr=null) as process:
-        while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n") > 2):
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
+    process = Forked("evaluate.py", *command, env=ONE_THREAD)
+    while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n") > 2):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
     assert not (part.parent / "predictions.jsonl").exists(), "it was killed too late"
     whole = part.read_bytes()[: part.read_bytes().rindex(b"\n") + 1]
     part.write_bytes(whole + b'{"utterance": 3, "audio_fi')
@@ -202,10 +199,61 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert not part.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_when_one_of_two_processes_is_killed_a_rerun_resumes_with_what_both_have_done(
+    evaluated: tuple[Path, subprocess.CompletedProcess[str]],
+    run_script: Script,
+    models: Path,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    work = tmp_path / "predictions" / "italian"
+    command = options(tmp_path, data, str(models / "italian.nemo"))
+    processes = start_by_slurm("evaluate.py", *command)
+    share = work / "share-1" / "predictions.jsonl.part"
+    while all(process.poll() is None for process in processes) and not (share.is_file() and share.stat().st_size):
+        time.sleep(0.001)
+    processes[1].kill()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    ended = subprocess.CompletedProcess([], processes[0].returncode, *outputs[0])
+    assert_refused(ended, "another process of those that share this task has ended", "rerun the same command")
+    done = share.read_bytes().count(b"\n") + (work / "predictions.jsonl.part").read_bytes().count(b"\n")
+
+    resumed = run_script("evaluate.py", *command, env=ONE_THREAD)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"italian: resumes after {done} of 24 utterances" in resumed.stdout
+    for name in ("results/italian.json", "predictions/italian/predictions.jsonl"):
+        assert (tmp_path / name).read_bytes() == (evaluated[0] / name).read_bytes()
+    assert not share.parent.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_what_another_process_cannot_read_is_said_and_the_next_model_is_evaluated(
+    models: Path, data: Path, tmp_path: Path
+) -> None:
+    """The second longest clip, which is the second process's first, is gone."""
+    shutil.copytree(data, tmp_path / "it")
+    durations = {u.audio_filepath: u.duration for u in read_manifest(data / "test_manifest.json")}
+    gone = sorted(durations, key=durations.get)[-2]
+    manifest = tmp_path / "it" / "test_manifest.json"
+    first = manifest.read_text(encoding="utf-8").splitlines(keepends=True)[:8]
+    manifest.write_text("".join(first), encoding="utf-8")
+    (tmp_path / "it" / gone).write_bytes(b"RIFF")
+    names = [str(models / f"{name}.nemo") for name in ("english", "italian")]
+    processes = start_by_slurm("evaluate.py", *options(tmp_path, tmp_path / "it", *names))
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 0], outputs
+    for name in ("english", "italian"):
+        assert f"{name} is not evaluated: process 1: cannot read {tmp_path / 'it' / gone}" in outputs[0][1]
+    assert "evaluate.py: error: not evaluated, for the reasons above: english, italian" in outputs[0][1]
+
+
 @pytest.mark.nemo
 def test_the_time_of_an_interrupted_pass_is_added_up(models: Path, data: Path, tmp_path: Path) -> None:
     """Stopped by a wav that is gone, the last of six: those that are being computed then are not counted."""
-    from finetuning.decoding.inference import run_inference
+    from finetuning.decoding.manifest_inference import run_inference
     from finetuning.model.ctc_model import restore_model
 
     shutil.copytree(data, tmp_path / "it")

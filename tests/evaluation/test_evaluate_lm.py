@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import soundfile
 
-from conftest import ROOT, Script, assert_refused
+from conftest import ROOT, TORCHRUN, Script, assert_refused
+from forked import Forked
 from small import ITALIAN, lively_model, write_clips
 
 pytestmark = pytest.mark.nemo
@@ -97,19 +98,18 @@ def both(
     """A run with it, beside which others are started: into the same folders, one of them, and into others."""
     out = tmp_path_factory.mktemp("both")
     command = [*options(out, data, model), "evaluation.decoder=lm"]
-    script, pipe = [sys.executable, str(ROOT / "Fine_tuning" / "evaluate.py")], subprocess.PIPE
-    with subprocess.Popen(
-        [*script, *command], env={**os.environ, **ONE_THREAD}, stdout=pipe, stderr=pipe, text=True
-    ) as first:
-        while not (out / "results").is_dir():
-            time.sleep(0.01)
-        time.sleep(0.2)
-        same = run_script("evaluate.py", *command)
-        results = run_script("evaluate.py", *command, f"evaluation.predictions={out}/others")
-        others = [f"evaluation.predictions={out}/others", f"evaluation.results={out}/others"]
-        elsewhere = run_script("evaluate.py", *command, *others, "evaluation.models=[gone.nemo]")
-        assert first.poll() is None, "it has ended too early for this test"
-        printed, said = first.communicate()
+    first = Forked("evaluate.py", *command, env=ONE_THREAD)
+    while not (out / "results").is_dir():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    first.send_signal(signal.SIGSTOP)
+    same = run_script("evaluate.py", *command)
+    results = run_script("evaluate.py", *command, f"evaluation.predictions={out}/others")
+    others = [f"evaluation.predictions={out}/others", f"evaluation.results={out}/others"]
+    elsewhere = run_script("evaluate.py", *command, *others, "evaluation.models=[gone.nemo]")
+    assert first.poll() is None, "it has ended too early for this test"
+    first.send_signal(signal.SIGCONT)
+    printed, said = first.communicate()
     assert_refused(same, f"another run is writing to {out}/predictions; wait until it has finished")
     assert_refused(results, f"another run is writing to {out}/results; wait until it has finished")
     assert_refused(elsewhere, "not evaluated, for the reasons above: gone")
@@ -154,6 +154,20 @@ def test_each_model_has_a_row_by_each_decoder(both: Finished, data: Path, langua
         assert cells[2:] == counts
     for chatter in ("Loading the LM", "NeMo W", "Traceback"):
         assert chatter not in process.stdout + process.stderr
+
+
+def test_two_processes_write_what_one_writes(both: Finished, data: Path, model: Path, tmp_path: Path) -> None:
+    command = [*TORCHRUN, str(ROOT / "Fine_tuning" / "evaluate.py"), *options(tmp_path, data, model)]
+    together = subprocess.run([*command, "evaluation.decoder=lm"], capture_output=True, text=True)
+    assert together.returncode == 0, together.stderr
+    assert kept(tmp_path) == kept(both[0]) and len(kept(tmp_path)) > 10
+    assert "openvino, 1 thread(s), 2 processes)" in together.stdout
+    assert together.stdout.count("| italian ") == both[1].stdout.count("| italian "), "one table"
+    timing = json.loads((tmp_path / "predictions" / "italian" / "inference.json").read_text())
+    assert timing["audio_seconds"] == pytest.approx(
+        sum(row["duration"] for row in lines(data / "test_manifest.json")), abs=0.01
+    )
+    assert not list(tmp_path.rglob("share-*"))
 
 
 def test_predictions_differ_by_their_texts_alone(both: Finished, data: Path) -> None:

@@ -2,20 +2,19 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Script, assert_refused
+from conftest import ROOT, Script, assert_refused, start_by_slurm
+from forked import Forked
 
 pytestmark = [pytest.mark.nemo, pytest.mark.slow]
 
 TOGETHER = ("training.devices=2", "training.accelerator=cpu", "training.workers=0", "training.batch_size=3")
-ONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+ONE = {"OMP_NUM_THREADS": "1"}
 # what each process ends with, beside what train.py writes
 EACH_RANK = """
 import os, sys
@@ -28,7 +27,7 @@ arguments = sys.argv[1:]
 experiment = loading.load_config(arguments[0], arguments[1:])
 model = fine_tuning.load_starting_model(experiment, schema.resolve_path(experiment.model.base))
 fine_tuning.fit(model, experiment, Path(experiment.training.output))
-torch.save(model.state_dict(), f"{{experiment.training.output}}/rank {{os.environ['RANK']}}.pt")
+torch.save(model.state_dict(), f"{{experiment.training.output}}/rank {{os.environ['SLURM_PROCID']}}.pt")
 """
 
 
@@ -39,10 +38,11 @@ def test_two_processes_end_alike_and_learn_what_one_learns_with_batches_of_twice
 
     script, two, one = tmp_path / "each_rank.py", tmp_path / "two", tmp_path / "one"
     script.write_text(EACH_RANK.format(folder=str(ROOT / "Fine_tuning")))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    command = [*torchrun, str(tiny_config), *TOGETHER, f"training.output={two}"]
-    output = subprocess.run(command, env=ONE, check=True, stdout=subprocess.PIPE, text=True).stdout
-    assert output.count("epoch   3") == 1  # only rank 0 prints
+    command = [str(script), str(tiny_config), *TOGETHER, f"training.output={two}"]
+    processes = start_by_slurm(*command)
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [output.count("epoch   3") for output, _ in outputs] == [1, 0]  # only rank 0 prints
     first, second = (torch.load(two / f"rank {rank}.pt") for rank in (0, 1))
     parameters = [name for name in first if "running_" not in name and "num_batches" not in name]
     assert len(parameters) > 50
@@ -63,10 +63,7 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_later(
     tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
 ):
     arguments = ["--config", str(tiny_config), *TOGETHER, f"training.output={tmp_path / 'run'}"]
-    script = str(ROOT / "Fine_tuning" / "train.py")
-    process = subprocess.Popen(
-        [sys.executable, script, *arguments], env=ONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Forked("train.py", *arguments, env=ONE)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     while not last.is_file():
         assert process.poll() is None, process.communicate()
@@ -85,39 +82,18 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_later(
     assert (tmp_path / "run" / "Model-IT-finetuned.nemo").is_file()
 
 
-def started_by_slurm(command: list[str], port: int) -> list[subprocess.Popen[str]]:
-    """Two processes with what srun tells each of them."""
-    job = {"JOB_ID": "7", "JOB_NAME": "italian", "NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "NODEID": "0"}
-    job |= {"NODELIST": "127.0.0.1", "JOB_NODELIST": "127.0.0.1"}
-    environments = [{**job, "PROCID": number, "LOCALID": number} for number in "01"]
-    return [
-        subprocess.Popen(
-            command,
-            env={**ONE, "MASTER_PORT": str(port), **{f"SLURM_{key}": value for key, value in each.items()}},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for each in environments
-    ]
-
-
 def test_a_job_of_slurm_is_stopped_at_its_time_limit_and_goes_on(tiny_config: Path, tiny_dataset: Path, tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = str(ROOT / "Fine_tuning" / "train.py")
     overrides = (*TOGETHER, f"training.output={tmp_path}")
-    command = [sys.executable, script, "--config", str(tiny_config), *overrides]
-    processes = started_by_slurm(command, port)
+    command = ["train.py", "--config", str(tiny_config), *overrides]
+    processes = start_by_slurm(*command)
     while not (tmp_path / "checkpoints" / "last.ckpt").is_file():
         assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
         time.sleep(0.05)
     for process in processes:
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
-    processes = started_by_slurm(command, port)
+    processes = start_by_slurm(*command)
     first, second = (process.communicate(timeout=300) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], (first, second)
     assert first[0].count("Resuming from") == 1 and "Resuming from" not in second[0]

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_train import progress
 
 from conftest import ROOT, Script, assert_refused
 from families import stock_model
 from finetuning.data.manifest import read_manifest
 from finetuning.errors import UserError
+from forked import Forked
 
 pytestmark = [pytest.mark.nemo, pytest.mark.slow]
 
@@ -76,6 +79,11 @@ def test_any_family_is_trained_resumed_and_evaluated(
     assert "Resuming from" in resumed.stdout
     one, other = (weights(run / "checkpoints" / "last.ckpt") for run in (tmp_path / "run", again))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    if vocabulary == "subwords":  # another tokenizer of as many pieces
+        (again / "Model-IT-finetuned.nemo").unlink()
+        (again / "run.json").write_text(json.dumps(record | {"tokenizer": record["tokenizer"][::-1]}))
+        replaced = run_in_process("train.py", *arguments(tiny_config, again, *overrides))
+        assert_refused(replaced, f"the tokenizer in {again} is not the one this run was started with")
 
     language_model = run_in_process(
         "train_language_model.py", "--config", str(tiny_config), f"language_model.output={tmp_path / 'lm'}"
@@ -122,6 +130,19 @@ def test_accumulated_batches_and_a_number_of_steps(
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False)
     assert (state["global_step"], state["epoch"]) == (6, 1)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["epochs"] == 2
+
+    again = ["train.py", *run, "training.checkpoint_minutes=0", f"training.output={tmp_path / 'again'}"]
+    process, last = Forked(*again), tmp_path / "again" / "checkpoints" / "last.ckpt"
+    while not (last.is_file() and progress(last)[1] in (2, 3, 4, 5)):
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert progress(last)[1] % 2 == 0, "between two steps"
+    resumed = run_in_process(*again)
+    assert resumed.returncode == 0 and "Resuming from" in resumed.stdout, resumed.stderr[-2000:]
+    one, other = (weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("run", "again"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_refusals(bases: Any, tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_in_process: Script) -> None:

@@ -3,11 +3,7 @@
 import csv
 import gzip
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -19,6 +15,7 @@ import pytest
 
 from conftest import ROOT, Script, assert_refused
 from finetuning.model.vocabulary import Vocabulary
+from forked import Forked
 from small import as_published, config_changed, rewritten
 
 pytestmark = pytest.mark.nemo
@@ -174,10 +171,10 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     where: list[tuple[int, int]],
 ):
     command = [
-        sys.executable, str(ROOT / "Fine_tuning" / "train.py"), "--config", str(tiny_config),
-        f"training.checkpoint_minutes={minutes}", f"training.workers={workers}", f"training.output={tmp_path / 'run'}",
+        "train.py", "--config", str(tiny_config), f"training.checkpoint_minutes={minutes}",
+        f"training.workers={workers}", f"training.output={tmp_path / 'run'}",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Forked(*command)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while True:
@@ -187,11 +184,11 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
         with suppress(FileNotFoundError):
             if progress(last) in where:
                 break
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
 
     moved = (tmp_path / "run").rename(tmp_path / "moved")  # as to another disk
-    resumed = run_script("train.py", *command[2:-1], f"training.output={moved}")
+    resumed = run_script(*command[:-1], f"training.output={moved}")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "Resuming from" in resumed.stdout
     assert {path.name for path in (moved / "checkpoints").glob("[lp.]*")} == {"last.ckpt", "previous.ckpt"}

@@ -2,10 +2,6 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -17,10 +13,11 @@ import pytest
 import soundfile
 from test_transcripts import parse
 
-from conftest import ROOT, Script, assert_refused
+from conftest import ROOT, Script, assert_refused, start_by_slurm
 from finetuning.data.manifest import Utterance
 from finetuning.transcription.segmentation import MAX_SEGMENT_S, Segment, iter_segments
 from finetuning.transcription.transcripts import Passage, format_transcript
+from forked import Forked
 
 RATE = 16000
 MODEL = ROOT / "models" / "demo" / "quartznet_small_en.nemo"
@@ -65,12 +62,11 @@ def transcribed(talks: Path, run_script: Script, tmp_path_factory: pytest.TempPa
     """Where the transcripts are, and the last words, of a run that was killed in the long one and started again."""
     out = tmp_path_factory.mktemp("transcripts") / "out"
     command = [str(MODEL), str(talks), "--format", "jsonl", "--output", str(out)]
-    script = [sys.executable, str(ROOT / "Fine_tuning" / "transcribe.py"), *command]
-    null = subprocess.DEVNULL
-    with subprocess.Popen(script, env={**os.environ, **ONE_THREAD}, stdout=null, stderr=null) as process:
-        while process.poll() is None and not (out / "cut.jsonl").is_file():
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
+    process = Forked("transcribe.py", *command, env=ONE_THREAD)
+    while process.poll() is None and not (out / "cut.jsonl").is_file():
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
     assert sorted(path.name for path in out.glob("*.jsonl")) == [
         ".transcribed.jsonl",
         "a.jsonl",
@@ -124,6 +120,30 @@ def test_a_killed_run_goes_on_and_what_is_wrong_is_named(transcribed: tuple[Path
     assert sum(line["duration"] for line in lines(out / "cut.jsonl")) > 5
     for chatter in ("NeMo W", "NeMo I", "OneLogger", "Warning", "Traceback", "Illegal"):
         assert chatter not in said
+
+
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_two_processes_share_the_recordings(
+    transcribed: tuple[Path, str], talks: Path, run_script: Script, tmp_path: Path
+) -> None:
+    given = [str(talks / name) for name in ("a.wav", "b.flac", "cut.mp3", "long.wav")]
+    command = [str(MODEL), *given, "--format", "jsonl", "--output", str(tmp_path)]
+    processes = start_by_slurm("transcribe.py", *command)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 0], outputs
+    assert "1 of 4 recordings are not transcribed, or not wholly" in outputs[0][1], outputs
+    for name in ("a", "b", "cut", "long"):
+        transcript = f"{name}.jsonl"
+        assert (tmp_path / transcript).read_bytes() == (transcribed[0] / transcript).read_bytes()
+    assert len(lines(tmp_path / ".transcribed-1.jsonl")) == 2
+    again = run_script("transcribe.py", *command, env=ONE_THREAD)
+    assert "3 of 4 recordings are transcribed already" in again.stderr
+    assert not (tmp_path / ".transcribed-1.jsonl").exists() and len(lines(tmp_path / ".transcribed.jsonl")) == 5
+
+    first, second = start_by_slurm("transcribe.py", str(MODEL), given[0])
+    assert "2 processes cannot print their transcripts in order; type --output FOLDER" in first.communicate()[1]
+    assert second.wait() == 0
 
 
 @pytest.mark.nemo

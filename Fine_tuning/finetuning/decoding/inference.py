@@ -1,6 +1,5 @@
 """Wavs -> features -> log-probabilities: the one way this project runs a model."""
 
-import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,18 +10,14 @@ import soundfile
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from finetuning.audio.decoding import SAMPLE_RATE, check_not_truncated
 from finetuning.data.manifest import Utterance
 from finetuning.data.shard_reader import ShardMember, open_wav
-from finetuning.decoding import predictions
 from finetuning.decoding.greedy import greedy_decode
-from finetuning.decoding.openvino_runtime import load_network, run_network
-from finetuning.decoding.partial_predictions import open_partial, read_partial
-from finetuning.decoding.predictions import ModelOutput, Prediction
+from finetuning.decoding.openvino_runtime import run_network
+from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
-from finetuning.files import write_json
 from finetuning.model.channels_last import use_channels_last
 from finetuning.model.ctc_model import get_vocabulary, sample_rate
 from finetuning.model.vocabulary import Vocabulary
@@ -45,55 +40,6 @@ def describe_device(model: EncDecCTCModel, network: "openvino.CompiledModel | No
     return {"device": model.device.type, "by": library, "threads": torch.get_num_threads()}
 
 
-def run_inference(
-    name: str,
-    model: EncDecCTCModel,
-    path: Path,
-    utterances: list[Utterance],
-    folder: Path,
-    work: Path,
-    batch_size: int,
-    save_log_probs: bool = False,
-) -> ModelOutput:
-    """Return the greedy predictions of one pass over the utterances, or of what is left of it, and save them in `work`.
-
-    `path`: the file of `model`; `folder`: of the utterances' manifest. The progress bar is in seconds of audio.
-    inference.json states seconds, seconds of audio, device and threads: a resumed pass adds its own, while a pass that
-    was killed is in neither of the sums.
-    """
-    vocabulary = get_vocabulary(model)
-    write_json(work / predictions.VOCABULARY, vocabulary.as_json())
-    vocab_size = len(vocabulary) + 1 if save_log_probs else 0
-    done = read_partial(work, utterances, vocab_size)
-    if done:
-        print(f"{name}: resumes after {len(done):,} of {len(utterances):,} utterances")
-    else:
-        for stale in (predictions.TIMING, predictions.LOG_PROBS, predictions.LOG_PROBS_INDEX):
-            (work / stale).unlink(missing_ok=True)
-    before = predictions.read_timing(work) or {}
-    seconds, audio_seconds = before.get("seconds", 0.0), before.get("audio_seconds", 0.0)
-    network = load_network(prepare_for_inference(model), path)
-    bar = tqdm(desc=name, total=round(sum(u.duration for u in utterances)), unit="s", unit_scale=True)
-    with open_partial(work, vocab_size) as partial, bar:
-        bar.update(sum(prediction.duration for prediction, _ in done.values()))
-        try:
-            start = time.perf_counter()
-            for number, prediction, log_probs in iter_predictions(model, network, utterances, folder, batch_size, done):
-                seconds += time.perf_counter() - start
-                audio_seconds += prediction.duration
-                if number not in done:
-                    done[number] = prediction, partial.append(number, prediction, log_probs)
-                    bar.update(prediction.duration)
-                start = time.perf_counter()
-        finally:
-            timing = {"seconds": round(seconds, 3), "audio_seconds": round(audio_seconds, 3)}
-            timing |= describe_device(model, network)
-            write_json(work / predictions.TIMING, timing)
-    in_order, spans = zip(*(done[number] for number in range(len(utterances))), strict=True)
-    predictions.finish_predictions(work, in_order, spans if save_log_probs else None, vocab_size)
-    return ModelOutput(list(in_order), vocabulary, timing)
-
-
 def predict(
     model: EncDecCTCModel,
     network: "openvino.CompiledModel | None",
@@ -114,19 +60,21 @@ def iter_predictions(
     folder: Path,
     batch_size: int,
     done: Container[int] = (),
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, Prediction, np.ndarray]]:
     """Yield number, greedy prediction and log-probabilities, (T, vocabulary + 1), of each utterance, the longest first.
 
     `folder` is that of their manifest. With `network`, which `load_network` returns for `model`, utterances are run one
     by one; without, in batches. A batch whose numbers are all `done` is skipped; any other is run whole, so that a
-    resumed run computes what an uninterrupted one does.
+    resumed run computes what an uninterrupted one does. `share`: this process's number and that of all processes, which
+    take the batches in turn.
     """
     vocabulary = get_vocabulary(prepare_for_inference(model))
     planned = [
         numbers
         for numbers in plan_batches(utterances, 1 if network else batch_size)
         if not all(number in done for number in numbers)
-    ]
+    ][share[0] :: share[1]]
     rate = sample_rate(model)
     batched = ([utterances[number] for number in numbers] for numbers in planned)
     wavs = ([read_wav(u.wav(folder), rate, u.duration) for u in batch] for batch in batched)

@@ -1,10 +1,12 @@
 """The predictions of a run that has not ended, kept one by one, so that a rerun resumes where it stopped.
 
 `predictions.jsonl.part` has a line for each utterance in the order of inference, with its number in the manifest and,
-where log-probabilities are saved, their place in `log_probabilities.f32` and their CRC-32.
+where log-probabilities are saved, their place in `log_probabilities.f32` and their CRC-32. Of several processes that
+share a run, each but the first has both files in a folder of its own, `share-<rank>`.
 """
 
 import json
+import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -51,6 +53,27 @@ def read_partial(
             done[number] = prediction, span and tuple(span)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             continue
+    return done
+
+
+def share_folder(folder: Path, rank: int) -> Path:
+    """Return where the process `rank` of those that share a run keeps its predictions."""
+    return folder / f"share-{rank}" if rank else folder
+
+
+def merge_shares(
+    folder: Path, utterances: Sequence[Utterance | Prediction], vocab_size: int = 0
+) -> dict[int, tuple[Prediction, Span | None]]:
+    """Return what `read_partial` does, after the shares of other processes have been appended to it and removed."""
+    done = read_partial(folder, utterances, vocab_size)
+    for share in sorted(folder.glob("share-*")):
+        log_probs = map_log_probs(share, vocab_size) if vocab_size else np.zeros((0, 0))
+        with open_partial(folder, vocab_size) as partial:
+            for number, (prediction, span) in read_partial(share, utterances, vocab_size).items():
+                if number not in done:
+                    rows = utterance_log_probs(log_probs, span or (0, 0))
+                    done[number] = prediction, partial.append(number, prediction, rows)
+        shutil.rmtree(share)
     return done
 
 

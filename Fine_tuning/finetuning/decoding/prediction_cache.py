@@ -1,5 +1,6 @@
 """Whether the predictions in a folder can be used again: made from the same inputs, and as they were written."""
 
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def discard_predictions(folder: Path) -> None:
     """Remove the predictions in `folder`, complete or partial, and their log-probabilities."""
     for name in (INPUTS, PREDICTIONS, partial_path(folder).name, LOG_PROBS, LOG_PROBS_INDEX):
         (folder / name).unlink(missing_ok=True)
+    for share in folder.glob("share-*"):
+        shutil.rmtree(share)
 
 
 def audio_state(utterances: Iterable[Utterance], folder: Path) -> str:

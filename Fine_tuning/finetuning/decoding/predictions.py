@@ -7,7 +7,7 @@ of all utterances, frame after frame, and `log_probabilities.json` which frames 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetuning.errors import UserError
-from finetuning.files import atomic_open, parse_json, read_json, sha256, write_json
+from finetuning.files import atomic_open, atomic_path, parse_json, read_json, sha256, write_json
 from finetuning.model.vocabulary import Vocabulary
 
 PREDICTIONS, INPUTS, VOCABULARY, TIMING = "predictions.jsonl", "inputs.json", "vocabulary.json", "inference.json"
@@ -111,6 +111,23 @@ def finish_predictions(
     written = {file.name: [file.stat().st_size, sha256(file)] for file in files if file.is_file()}
     write_json(folder / INPUTS, {**read_inputs(folder), WRITTEN: written})
     partial_path(folder).unlink(missing_ok=True)
+
+
+def sort_log_probs(
+    folder: Path, finished: dict[int, tuple[Prediction, Span]], order: Sequence[int], vocab_size: int
+) -> dict[int, tuple[Prediction, Span]]:
+    """Return predictions and places of log-probabilities after these were written in this `order` of utterances.
+
+    It is that of one process that is never interrupted: others leave them in another order, or frames of nobody.
+    """
+    starts = np.cumsum([0, *(finished[number][1][1] for number in order)]).tolist()
+    places = {number: (start, finished[number][1][1]) for number, start in zip(order, starts, strict=False)}
+    log_probs = map_log_probs(folder, vocab_size)  # (frames of all, V + 1)
+    if len(log_probs) > starts[-1] or any(finished[number][1] != place for number, place in places.items()):
+        with atomic_path(folder / LOG_PROBS) as temporary, temporary.open("wb") as file:
+            for number in order:
+                file.write(utterance_log_probs(log_probs, finished[number][1]).tobytes())
+    return {number: (finished[number][0], place) for number, place in places.items()}
 
 
 def read_log_probs(folder: Path) -> list[np.ndarray]:

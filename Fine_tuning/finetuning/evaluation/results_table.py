@@ -121,7 +121,8 @@ def format_real_time_factor(name: str, timing: dict[str, Any] | None) -> str:
     if not timing or not timing["audio_seconds"]:
         return f"{name} not measured"
     threads = f", {timing['by']}, {timing['threads']} thread(s)" if timing["device"] == "cpu" else ""
-    return f"{name} {timing['seconds'] / timing['audio_seconds']:.2g} ({timing['device']}{threads})"
+    processes = f", {timing['processes']} processes" if "processes" in timing else ""
+    return f"{name} {timing['seconds'] / timing['audio_seconds']:.2g} ({timing['device']}{threads}{processes})"
 
 
 def _rate(row: Result, name: str) -> str:

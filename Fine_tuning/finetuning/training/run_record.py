@@ -1,5 +1,6 @@
 """The record of a training run: what it was made from, complete enough to repeat it and to notice a change."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from finetuning.config import schema as experiment
 from finetuning.data.manifest import manifest_path
 from finetuning.errors import UserError
 from finetuning.files import changed_keys, read_json, sha256, write_json
+from finetuning.model.vocabulary import Vocabulary
 
 RECORD = "run.json"
 PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer", "numpy", "soundfile", "librosa")
@@ -78,6 +80,18 @@ def start_run(
             f"type training.output=… to start another one, or delete the folder"
         )
     return existing
+
+
+def check_tokenizer(output: Path, record: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """Add the hash of the tokenizer to the record; raise UserError where it is not the one the run was started with."""
+    if not vocabulary.sentencepiece:
+        return
+    digest = hashlib.sha256(vocabulary.sentencepiece).hexdigest()
+    if record.setdefault("tokenizer", digest) != digest:
+        raise UserError(
+            f"the tokenizer in {output} is not the one this run was started with; restore it, type training.output=… "
+            "for another run, or delete the folder"
+        )
 
 
 def list_checkpoints(output: Path) -> Iterator[Path]:

@@ -1,7 +1,8 @@
 """What is said in recordings: which files they are, their transcripts in three formats, and which are finished.
 
 In a folder of transcripts: one file a recording and `.transcribed.jsonl`, a line a transcript that says of which sound
-and by which model it is.
+and by which model it is. Of several processes each but the first has a log of its own, `.transcribed-<rank>.jsonl`,
+until the next run.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from finetuning.files import atomic_open, ensure_writable_dir, parse_json, remov
 from finetuning.transcription.subtitles import Word, format_srt
 
 SUFFIXES = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt"}
-LOG = ".transcribed.jsonl"
+LOG, LOG_OF_RANK = ".transcribed.jsonl", ".transcribed-{}.jsonl"
 NO_SUFFIX = {"raw", "mat4", "mat5", "sd2"}  # libsndfile's formats that do not say what they hold, or are no sound
 BY_FFMPEG = (
     "aac ac3 aif aifc amr ape asf avi flv m2ts m4a m4b m4v mka mkv mov mp2 mp4 mpeg mpg oga ogv opus qta snd sph spx "
@@ -101,10 +102,12 @@ def format_transcript(style: str, audio: Path, passages: Sequence[Passage], name
 class TranscriptFolder:
     """The finished transcripts of a folder: of one format, by one model."""
 
-    def __init__(self, folder: Path, style: str, model: str) -> None:
-        """`model`: its SHA-256."""
+    def __init__(self, folder: Path, style: str, model: str, rank: int = 0) -> None:
+        """`model`: its SHA-256; `rank`: of this process."""
         self.folder, self.suffix, self.model = folder, SUFFIXES[style], model
-        self.log = _readable(folder / LOG)
+        self.logs = [folder / LOG, *sorted(folder.glob(LOG_OF_RANK.format("*")))]
+        self.log = {name: entry for log in self.logs for name, entry in _readable(log).items()}
+        self.own_log = folder / (LOG_OF_RANK.format(rank) if rank else LOG)
         self.changed: list[Path] = []  # transcripts of damaged recordings, changed since: they are left as they are
 
     def path(self, recording: Recording) -> Path:
@@ -130,6 +133,8 @@ class TranscriptFolder:
                 remove_stale_temp_files(folder)
         with atomic_open(self.folder / LOG) as lines:  # without a line cut short
             lines.writelines(map(_line, self.log.values()))
+        for log in self.logs[1:]:
+            log.unlink(missing_ok=True)
         return left
 
     def _has(self, recording: Recording) -> bool:
@@ -168,7 +173,7 @@ class TranscriptFolder:
         texts.append(hashlib.sha256(transcript.encode()).hexdigest())
         entry = {"transcript": name, "audio": sha256(recording.audio), "model": self.model, "whole": whole}
         self.log[name] = entry | {"texts": texts}
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:  # first: what is not in it is never replaced
+        with self.own_log.open("a", encoding="utf-8") as log:  # first: what is not in it is never replaced
             log.write(_line(self.log[name]))
         with atomic_open(path) as text:
             text.write(transcript)
