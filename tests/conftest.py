@@ -25,11 +25,12 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what runs a whole script or a browser, and begin with the files that take longest."""
+    """Mark as slow what runs a whole script or a browser or tries many inputs; begin with what takes longest."""
     longest = ("training", "transcription", "evaluation")
     items.sort(key=lambda item: longest.index(item.path.parent.name) if item.path.parent.name in longest else 3)
     for item in items:
-        if not {"run_script", "run_in_process", "browser"}.isdisjoint(getattr(item, "fixturenames", ())):
+        runs_script = not {"run_script", "run_in_process", "browser"}.isdisjoint(getattr(item, "fixturenames", ()))
+        if runs_script or getattr(item.obj, "is_hypothesis_test", False):
             item.add_marker(pytest.mark.slow)
 
 
@@ -38,9 +39,14 @@ def run_script() -> Script:
     """Run one of the three scripts as a user does: run_script("train.py", "--config", …, "training.max_epochs=2")."""
 
     def run(name: str, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: int = 600):
-        process = Forked(name, *arguments, cwd=cwd, env=env)
-        output = process.communicate(timeout)
-        return subprocess.CompletedProcess(process.args, process.returncode, *output)
+        if {*(env or {})} <= {"OMP_NUM_THREADS"}:
+            process = Forked(name, *arguments, cwd=cwd, env=env)
+            output = process.communicate(timeout)
+            return subprocess.CompletedProcess(process.args, process.returncode, *output)
+        command = [sys.executable, str(ROOT / "Fine_tuning" / name), *arguments]
+        return subprocess.run(  # a library may read what is set while it is imported
+            command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=timeout
+        )
 
     return run
 

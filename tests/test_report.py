@@ -28,6 +28,7 @@ def made() -> dict[Path, bytes]:
     return report.build_files()
 
 
+@pytest.mark.slow
 def test_what_follows_from_the_results_is_not_stale(made: dict[Path, bytes]):
     pinned = all(version(name) == pins("requirements.txt")[name] for name in DRAWN_BY)
     compared = [path for path in made if pinned or path.suffix in TEXT]
@@ -277,6 +278,7 @@ def told(recipes: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "variants", [("demo", "warm"), ("demo", "warm", "half of the hours", "always frozen"), tuple(RECIPES)]
 )
+@pytest.mark.slow
 def test_the_paper_says_nothing_of_what_was_not_measured(variants: tuple[str, ...]):
     recipes = made_up(*variants)
     said, pictures = told(recipes), report.draw_figures(recipes, read_metrics(report.REFERENCE / "metrics.csv"))

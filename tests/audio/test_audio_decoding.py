@@ -213,6 +213,7 @@ def test_without_any_ffmpeg_the_detail_says_so(monkeypatch: pytest.MonkeyPatch) 
         decoding.decode_audio(b"no sound" * 100)
 
 
+@pytest.mark.slow
 def test_silence_is_trimmed_at_both_ends_only(tmp_path: Path) -> None:
     sound, rate = soundfile.read(io.BytesIO(tone(440, 16000, 1, 1.0, "WAV")))
     silence = np.zeros(rate)

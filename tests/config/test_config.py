@@ -178,6 +178,7 @@ def test_what_may_change_while_a_step_resumes():
         ("language_model.sources=[]", ["language_model.sources: the weights must add up to 1"]),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_override_is_refused_by_name(override: str, words: list[str]):
     with pytest.raises(UserError) as refusal:
         load_config("configs/italian.yaml", [override])

@@ -80,6 +80,7 @@ def test_the_summary_says_how_much_of_test_training_knows(config: Config) -> Non
     )
 
 
+@pytest.mark.slow
 def test_the_same_dataset_gives_the_same_picture_whatever_the_user_s_matplotlib_is_set_to(
     config: Config, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ write(pathlib.Path(sys.argv[1]), load_config("configs/demo.yaml", []), small(), 
     assert picture.startswith(b"\x89PNG") and b"tEXt" not in picture and b"tIME" not in picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speaker", ["s", ""])
 @pytest.mark.parametrize("left_out", [[], rejected("too_long")])
 def test_any_dataset_can_be_drawn(config: Config, tmp_path: Path, speaker: str, left_out: list[RejectedRow]) -> None:
@@ -112,6 +114,7 @@ def test_any_dataset_can_be_drawn(config: Config, tmp_path: Path, speaker: str, 
     assert (tmp_path / "dataset.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_when_it_is_missing_or_another_and_not_otherwise(config: Config, tmp_path: Path) -> None:
     picture = tmp_path / "dataset.png"
     assert write(tmp_path, config, small(), [])

@@ -112,6 +112,7 @@ def test_foreign_characters_are_named(name: str, sentence: str) -> None:
     assert language.foreign(language.normalise(sentence)) == FOREIGN[name][sentence]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_any_text_is_normalised_once_and_what_is_foreign_is_named(name: str) -> None:
     language = LANGUAGES[name]
@@ -148,6 +149,7 @@ def one_rule_after_the_other(config: Config, sentence: str) -> tuple[str, list[s
     return unicodedata.normalize("NFC", " ".join(text.split())), changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_any_text_becomes_what_the_rules_read_plainly_make_of_it(name: str) -> None:
     config = load_config(f"configs/{name}.yaml", ["text.foreign=reject"])
@@ -225,6 +227,7 @@ def test_what_cannot_be_transliterated_stays_foreign(sentence: str) -> None:
     assert language.foreign(language.normalise(sentence))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_transliteration_makes_nothing_foreign(name: str) -> None:
     rejecting, transliterating = (

@@ -23,6 +23,8 @@ from finetuning.data.mozilla_data_collective import download_release
 from finetuning.errors import UserError
 from releases import SAMPLE, digest
 
+pytestmark = pytest.mark.slow
+
 CONTENT = SAMPLE.read_bytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 KEY = "k3y-that-nobody-may-see"

@@ -155,6 +155,7 @@ def best_of_all_paths(
         (2, Settings(1.5, 4.0, -6.0, 1000), False),
     ],
 )
+@pytest.mark.slow
 def test_it_finds_the_best_of_all_paths(tmp_path: Path, order: int, settings: Settings, open_: bool) -> None:
     """`open_`: whether words that the lexicon lacks are among the texts."""
     path, words, model = language_model(tmp_path, TINY, order)
@@ -217,6 +218,7 @@ def best_of_all_paths_in_pieces(
 @pytest.mark.parametrize(
     "settings", [Settings(1.0, 0.0, -3.0, 1000), Settings(2.0, 2.5, -1.0, 1000), Settings(0.5, -1.5, -0.5, 1000)]
 )
+@pytest.mark.slow
 def test_it_finds_the_best_of_all_paths_in_pieces(tmp_path: Path, settings: Settings) -> None:
     vocabulary = pieces()
     path, words, model = language_model(tmp_path, TINY, 2)

@@ -283,6 +283,7 @@ def test_the_code_that_predictions_follow_from_is_all_that_is_imported() -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [PREDICTIONS, f"{PREDICTIONS}.part", VOCABULARY, LOG_PROBS_INDEX, INPUTS, TIMING])
 def test_whatever_a_file_holds_it_is_one_sentence_or_made_again(complete: Path, name: str) -> None:
     write_json(complete / TIMING, {"seconds": 1.5, "audio_seconds": 3.0, "device": "cpu", "by": "torch", "threads": 1})

@@ -116,6 +116,7 @@ def test_where_nothing_is_learnt_yet_a_record_is_made_anew(run: Path) -> None:
     assert read_json(run / "run.json")["experiment"] == "demo"
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_one_sentence(run: Path) -> None:
     path, whole = run / "run.json", (run / "run.json").read_bytes()
     config = load_config("configs/demo.yaml", options(run)[2:])
@@ -138,6 +139,7 @@ def test_a_damaged_record_is_one_sentence(run: Path) -> None:
 ROWS = pd.DataFrame([(n, "unfrozen", 20.5 / n, 10.25 / n, 0.5, 0.25, 1e-4) for n in range(1, 5)], columns=COLUMNS)
 
 
+@pytest.mark.slow
 def test_a_damaged_table_of_metrics_is_one_sentence_or_a_table_of_numbers(tmp_path: Path) -> None:
     write_metrics(path := tmp_path / "metrics.csv", ROWS)
     pd.testing.assert_frame_equal(read_metrics(path), ROWS)

@@ -75,6 +75,7 @@ def until_damage(path: Path) -> tuple[float, str]:
     [("a.wav", {}), ("a.flac", {}), ("a.ogg", {}), ("a.opus", {"format": "OGG", "subtype": "OPUS"}), ("a.mp3", {}),
      ("a.m4a", ["-c:a", "aac"]), ("a.webm", ["-c:a", "libopus"]), ("a.mp4", ["-c:a", "aac"])],
 )  # fmt: skip
+@pytest.mark.slow
 def test_any_format_is_the_mean_of_its_channels_at_the_models_rate(
     tmp_path: Path, name: str, options: dict[str, str] | list[str]
 ) -> None:
@@ -115,6 +116,7 @@ def without_its_length(mp3: bytes) -> bytes:
     return mp3[start + 144_000 * kbit // 44100 + (mp3[start + 2] >> 1 & 1) :]
 
 
+@pytest.mark.slow
 def test_an_mp3_that_does_not_say_how_long_it_is_is_read_to_its_end(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(size=(44100 * 20, 1)) * np.repeat([1e-4, 0.3], 44100 * 10)[:, None]
     path = write(tmp_path / "a.mp3", noise, bitrate_mode="VARIABLE", compression_level=0.5)
@@ -126,6 +128,7 @@ def test_an_mp3_that_does_not_say_how_long_it_is_is_read_to_its_end(tmp_path: Pa
     assert len(sound_of(path)) / RATE == pytest.approx(20, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.mp3", "a.ogg", "a.opus"])
 def test_recordings_joined_in_one_file_are_read_to_the_last(tmp_path: Path, name: str) -> None:
     options = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
@@ -138,6 +141,7 @@ def test_recordings_joined_in_one_file_are_read_to_the_last(tmp_path: Path, name
     assert read_s == pytest.approx(9, abs=0.3)
 
 
+@pytest.mark.slow
 def test_what_was_written_into_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     source = write(tmp_path / "a.wav", stereo(20))
     command = [find_ffmpeg(), "-v", "error", "-i", source, "-f", "flac", "-"]
@@ -146,6 +150,7 @@ def test_what_was_written_into_a_pipe_is_read_to_its_end(tmp_path: Path) -> None
     assert stated_duration_s(tmp_path / "a.flac") < 100
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_read_as_far_as_it_goes_and_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "source.wav", np.random.default_rng(0).normal(size=(44100 * 20, 1)) / 10)
     whole = [
@@ -203,6 +208,7 @@ def test_sound_that_begins_late_stands_where_the_file_has_it(tmp_path: Path, suf
     assert onsets_s(film(tmp_path, suffix, late_s=4)) == pytest.approx([4, 6, 8, 10, 12, 14, 16], abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "flv", "ts"])
 def test_a_gap_in_the_sound_moves_nothing_behind_it(tmp_path: Path, suffix: str) -> None:
     whole, gap = film(tmp_path, suffix), tmp_path / f"gap.{suffix}"
@@ -212,6 +218,7 @@ def test_a_gap_in_the_sound_moves_nothing_behind_it(tmp_path: Path, suffix: str)
     assert onsets_s(gap) == pytest.approx([0, 2, 8, 10, 12], abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["webm", "mkv", "ts"])
 def test_a_clock_that_begins_again_costs_no_sound(tmp_path: Path, suffix: str) -> None:
     part = ffmpeg(bursts(tmp_path / "a.wav"), tmp_path / f"a.{suffix}", "-c:a", "libopus")
@@ -295,6 +302,7 @@ def test_a_file_cut_in_half_is_damaged(tmp_path: Path, format: str) -> None:
     assert 8 < read_s < 12 and "is damaged" in words
 
 
+@pytest.mark.slow
 def test_channels_that_cancel_and_tracks_that_are_not_taken_are_said(tmp_path: Path) -> None:
     mono, notes = 0.3 * np.sin(np.arange(2 * RATE) / 6), set()
     path = write(tmp_path / "a.wav", np.stack([mono, -mono], axis=1), RATE)
@@ -380,6 +388,7 @@ def test_bad_files_are_named_and_nothing_else_is_on_the_screen(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_video_without_sound_is_named(tmp_path: Path) -> None:
     picture = ["-f", "lavfi", "-i", "color=size=16x16:duration=1"]
     subprocess.run([find_ffmpeg(), "-v", "error", *picture, tmp_path / "a.mp4"], check=True)
@@ -392,6 +401,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         check_readable(tmp_path / "a.wav")
 
 
+@pytest.mark.slow
 def test_without_any_ffmpeg_the_sentence_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ffmpeg(write(tmp_path / "a.wav", stereo(1)), tmp_path / "a.m4a")
     monkeypatch.setenv("PATH", str(tmp_path))
