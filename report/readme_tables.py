@@ -6,7 +6,7 @@ from typing import Any
 from finetuning.config.schema import Config, Evaluation
 from finetuning.evaluation.results_table import format_published
 from paper_numbers import WAV_BYTES_PER_S, gpu_hours
-from wording import DECODINGS, OF_DEMO, RECIPES, short, spread
+from wording import ARCHITECTURES, DECODINGS, OF_DEMO, RECIPES, short, spread
 
 GPU_SIZES_GB, GPU_RESERVE = (24, 80), 0.2
 
@@ -259,6 +259,25 @@ def domain(of: dict) -> str:
     about = (
         f"Test WER; {on['utterances']} and {off['utterances']} utterances, synthetic speech. Texts: {texts} sentences, "
         f"none of validation or test. Of the validation words the general text lacks {general['unknown_rate']:.1%}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def architectures(of: dict[str, Any], demo: dict[str, Any]) -> str:
+    """Return other architectures beside the demo's network, with the spread over seeds.
+
+    `of`: results/reference/architectures.json; `demo`: the demo's variant of recipes.json.
+    """
+    lines = ["| Network | Test WER | Test CER | Each seed's WER |", "|---|---:|---:|---|"]
+    rows = {"QuartzNet, in characters: the demo": demo}
+    rows |= {ARCHITECTURES[variant]: found for variant, found in of["variants"].items()}
+    for name, found in rows.items():
+        each = ", ".join(f"{run['wer']:.3f}" for run in found["runs"])
+        lines.append(f"| {name} | {spread(found, 'wer')} | {spread(found, 'cer')} | {each} |")
+    bases = _and([f"{base['val_wer']:.2f} ({name})" for name, base in of["bases"].items()])
+    about = (
+        f"Mean and standard deviation over {len(of['seeds'])} seeds of the training, greedy; {of['data']}; "
+        f"{of['machine']}, one thread a run but for the demo's. Validation WER of the English bases: {bases}."
     )
     return "\n".join([*lines, "", about])
 

@@ -17,6 +17,13 @@ RECIPES = {
     "half of the hours": "half of the utterances, as many steps",
     "a quarter of the hours": "a quarter of the utterances, as many steps",
 }
+ARCHITECTURES = {  # of benchmarks/architectures.py
+    "citrinet": "Citrinet",
+    "citrinet random": "Citrinet, random decoder",
+    "fastconformer": "FastConformer",
+    "fastconformer random": "FastConformer, random decoder",
+    "fastconformer layer norm": "FastConformer, layer normalisation trained in the frozen epochs too",
+}
 OF_DEMO = ("demo", "demo from scratch")  # the others change the long recipe
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 DECODINGS = {  # of benchmarks/decoding.py

@@ -74,6 +74,23 @@ def test_what_a_machine_needs_follows_from_the_configuration():
     assert "about 10 minutes: 36,000 clips at 60 per second on 2 CPU cores (X)" in table
 
 
+def test_other_architectures_stand_beside_the_demo():
+    def runs(*wers: float) -> dict[str, Any]:
+        figures = {"runs": [{"wer": wer, "cer": wer / 4} for wer in wers], "mean": {"wer": 0.2, "cer": 0.05}}
+        return figures | {"standard_deviation": {"wer": 0.1, "cer": 0.025}}
+
+    found = {
+        "machine": "2 CPU cores (X)",
+        "data": "synthetic speech",
+        "seeds": [0, 1],
+        "bases": {"c": {"val_wer": 0.123}},
+    }
+    table = readme_tables.architectures({**found, "variants": {"citrinet random": runs(0.1, 0.3)}}, runs(0.2, 0.2))
+    assert "| QuartzNet, in characters: the demo | 0.200 ± 0.100 | 0.050 ± 0.025 | 0.200, 0.200 |" in table
+    assert "| Citrinet, random decoder | 0.200 ± 0.100 | 0.050 ± 0.025 | 0.100, 0.300 |" in table
+    assert "over 2 seeds" in table and "Validation WER of the English bases: 0.12 (c)." in table
+
+
 def test_the_memory_of_a_gpu_holds_what_is_left_of_it():
     network = {"parameters": 2_000_000, "activation_mb_per_s": 10, "state_gb": 4}
     table = readme_tables.memory({"utterance_s": 16.7, "networks": {"Net": network}})

@@ -60,6 +60,36 @@ def test_its_ctc_decoder_is_stocks_and_what_is_saved_stock_nemo_restores(family:
     assert list(get_vocabulary(restore_model(tmp_path / "saved.nemo"))) == list(get_vocabulary(restored))
 
 
+def as_nemo_2_7_wrote_it(config: dict[str, Any]) -> None:
+    """With the data of its training on NVIDIA's cluster, and without the keys of a decoding that came with 3.0."""
+    for section in (config.get("decoding"), config.get("aux_ctc", {}).get("decoding")):
+        for strategy in ("greedy", "beam") if section else ():
+            for key in ("key_phrase_items_list", "key_phrases_file", "source_lang", "boosting_tree"):
+                (section.get(strategy) or {}).pop(key, None)
+    bucketing = {"is_tarred": True, "bucketing_strategy": "synced_randomized", "use_start_end_token": False}
+    audio = {
+        "tarred_audio_filepaths": [["/data/bucket1/audio__OP_0..4095_CL_.tar"]],
+        "shuffle_n": 2048,
+        "num_workers": 8,
+    }
+    config["train_ds"] = {"manifest_filepath": [["/data/bucket1/tarred.json"]], "batch_size": 1, **bucketing, **audio}
+    config["validation_ds"] = {"manifest_filepath": ["/manifests/dev.json"], "batch_size": 16}
+    config["optim"] = {"name": "adamw", "lr": 2.0, "sched": {"name": "NoamAnnealing", "d_model": 512}}
+    config["nemo_version"] = "2.7.3"
+
+
+def test_a_file_with_the_data_of_its_training_is_the_same_model(family: Any, tmp_path: Path) -> None:
+    import torch
+
+    from finetuning.model.ctc_model import restore_model
+
+    name, stock, path = family
+    older = rewritten(path, tmp_path / "older.nemo", config_changed(as_nemo_2_7_wrote_it))
+    restored = restore_model(older)
+    expected = log_probs(stock, getattr(stock, "ctc_decoder", stock.decoder))
+    assert torch.equal(log_probs(restored, restored.decoder), expected), name
+
+
 def test_greedy_texts_are_those_of_nemo_whatever_the_batch(family: Any, tmp_path: Path) -> None:
     import numpy as np
     import soundfile
