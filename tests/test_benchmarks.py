@@ -35,7 +35,7 @@ def test_the_mboshi_corpus_becomes_a_release(tmp_path: Path, run_script: Script)
         folder = tmp_path / "clone" / "full_corpus_newsplit" / split
         folder.mkdir(parents=True)
         for number in range(count):
-            stem = f"{'abiayi' if number % 2 else 'martial'}_2015_{number:02}"
+            stem = f"{'abiayi' if number % 2 else 'martial'}_2015_{split}_{number:02}"
             soundfile.write(folder / f"{stem}.wav", rng.normal(0, 0.1, 32000), 16000)
             (folder / f"{stem}.mb").write_text(f'Báa  "átέε" {"ngá " * number}\n', encoding="utf-8")
             (folder / f"{stem}.mb.cleaned").write_text("not this one")
