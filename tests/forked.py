@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,8 @@ class Forked:
             environment.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the process that is forked
             self.process.start()
         self.pid = self.process.pid
+        while group and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.001)
 
     @property
     def returncode(self) -> int | None:
@@ -87,5 +90,5 @@ def _run(arguments: Sequence[str], cwd: str, environment: dict[str, str], output
     multiprocessing.set_start_method("fork", force=True)  # Linux's own, as in a process that was not forked from here
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv[:] = arguments
-    sys.path.insert(0, str(SCRIPTS))
+    sys.path.insert(0, str(Path(arguments[0]).parent))
     runpy.run_path(arguments[0], run_name="__main__")

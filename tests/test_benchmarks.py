@@ -9,17 +9,19 @@ import pytest
 
 from conftest import ROOT, Script, assert_refused
 from finetuning.data.manifest import SPLITS, read_manifest
+from forked import Forked
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.nemo
 def test_what_is_measured_on_a_gpu_runs_without_one_on_a_smaller_scale(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "training", "inference", "--small"]
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2 and "--output" in refused.stderr
-    done = subprocess.run([*command, "--output", str(tmp_path / "gpu.json")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [str(ROOT / "benchmarks" / "gpu.py"), "training", "inference", "--small"]
+    refused = Forked(*command)
+    assert "--output" in refused.communicate()[1] and refused.returncode == 2
+    done = Forked(*command, "--output", str(tmp_path / "gpu.json"))
+    said = done.communicate()[1]
+    assert done.returncode == 0, said[-2000:]
     measured = json.loads((tmp_path / "gpu.json").read_text())
     assert all(row["audio_h_per_h"] > 0 for row in measured["training"]) and len(measured["training"]) == 8
     assert all(speed > 0 for way in measured["inference"].values() for speed in way.values())

@@ -21,6 +21,7 @@ from conftest import ROOT, assert_refused
 from finetuning.config.schema import Archive
 from finetuning.data.mozilla_data_collective import download_release
 from finetuning.errors import UserError
+from forked import Forked
 from releases import SAMPLE, digest
 
 pytestmark = pytest.mark.slow
@@ -138,13 +139,16 @@ class Run:
 
     def start(
         self, address: str, *overrides: str, key: str | None = KEY, project: Path = ROOT, **options: object
-    ) -> subprocess.Popen[str]:
+    ) -> subprocess.Popen[str] | Forked:
         arguments = [f"dataset.source={self.archive}", f"dataset.output={self.output}", f"dataset.download={ID}"]
         arguments += [f"dataset.archive.name={self.archive.name}", f"dataset.archive.size_bytes={len(CONTENT)}"]
         arguments += [f"dataset.archive.sha256={SHA256}", "dataset.workers=2", *overrides]
         environment = {**os.environ, "MDC_API_URL": address, "NO_PROXY": "127.0.0.1", "HOME": str(self.folder)}
         environment.pop("MDC_API_KEY", None)
         environment |= options.pop("environment", {})
+        if not options and project == ROOT:
+            about = environment if key is None else {**environment, "MDC_API_KEY": key}
+            return Forked("dataset_creation.py", *arguments, cwd=self.folder, env=about)
         return subprocess.Popen(
             [sys.executable, str(project / "Fine_tuning" / "dataset_creation.py"), *arguments],
             env=environment if key is None else {**environment, "MDC_API_KEY": key},
@@ -520,7 +524,7 @@ def test_a_disk_that_fills_up_keeps_what_came(run: Run) -> None:
 def test_no_server_at_all(run: Run) -> None:
     with serving() as (address, _):
         pass
-    process = run.start(address)
+    process = run.start(address, cwd=run.folder)  # whose output is read as it comes
     while "another attempt in 5 s" not in run.seen:
         run.seen += process.stdout.readline()
     process.send_signal(signal.SIGINT)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conftest import ROOT, Script, assert_refused
+from forked import Forked
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
@@ -368,13 +369,12 @@ def memory_of(process: int | str) -> int:
 
 def test_too_little_memory_for_a_batch_is_one_sentence(tiny_config: Path, tiny_dataset: Path, output: Path) -> None:
     overrides = [f"training.output={output}", "training.max_epochs=40", "training.workers=0"]
-    command = [sys.executable, str(ROOT / "Fine_tuning/train.py"), "--config", str(tiny_config), *overrides]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not (output / "checkpoints/previous.ckpt").is_file():  # two epochs
-            time.sleep(0.01)
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_of(process.pid), resource.RLIM_INFINITY))
-        stderr = process.communicate()[1]
-    refused = subprocess.CompletedProcess(command, process.returncode, "", stderr)
+    process = Forked("train.py", "--config", str(tiny_config), *overrides)
+    while process.poll() is None and not (output / "checkpoints/previous.ckpt").is_file():  # two epochs
+        time.sleep(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_of(process.pid), resource.RLIM_INFINITY))
+    stderr = process.communicate()[1]
+    refused = subprocess.CompletedProcess(process.args, process.returncode, "", stderr)
     assert_refused(refused, "not enough memory for a batch; the last checkpoint is intact", "training.batch_size=")
     assert zipfile.is_zipfile(output / "checkpoints/last.ckpt")
 
@@ -497,15 +497,8 @@ def test_two_runs_into_one_folder_exclude_each_other_and_a_killed_one_does_not(o
 def test_ctrl_c_ends_all_processes_in_one_sentence_and_the_same_command_goes_on(
     tiny_config: Path, tiny_dataset: Path, output: Path, train: Train
 ) -> None:
-    command = [sys.executable, str(ROOT / "Fine_tuning" / "train.py"), "--config", str(tiny_config)]
-    process = subprocess.Popen(
-        [*command, f"training.output={output}", "training.workers=2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a process group of its own, as of a shell: Ctrl-C reaches all of it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    command = ["train.py", "--config", str(tiny_config), f"training.output={output}", "training.workers=2"]
+    process = Forked(*command, group=True)  # as of a shell: Ctrl-C reaches all of it
     while not (output / "checkpoints" / "last.ckpt").is_file():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
