@@ -1,4 +1,4 @@
-"""What a GPU does with this pipeline: training steps, loading, inference, and two epochs with a resume after kill -9.
+"""What a GPU does with this pipeline: training, loading, inference, and two epochs with a resume after kill -9.
 
     python benchmarks/gpu.py [PART ...] [--small] [--output FILE]
 
@@ -25,18 +25,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
+import lightning.pytorch as pl
 import numpy as np
 import soundfile
 import torch
 from nemo.collections.asr.models import EncDecCTCModel
+from omegaconf import OmegaConf, open_dict
 
 from clone_to_table import ROOT, cpu_name
-from finetuning.data.manifest import Utterance
+from finetuning.data.manifest import Utterance, manifest_path, write_manifest
 from finetuning.decoding.inference import predict, prepare_for_inference
 from finetuning.files import write_json
 from finetuning.model import ctc_model
 from finetuning.training.batch_sampler import EpochBatchSampler
-from networks import NETWORKS
+from networks import ALPHABET, NETWORKS
 from training import MEAN_S, RATE, durations, loss, noise
 
 RESULT = ROOT / "results" / "reference" / "gpu.json"
@@ -45,6 +47,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 PRECISIONS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 BATCHES = (32, 64, 128, 256, 512)  # utterances; until the memory ends
 WORKERS = (0, 1, 2, 4, 8)
+FIT_WORKERS = 4 if CUDA else 0
 TIMED_S = 3.0  # of each way to train
 
 
@@ -52,7 +55,8 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts: dict[str, Callable[[bool], Any]] = {
-        "training": training_steps, "loading": loading, "inference": inference, "two_epochs": two_epochs,
+        "training": training_steps, "fit": whole_epochs, "loading": loading, "inference": inference,
+        "two_epochs": two_epochs,
     }  # fmt: skip
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; all without any")
     parser.add_argument("--small", action="store_true", help="for a test, also on a CPU")
@@ -147,6 +151,54 @@ def synchronize() -> None:
     """Wait for the GPU."""
     if CUDA:
         torch.cuda.synchronize()
+
+
+def whole_epochs(small: bool) -> dict[str, float]:
+    """Hours of audio an hour in a second epoch: NeMo's data loading with Trainer.fit(), and step 2's own.
+
+    Step 2's epoch ends with a validation of four utterances and a checkpoint, NeMo's with neither.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        utterances = list(noise_files(folder, 12 if small else 600))
+        for split, rows in (("train", utterances), ("validation", utterances[:4])):
+            write_manifest(manifest_path(folder, split), rows)
+        for way, run in (("NeMo", nemo_fit), ("this", our_fit)):
+            seconds = []
+            for epochs in (1, 2):
+                model, started = NETWORKS["QuartzNet15x5"](16 if small else 1), time.perf_counter()
+                run(model, folder, epochs)
+                seconds.append(time.perf_counter() - started)
+            found[way] = round(sum(u.duration for u in utterances) / (seconds[1] - seconds[0]), 1)
+    return found
+
+
+def nemo_fit(model: EncDecCTCModel, folder: Path, epochs: int) -> None:
+    """As NeMo's scripts train: random batches of 32."""
+    data = {"manifest_filepath": str(manifest_path(folder, "train")), "sample_rate": RATE, "labels": list(ALPHABET)}
+    data |= {"batch_size": 32, "shuffle": True, "num_workers": FIT_WORKERS, "normalize_transcripts": False}
+    model.setup_training_data(OmegaConf.create(data))
+    with open_dict(model.cfg):
+        model.cfg.optim = {"name": "adamw", "lr": 1e-4}
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="gpu" if CUDA else "cpu", devices=1,
+        precision="16-mixed" if CUDA else "32-true", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    model.set_trainer(trainer)
+    trainer.fit(model)
+
+
+def our_fit(model: EncDecCTCModel, folder: Path, epochs: int) -> None:
+    """As step 2 trains: batches by duration, as long together as 32 utterances."""
+    from finetuning.config.loading import load_config
+    from finetuning.training import fine_tuning
+
+    overrides = [f"dataset.output={folder}", f"training.max_epochs={epochs}", "training.frozen_epochs=0"]
+    overrides += [f"training.accelerator={'gpu' if CUDA else 'cpu'}", f"training.workers={FIT_WORKERS}"]
+    overrides += ["training.speed_perturbation=0", f"training.batch_duration_s={32 * MEAN_S}", "training.keep_best=0"]
+    fine_tuning.fit(model, load_config("configs/demo.yaml", overrides), folder / f"run of {epochs}")
 
 
 def loading(small: bool) -> dict[str, float]:

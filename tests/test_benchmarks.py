@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.nemo
 def test_what_is_measured_on_a_gpu_runs_without_one_on_a_smaller_scale(tmp_path: Path) -> None:
-    command = [str(ROOT / "benchmarks" / "gpu.py"), "training", "inference", "--small"]
+    command = [str(ROOT / "benchmarks" / "gpu.py"), "training", "fit", "inference", "--small"]
     refused = Forked(*command)
     assert "--output" in refused.communicate()[1] and refused.returncode == 2
     done = Forked(*command, "--output", str(tmp_path / "gpu.json"))
@@ -24,6 +24,7 @@ def test_what_is_measured_on_a_gpu_runs_without_one_on_a_smaller_scale(tmp_path:
     assert done.returncode == 0, said[-2000:]
     measured = json.loads((tmp_path / "gpu.json").read_text())
     assert all(row["audio_h_per_h"] > 0 for row in measured["training"]) and len(measured["training"]) == 8
+    assert measured["fit"].keys() == {"NeMo", "this"}
     assert all(speed > 0 for way in measured["inference"].values() for speed in way.values())
 
 
