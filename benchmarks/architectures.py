@@ -8,7 +8,6 @@ are cores. Writes results/reference/architectures.json, in about an hour and a h
 interruption: runs that are finished are only read. The demo's own QuartzNet is in recipes.json.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 from clone_to_table import ROOT, cpu_name
-from recipes import CORES, SEEDS, summary
+from recipes import CORES, SEEDS, summary, typed_variants
 
 RUNS = ROOT / "runs" / "architectures"
 RESULT = ROOT / "results" / "reference" / "architectures.json"
@@ -48,11 +47,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def main() -> None:
     """Run what is missing, then write what all runs gave."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{', '.join(VARIANTS)}; all without any")
-    chosen = parser.parse_args().variants or list(VARIANTS)
-    if unknown := set(chosen) - set(VARIANTS):
-        parser.error(f"no variant is called {', '.join(unknown)}")
+    chosen = typed_variants(__doc__, VARIANTS)
     RUNS.mkdir(parents=True, exist_ok=True)
     for language in ("", "_english"):
         script("dataset_creation", f"dataset{language}", f"configs/demo{language}.yaml")

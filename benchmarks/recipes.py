@@ -19,6 +19,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -72,11 +73,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def main() -> None:
     """Run what is missing, then write what all runs gave."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{', '.join(VARIANTS)}; all without any")
-    chosen = parser.parse_args().variants or list(VARIANTS)
-    if unknown := set(chosen) - set(VARIANTS):
-        parser.error(f"no variant is called {', '.join(unknown)}")
+    chosen = typed_variants(__doc__, VARIANTS)
     make_datasets(chosen)
     with ThreadPoolExecutor(CORES) as pool:
         jobs = {(of, seed): pool.submit(one, of, seed, "1") for of in chosen for seed in SEEDS if of not in DEMO}
@@ -96,6 +93,16 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured, indent=2))
+
+
+def typed_variants(description: str, variants: Iterable[str]) -> list[str]:
+    """Which of the variants the command line names: all where it names none."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{', '.join(variants)}; all without any")
+    chosen = parser.parse_args().variants or list(variants)
+    if unknown := set(chosen) - set(variants):
+        parser.error(f"no variant is called {', '.join(unknown)}")
+    return chosen
 
 
 def make_datasets(chosen: list[str]) -> None:

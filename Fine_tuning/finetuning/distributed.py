@@ -46,9 +46,8 @@ def connect() -> Iterator[int]:
         _group = distributed.ProcessGroupGloo(store, number, count, ANSWERED)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} does not reach the others by "
-            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}); start "
-            "all of them with one torchrun or srun, or a single one with neither"
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} does not reach the others "
+            f"({str(error).splitlines()[0]}); start all of them with one torchrun or srun, or a single one with neither"
         ) from error
     if torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))

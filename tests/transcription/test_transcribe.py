@@ -146,6 +146,11 @@ def test_two_processes_share_the_recordings(
     assert second.wait() == 0
 
 
+def test_a_process_whose_others_never_come_says_so(run_script: Script) -> None:
+    alone = run_script("transcribe.py", str(MODEL), "a.wav", env={"RANK": "0", "WORLD_SIZE": "2"})
+    assert_refused(alone, "process 0 of 2 does not reach the others", "or a single one with neither")
+
+
 @pytest.mark.nemo
 def test_again_nothing_is_run(transcribed: tuple[Path, str], talks: Path, run_script: Script) -> None:
     given = [str(talks / name) for name in ("a.wav", "b.flac", "long.wav")]
