@@ -6,10 +6,13 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from finetuning.config.loading import load_config
+from finetuning.config.schema import Config
 from forked import Forked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +73,12 @@ def run_in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         return subprocess.CompletedProcess(sys.argv, status, *capfd.readouterr())
 
     return run
+
+
+@cache
+def shipped(name: str, *overrides: str) -> Config:
+    """Return a configuration of configs/, read once for all tests of a process: they do not change it."""
+    return load_config(f"configs/{name}.yaml", list(overrides))
 
 
 # a script, named after it, in two processes that torchrun starts

@@ -223,6 +223,7 @@ def test_a_broken_package_is_one_sentence(
 
 
 @pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.slow
 def test_ctrl_c_while_a_script_is_imported(tmp_path: Path, ignored: bool) -> None:
     """`ignored`, as nohup has it: then it is not taken."""
     (tmp_path / "tqdm.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(2)\nraise SystemExit(7)")

@@ -247,6 +247,7 @@ class Deadly:
         return os._exit, (1,)
 
 
+@pytest.mark.slow
 def test_clips_that_end_their_process_are_bad_clips_and_the_others_are_converted(tmp_path: Path) -> None:
     """One in the middle of a batch, two side by side in another, and batches without any."""
     good, deadly = sample_files()[good_rows(1)[0]["path"]], {"3.mp3", "20.mp3", "21.mp3"}

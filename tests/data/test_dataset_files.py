@@ -127,6 +127,7 @@ def test_the_picture_is_drawn_when_it_is_missing_or_another_and_not_otherwise(co
     assert write(tmp_path, config, small(), []) and picture.read_bytes() == first
 
 
+@pytest.mark.slow
 def test_no_picture_of_another_dataset_outlives_a_run_that_ends_before_it_draws(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_no_picture_of_another_dataset_outlives_a_run_that_ends_before_it_draws(
     assert write(tmp_path, config, small(), rejected("too_long")) and (tmp_path / "dataset.png").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_over_is_cleared_away_and_nothing_else(config: Config, tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()

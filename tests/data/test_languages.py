@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, Script, assert_refused
-from finetuning.config.loading import load_config
+from conftest import ROOT, Script, assert_refused, shipped
 from finetuning.config.schema import Config, Foreign
 from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
@@ -35,7 +34,7 @@ CODES = {
 }
 SHIPPED = {*CODES, "demo", "demo_domain", "demo_english"}  # what their rules have made they leave as it is
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-CONFIGS = {name: load_config(f"configs/{name}.yaml", []) for name in NAMES}
+CONFIGS = {name: shipped(name) for name in NAMES}
 LANGUAGES = {name: Language.of(config.text) for name, config in CONFIGS.items()}
 CYRILLIC = "абвгдеёжзийклмнопрстуфхцчшщъыьэюя"
 
@@ -152,7 +151,7 @@ def one_rule_after_the_other(config: Config, sentence: str) -> tuple[str, list[s
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_any_text_becomes_what_the_rules_read_plainly_make_of_it(name: str) -> None:
-    config = load_config(f"configs/{name}.yaml", ["text.foreign=reject"])
+    config = shipped(name, "text.foreign=reject")
     language = Language.of(config.text)
 
     @thoroughly
@@ -209,13 +208,13 @@ def test_alphabets() -> None:
     ],
 )
 def test_transliteration(name: str, sentence: str, text: str) -> None:
-    language = Language.of(load_config(f"configs/{name}.yaml", ["text.foreign=transliterate"]).text)
+    language = Language.of(shipped(name, "text.foreign=transliterate").text)
     normalised, rules = language.trace(sentence)
     assert normalised == text and not language.foreign(normalised) and TRANSLITERATION in rules
 
 
 def test_scripts_are_not_transliterated_into_each_other() -> None:
-    language = Language.of(load_config("configs/russian.yaml", ["text.foreign=transliterate"]).text)
+    language = Language.of(shipped("russian", "text.foreign=transliterate").text)
     for sentence, foreign in {"Київ": "ї", "cтол": "c", "été": "té"}.items():  # ї would be і, which is foreign too
         text, rules = language.trace(sentence)
         assert text == sentence.lower() and language.foreign(text) == foreign and TRANSLITERATION not in rules
@@ -231,7 +230,7 @@ def test_what_cannot_be_transliterated_stays_foreign(sentence: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_transliteration_makes_nothing_foreign(name: str) -> None:
     rejecting, transliterating = (
-        Language.of(load_config(f"configs/{name}.yaml", [f"text.foreign={foreign.name}"]).text) for foreign in Foreign
+        Language.of(shipped(name, f"text.foreign={foreign.name}").text) for foreign in Foreign
     )
 
     @thoroughly
@@ -258,7 +257,7 @@ def test_transliteration_makes_nothing_foreign(name: str) -> None:
     ],
 )
 def test_numbers_become_words_where_that_is_wanted(name: str, numbers: str, sentence: str, text: str) -> None:
-    language = Language.of(load_config(f"configs/{name}.yaml", [f"text.numbers={numbers}"]).text)
+    language = Language.of(shipped(name, f"text.numbers={numbers}").text)
     assert language.trace(sentence)[0] == text
     assert NUMBER_WORDS in language.trace(sentence)[1]
     assert not language.foreign(text)
@@ -273,7 +272,7 @@ def test_numbers_become_words_where_that_is_wanted(name: str, numbers: str, sent
      "gli anni '60", "’68"],
 )  # fmt: skip
 def test_numbers_that_need_reading_are_left_and_reject_the_row(sentence: str) -> None:
-    language = Language.of(load_config("configs/italian.yaml", ["text.numbers=it"]).text)
+    language = Language.of(shipped("italian", "text.numbers=it").text)
     text, rules = language.trace(sentence)
     assert language.foreign(text) and NUMBER_WORDS not in rules
 

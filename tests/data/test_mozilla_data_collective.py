@@ -112,7 +112,7 @@ class Collective(BaseHTTPRequestHandler):
 def serving(**behaviour: object) -> Iterator[tuple[str, list]]:
     log: list[tuple[str, str | None, str | None]] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("AsTold", (Collective,), {**behaviour, "log": log}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/api", log
     finally:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_languages import SHIPPED
 
+from conftest import shipped
 from finetuning.config.loading import load_config
 from finetuning.config.schema import ROOT, Split, SplitBy
 from finetuning.data import common_voice, dataset_files, release_tables, row_filters, shard_reader, shard_writer, splits
@@ -27,11 +28,9 @@ from finetuning.errors import UserError
 from finetuning.metrics.error_rates import character_errors, word_errors
 from releases import write_archive, write_folder
 
-DATASET = load_config("configs/italian.yaml", []).dataset
-LANGUAGES = {
-    path.stem: Language.of(load_config(str(path.relative_to(ROOT)), []).text)
-    for path in sorted((ROOT / "configs").glob("*.yaml"))
-}
+DATASET = shipped("italian").dataset
+ITALIAN = Language.of(shipped("italian").text)
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
 COLUMNS = ("path", "sentence", "client_id", "gender", "age", "accents")
 AWKWARD = "\"'\\ ,;#\ufeff\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\x00\r\u200b\u0301\u0130ßẞ’‘`´«»-–…?!.()8éàÈ"
@@ -120,9 +119,9 @@ def sentences(language: Language) -> st.SearchStrategy[str]:
     return st.one_of(quoted, st.text(likely, max_size=20), st.text(st.one_of(likely, st.characters()), max_size=12))
 
 
-@pytest.mark.parametrize("name", LANGUAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_accepted_text_stays_as_it_is_and_what_is_foreign_is_named(name: str) -> None:
-    language = LANGUAGES[name]
+    language = Language.of(shipped(name).text)
 
     @settings(thorough, max_examples=1000)
     @given(sentences(language))
@@ -154,7 +153,7 @@ def test_every_row_is_an_utterance_or_rejected_once(rows: list[Clip], data: st.D
     seconds = st.sampled_from([3.0, 3.0, 3.0, 3.0, 0.05, 0.1, 17.0])
     in_splits = st.sampled_from([["train"], ["train"], ["validation"], ["test"], [], ["train", "test"]])
     rejected: list[RejectedRow] = []
-    candidates, _ = row_filters.filter_by_text(rows, LANGUAGES["italian"], rejected)
+    candidates, _ = row_filters.filter_by_text(rows, ITALIAN, rejected)
     candidates = row_filters.filter_by_clip(candidates, {row.path for row in rows} - absent, rejected)
     candidates = row_filters.filter_by_release_split(
         candidates, {row.path: data.draw(in_splits) for row in rows}, rejected
@@ -164,8 +163,7 @@ def test_every_row_is_an_utterance_or_rejected_once(rows: list[Clip], data: st.D
         candidate.converted = ConvertedClip(candidate.clip.path, "1 1", duration_s, duration_s, reason)
         candidate.stated_s = data.draw(seconds)
     utterances = [
-        c.to_utterance()
-        for c in row_filters.filter_by_audio(candidates, load_config("configs/italian.yaml", []).dataset, rejected)
+        c.to_utterance() for c in row_filters.filter_by_audio(candidates, shipped("italian").dataset, rejected)
     ]
     assert len(rows) == len(utterances) + len(rejected)
     assert {candidate.release_split for candidate in candidates} <= {"train", "validation", "test"}
@@ -174,7 +172,7 @@ def test_every_row_is_an_utterance_or_rejected_once(rows: list[Clip], data: st.D
     names = [Path(wav).name for wav in wavs]
     assert wavs == [f"wavs/{name}" for name in names], "a wav lies outside of wavs/"
     assert all(name[0] != "." and len(name.encode()) < 210 for name in names), "a wav is hidden or cannot be written"
-    assert all(u.text and not LANGUAGES["italian"].foreign(u.text) for u in utterances)
+    assert all(u.text and not ITALIAN.foreign(u.text) for u in utterances)
 
 
 @thorough

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from finetuning.config.loading import load_config
+from conftest import shipped
 from finetuning.config.schema import Split, SplitBy
 from finetuning.data import row_filters, splits
 from finetuning.data.common_voice import Clip, RejectedRow
@@ -173,7 +173,7 @@ def test_filters(duration_s: float, decoded_s: float, stated_s: float, text: str
     converted = ConvertedClip("a.mp3", "1 1", duration_s, decoded_s)
     candidate = row_filters.Candidate(Clip("a.mp3", text), text, stated_s=stated_s, converted=converted)
     rejected: list[RejectedRow] = []
-    passed = row_filters.filter_by_audio([candidate], load_config("configs/italian.yaml", []).dataset, rejected)
+    passed = row_filters.filter_by_audio([candidate], shipped("italian").dataset, rejected)
     assert [r.reason for r in rejected] == ([reason] if reason else [])
     assert passed == ([] if reason else [candidate])
 

@@ -1,8 +1,10 @@
 import time
 import unicodedata
+from pathlib import Path
 
 import pytest
 
+from conftest import shipped
 from finetuning.config.loading import load_config
 from finetuning.config.schema import ROOT, Rule, Text
 from finetuning.data.text_normalization import MAX_CHARACTERS, Language, Substitution, to_nfc
@@ -21,11 +23,11 @@ CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob
 
 @pytest.fixture(scope="module")
 def italian() -> Language:
-    return Language.of(load_config("configs/italian.yaml", []).text)
+    return Language.of(shipped("italian").text)
 
 
 def text_of(file: str) -> Text:
-    return load_config(file, []).text if file else CATALAN
+    return shipped(Path(file).stem).text if file else CATALAN
 
 
 @pytest.mark.parametrize("file", [*CONFIGS, ""])
@@ -116,7 +118,7 @@ def test_an_apostrophe_for_an_accent_becomes_one_and_others_stay(italian: Langua
     ],
 )
 def test_turkish_lower_case(sentence: str, text: str) -> None:
-    turkish = Language.of(load_config("configs/turkish.yaml", []).text)
+    turkish = Language.of(shipped("turkish").text)
     assert turkish.normalise(sentence) == text and not turkish.foreign(text)
 
 

@@ -69,6 +69,7 @@ def test_a_killed_process_is_one_sentence(slow: Slow, three_processes: None) -> 
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_no_process_outlives_its_parent(tmp_path: Path, sent: int) -> None:
     script = tmp_path / "decode.py"
     script.write_text(

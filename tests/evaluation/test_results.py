@@ -1,5 +1,6 @@
 import json
 import re
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from conftest import shipped
 from finetuning import files
-from finetuning.config.loading import load_config
 from finetuning.config.schema import Evaluation, PublishedRow
 from finetuning.errors import UserError
 from finetuning.evaluation import results, results_table
@@ -160,7 +161,7 @@ def test_the_real_time_factor() -> None:
 
 
 def named(*models: str, **registry: str) -> dict[str, str]:
-    config = load_config("configs/demo.yaml", [])
+    config = deepcopy(shipped("demo"))
     config.evaluation.models, config.model.registry = list(models), registry
     return results.row_names(config)
 

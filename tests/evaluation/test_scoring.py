@@ -6,7 +6,7 @@ import kaldialign
 import numpy as np
 import pytest
 
-from finetuning.config.loading import load_config
+from conftest import shipped
 from finetuning.data.manifest import Utterance
 from finetuning.decoding.predictions import ModelOutput, Prediction
 from finetuning.evaluation.bootstrap import ResamplingUnits, percentile_interval, resample, resampling_units
@@ -196,7 +196,7 @@ def test_the_interval_is_another_tools() -> None:
 
 
 def test_what_a_model_writes_with_capitals_and_marks_is_scored_after_the_text_rules() -> None:
-    italian = load_config("configs/italian.yaml", []).text
+    italian = shipped("italian").text
     assert not needs_text_rules(of_characters(" abc'-"), " абв"), "letters and apostrophes of another alphabet"
     assert not needs_text_rules(of_characters(italian.alphabet), italian.alphabet)
     assert needs_text_rules(of_characters(" abcABC"), italian.alphabet)

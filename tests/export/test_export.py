@@ -424,7 +424,7 @@ def serving(**behaviour: object) -> Iterator[tuple[str, Hub]]:
     """The address of a hub on this machine, and what it has kept."""
     hub = type("AsToldHub", (Hub,), {**behaviour, "came": {}, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", hub
     finally:

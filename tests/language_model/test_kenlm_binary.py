@@ -111,6 +111,7 @@ def mutated(whole: bytes, drawn: random.Random) -> bytes:
     return put(at, bytes([whole[at] ^ 1 << drawn.randrange(8)]))(whole)
 
 
+@pytest.mark.slow
 def test_no_damaged_file_that_is_let_through_ends_the_process(tmp_path: Path) -> None:
     drawn, let_through, refused = random.Random(0), [], 0
     for number in range(400):

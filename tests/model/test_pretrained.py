@@ -90,7 +90,7 @@ def serving(encrypted: ssl.SSLContext | None = None, **behaviour: object) -> Ite
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("AsToldServer", (Server,), {**behaviour, "asked": asked}))
     if encrypted:
         server.socket = encrypted.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http{'s' if encrypted else ''}://127.0.0.1:{server.server_port}", asked
     finally:

@@ -269,7 +269,7 @@ def test_a_base_of_the_published_shape_passes_all_steps(
     (served / "published.nemo").write_bytes(gzip.compress(plain.read_bytes(), 1))
     monkeypatch.setenv("NO_PROXY", "*")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(served))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         config = tmp_path / "published.yaml"
         config.write_text(
             f"""
