@@ -8,6 +8,7 @@ are cores. Writes results/reference/architectures.json, in about an hour and a h
 interruption: runs that are finished are only read. The demo's own QuartzNet is in recipes.json.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 from clone_to_table import ROOT, cpu_name
-from recipes import CORES, SEEDS, summary, typed_variants
+from recipes import CORES, SEEDS, checked_variants, summary
 
 RUNS = ROOT / "runs" / "architectures"
 RESULT = ROOT / "results" / "reference" / "architectures.json"
@@ -47,7 +48,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def main() -> None:
     """Run what is missing, then write what all runs gave."""
-    chosen = typed_variants(__doc__, VARIANTS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{', '.join(VARIANTS)}; all without any")
+    chosen = checked_variants(parser, parser.parse_args().variants, VARIANTS)
     RUNS.mkdir(parents=True, exist_ok=True)
     for language in ("", "_english"):
         script("dataset_creation", f"dataset{language}", f"configs/demo{language}.yaml")

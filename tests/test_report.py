@@ -316,13 +316,14 @@ def test_the_paper_says_better_or_worse_only_of_runs_that_lie_apart():
 
 def test_the_recipes_do_not_change_with_the_demo(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from recipes import LONG, VARIANTS
+    from recipes import CORPORA, LONG
 
-    assert set(VARIANTS) == set(RECIPES)
+    variants = CORPORA["sample"].variants
+    assert set(variants) == set(RECIPES)
     demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))["training"]
     stated = {override.partition("=")[0].removeprefix("training.") for override in LONG}
     assert demo.keys() - stated == {"output", "workers", "accelerator"}
-    training = load_config("configs/demo.yaml", list(VARIANTS["0 frozen epochs"])).training
+    training = load_config("configs/demo.yaml", list(variants["0 frozen epochs"])).training
     assert (training.max_epochs, training.frozen_epochs, training.optimizer.lr) == (36, 0, 3e-3)
 
 
