@@ -1,9 +1,11 @@
 """A finished model -> a folder for others: the model and its card and, when asked, the same on the hub.
 
     python Fine_tuning/export.py --license ID [--config FILE] [section.key=value …] [--push OWNER/NAME]
+    python Fine_tuning/export.py --checkpoint FILE [--config FILE] [section.key=value …]
 
 Writes <training.output>/export/: the .nemo and README.md, a model card made from run.json, metrics.csv, dataset.json
-and the results of step 3. Without --push nothing is sent anywhere.
+and the results of step 3. Without --push nothing is sent anywhere. With --checkpoint it only writes a .nemo of that
+checkpoint of step 2 into training.output, also while the training is not finished.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -16,6 +18,7 @@ import os
 import re
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,6 +40,9 @@ def main() -> None:
     """Gather, write and check; then push or say how."""
     arguments = command_line()
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.checkpoint:
+        print(f"Wrote {export_checkpoint(arguments.checkpoint, config)}")
+        return
     from finetuning.export import card_metadata, model_card
 
     model = experiment.resolve_path(config.training.output) / f"{config.training.name}.nemo"
@@ -78,7 +84,14 @@ def command_line() -> argparse.Namespace:
         help="upload to this model of the Hugging Face Hub, which is created, public, if it does not exist; the token "
         "is that of `hf auth login` or HF_TOKEN",
     )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="a checkpoint of step 2, by its path or its name in checkpoints/"
+    )
     arguments = parser.parse_intermixed_args()
+    if arguments.checkpoint and (arguments.push or arguments.license):
+        raise UserError("--checkpoint writes a .nemo without a card; leave --license and --push out")
+    if arguments.checkpoint:
+        return arguments
     from finetuning.export.card_metadata import LICENSES
 
     if arguments.license not in LICENSES:
@@ -88,6 +101,36 @@ def command_line() -> argparse.Namespace:
     if arguments.push is not None:
         validate_repository(arguments.push)
     return arguments
+
+
+def export_checkpoint(name: str, config: Config) -> Path:
+    """Write the weights of a checkpoint as a `.nemo` beside the run's own and return its path.
+
+    Raise UserError for a file that is no checkpoint of this run.
+    """
+    output = experiment.resolve_path(config.training.output)
+    path = next(filter(Path.is_file, (Path(name), output / "checkpoints" / name)), None)
+    if path is None:
+        names = sorted(known.name for known in (output / "checkpoints").glob("[!.]*.ckpt")) or ["none yet"]
+        raise UserError(f"there is no checkpoint {name}; in {output / 'checkpoints'}: {', '.join(names)}")
+    print("Loading NeMo, which takes a moment")
+    from finetuning.model.ctc_model import save_model
+    from finetuning.model.pretrained import locate_model
+    from finetuning.training import run_record
+    from finetuning.training.checkpoints import read_checkpoint
+    from finetuning.training.fine_tuning import load_starting_model
+
+    base = locate_model(config.model.base, config.model) if config.model.base else None
+    run_record.start_run(output, config, base, is_main_process=False)  # as train.py: is it this configuration's run?
+    model = load_starting_model(config, base, output)
+    try:
+        model.load_state_dict(read_checkpoint(path)["state_dict"])
+    except Exception as error:  # torch, zipfile and pickle each have their own
+        reason = textwrap.shorten(printable(str(error)) or type(error).__name__, 200, placeholder=" …")
+        raise UserError(f"{path} is not a checkpoint of this run, or damaged ({reason}); name another") from error
+    exported = output / f"{config.training.name}-{path.stem.replace('=', '')}.nemo"
+    save_model(model, exported)
+    return exported
 
 
 def validate_repository(repository: str) -> None:

@@ -14,7 +14,7 @@ import argparse
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetuning.config import schema as experiment
 from finetuning.config.loading import config_parser, load_config
@@ -82,7 +82,7 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     model = load_starting_model(config, base, output, is_main_process)
     from finetuning.decoding.inference import read_wavs
     from finetuning.model import ctc_model
-    from finetuning.training import checkpoints, fine_tuning
+    from finetuning.training import checkpoints, fine_tuning, model_selection
 
     run_record.check_tokenizer(output, record, ctc_model.get_vocabulary(model))
     examples = validation[:EXAMPLES]  # read before training: step 3's reader is stricter
@@ -98,12 +98,14 @@ def train(config: Config, base: Path | None, output: Path, validation: list[Utte
     if not is_main_process:
         return
 
+    selection = model_selection.select_weights(model, validation, experiment.manifest_folder(config))
+    report_selection(selection)
     ctc_model.save_model(model, exported)
     check_transcripts(model, exported, examples, config)
     metrics = read_metrics(output / "metrics.csv")
     if len(metrics):
         save_loss_curve(metrics, f"{config.training.name}: loss per epoch", output / "image.png")
-    results = {"device": session["device"], "epochs": model.trainer.max_epochs, "warnings": warnings}
+    results = {"device": session["device"], "epochs": model.trainer.max_epochs, "warnings": warnings, **selection}
     run_record.finish_run(output, record, model=sha256(exported), **results, **last_validation_metrics(metrics))
     print(f"Wrote {exported}, image.png, metrics.csv and run.json beside it")
     for warning in warnings:
@@ -116,6 +118,14 @@ def report_resume(output: Path, start: "ResumePoint") -> None:
         print(f"Resuming from {start.path}")
     if sentence := missing_epochs(output / "metrics.csv", start.epochs):
         print(sentence)
+
+
+def report_selection(selection: dict[str, Any]) -> None:
+    """Print the validation WER of the weights to choose from, and which are exported."""
+    for name, candidate in selection["candidates"].items():
+        epochs = ", ".join(map(str, candidate["epochs"]))
+        chosen = "   <- exported" if name == selection["exported"] else ""
+        print(f"{name:>8} weights: validation WER {candidate['val_wer']:.4f} (epochs {epochs}){chosen}")
 
 
 def read_data(config: Config, is_main_process: bool) -> dict[str, list[Utterance]]:

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 from clone_to_table import ROOT, cpu_name
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest, write_manifest
-from finetuning.files import ensure_writable_dir, write_json
+from finetuning.files import ensure_writable_dir, read_json, write_json
 
 SEEDS = (0, 1, 2)
 RUNS = ROOT / "runs" / "recipes"
@@ -46,7 +46,7 @@ LONG = (  # every key of the recipe that the demo may set otherwise; the demo wa
     "training.batch_duration_s=null",
     "training.speed_perturbation=0.07",
     "training.dropout=null",
-    "training.spec_augment=true",
+    "training.spec_augment={freq_masks: 2, freq_width: 12, time_masks: 2, time_width: 25}",
     "training.gradient_clip=20.0",
     "training.optimizer={name: adamw, lr: 3.0e-3, betas: [0.9, 0.98], weight_decay: 1.0e-2}",
     "training.schedule={warmup_ratio: 0.05, min_lr: 3.0e-5}",
@@ -78,7 +78,7 @@ SHORT = (  # every key that configs/mboshi.yaml may set otherwise
     "training.batch_duration_s=60",
     "training.speed_perturbation=0.1",
     "training.dropout=0.0",
-    "training.spec_augment=false",
+    "training.spec_augment={rect_masks: 0, freq_masks: 0, time_masks: 0}",
     "training.gradient_clip=20.0",
     "training.optimizer={name: adamw, lr: 3.0e-3, betas: [0.9, 0.98], weight_decay: 1.0e-2}",
     "training.schedule={warmup_ratio: 0.05, min_lr: 3.0e-5}",
@@ -92,6 +92,8 @@ MBOSHI_CHANGES = {
     "always frozen": ("training.frozen_epochs=10",),
     "batches at random": ("training.batch_duration_s=null", "training.batch_size=17"),
     "no speed perturbation": ("training.speed_perturbation=0.0",),
+    "masks": ("training.spec_augment={freq_masks: 2, freq_width: 12, time_masks: 2, time_width: 25}",),
+    "strong masks": ("training.spec_augment={freq_masks: 2, freq_width: 22, time_masks: 10, time_width: 0.05}",),
     "half of the hours": ("dataset.output=datasets/mboshi_half", "training.max_epochs=20", "training.frozen_epochs=4"),
     "a quarter of the hours": (
         "dataset.output=datasets/mboshi_quarter",
@@ -231,6 +233,7 @@ def one(corpus: Corpus, variant: str, seed: int, threads: str) -> dict[str, Any]
         f"evaluation.predictions={output / 'predictions'}", f"training.output={output}", *dataset,
         f"evaluation.decoder={decoder}", threads=threads,
     )  # fmt: skip
+    record = read_json(output / "run.json")
     with (output / "metrics.csv").open() as table:
         rows = list(csv.DictReader(table))
     wers, cers = ([round(float(row[key]), 3) for row in rows] for key in ("val_wer", "val_cer"))
@@ -248,6 +251,8 @@ def one(corpus: Corpus, variant: str, seed: int, threads: str) -> dict[str, Any]
         **({f"lm_{key}": of["lm"][key] for key in ("cer", "wer")} if "lm" in of else {}),
         "val_wer": wers,
         "val_cer": cers,
+        "exported": record["exported"],
+        "candidates": record["candidates"],  # on the validation set
     }
 
 

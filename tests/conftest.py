@@ -136,7 +136,8 @@ name: tiny
 dataset: {{source: {tiny_release}, output: {folder}/data, workers: 2}}
 training:
   {{output: {folder}/run, max_epochs: 3, frozen_epochs: 2, keep_best: -1, workers: 1, batch_size: 5,
-    batch_duration_s: null, speed_perturbation: 0.07, dropout: null, spec_augment: true, optimizer: {{lr: 3.0e-3}}}}
+    batch_duration_s: null, speed_perturbation: 0.07, dropout: null,
+    spec_augment: {{freq_masks: 2, freq_width: 12, time_masks: 2, time_width: 25}}, optimizer: {{lr: 3.0e-3}}}}
 evaluation:
   models: [models/demo/quartznet_small_en.nemo, {folder}/run/Model-IT-finetuned.nemo]
   decoder: greedy

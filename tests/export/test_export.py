@@ -517,3 +517,31 @@ def test_what_the_card_says_to_type_works(export: Script, tmp_path: Path) -> Non
     ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert set(ran.stdout.splitlines()[-1]) <= set(" abcdefghijklmnopqrstuvwxyz'")
+
+
+@pytest.mark.nemo
+def test_a_checkpoint_of_a_run_becomes_a_model(
+    tiny_config: Path, tiny_run: Path, run_script: Script, tmp_path: Path
+) -> None:
+    import torch
+
+    from finetuning.model.ctc_model import get_vocabulary, restore_model
+
+    (checkpoint,) = (tiny_run / "checkpoints").glob("epoch=000-*.ckpt")
+    usual = ("export.py", "--config", str(tiny_config), "--checkpoint")
+    for name in (checkpoint.name, str(checkpoint)):
+        done = run_script(*usual, name)
+        assert done.returncode == 0, done.stderr
+        path = tiny_run / f"Model-IT-finetuned-{checkpoint.stem.replace('=', '')}.nemo"
+        assert f"Wrote {path}" in done.stdout
+        model, weights = restore_model(path), torch.load(checkpoint, weights_only=False)["state_dict"]
+        assert all(torch.equal(weight, weights[key]) for key, weight in model.state_dict().items())
+        assert "à" in get_vocabulary(model).tokens
+        path.unlink()
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(checkpoint.read_bytes()[:10_000])
+    assert_refused(run_script(*usual, "none.ckpt"), "there is no checkpoint none.ckpt", checkpoint.name, "last.ckpt")
+    assert_refused(run_script(*usual, str(damaged)), "damaged.ckpt is not a checkpoint of this run, or damaged")
+    assert_refused(run_script(*usual, checkpoint.name, "training.seed=5"), "made from something else", "training.seed")
+    assert_refused(run_script(*usual, checkpoint.name, "--license", "mit"), "leave --license and --push out")
+    assert not list(tiny_run.glob("Model-IT-finetuned-*"))

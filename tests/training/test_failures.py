@@ -72,6 +72,7 @@ def cut_off(tiny_run: Path, output: Path) -> Path:
         shutil.copy(tiny_run / name, output / name)
     record = json.loads((tiny_run / "run.json").read_text())
     del record["model"]
+    record["made_from"]["training"]["keep_best"] = 0  # as `train` does
     (output / "run.json").write_text(json.dumps(record))
     return output
 
@@ -241,8 +242,10 @@ def test_a_checkpoint_names_no_file_that_is_to_be_deleted(tmp_path: Path) -> Non
     from finetuning.training.checkpoints import BestCheckpoints
 
     best = BestCheckpoints(tmp_path, 3)
-    best.load_state_dict({"best_k_models": {"/x/..": 9.0, "last.ckpt": 8.0, "/old/epoch=001-val_loss=7.000.ckpt": 7.0}})
-    assert best.best_k_models == {str(tmp_path / "epoch=001-val_loss=7.000.ckpt"): 7.0}
+    best.load_state_dict(
+        {"monitor": "val_wer", "best_k_models": {"/x/..": 9.0, "last.ckpt": 8.0, "/old/epoch=001.ckpt": 7.0}}
+    )
+    assert best.best_k_models == {str(tmp_path / "epoch=001.ckpt"): 7.0}
 
 
 def test_after_a_damaged_checkpoint_the_run_goes_on_and_says_that_the_code_changed(
@@ -497,7 +500,14 @@ def test_two_runs_into_one_folder_exclude_each_other_and_a_killed_one_does_not(o
 def test_ctrl_c_ends_all_processes_in_one_sentence_and_the_same_command_goes_on(
     tiny_config: Path, tiny_dataset: Path, output: Path, train: Train
 ) -> None:
-    command = ["train.py", "--config", str(tiny_config), f"training.output={output}", "training.workers=2"]
+    command = [
+        "train.py",
+        "--config",
+        str(tiny_config),
+        f"training.output={output}",
+        "training.workers=2",
+        "training.keep_best=0",
+    ]
     process = Forked(*command, group=True)  # as of a shell: Ctrl-C reaches all of it
     while not (output / "checkpoints" / "last.ckpt").is_file():
         assert process.poll() is None, process.communicate()

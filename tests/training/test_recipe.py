@@ -87,22 +87,52 @@ def test_what_adapts_while_the_encoder_is_frozen(tiny, batch_norm: str):
 
 
 def test_masks_fall_on_every_training_batch_and_on_no_validation_batch(tiny):
+    import torch
+    from nemo.collections.asr.modules import SpectrogramAugmentation
+
     from finetuning.training import fine_tuning
 
     config = tiny("training.max_epochs=2", "training.frozen_epochs=1")
     model = start(config)
     masked: list[tuple[bool, bool]] = []
-    before: list[Any] = []
-    model.spec_augmentation.register_forward_pre_hook(
-        lambda _, __, inputs: before.append(inputs["input_spec"].clone()), with_kwargs=True
-    )
-    model.spec_augmentation.register_forward_hook(
-        lambda _, __, inputs, output: masked.append((model.training, not output.equal(before.pop()))),
-        with_kwargs=True,
-    )
-    fine_tuning.fit(model, config, Path(config.training.output))
+
+    def note(module: Any, inputs: Any, output: Any) -> None:
+        if isinstance(module, SpectrogramAugmentation):  # fit() makes it, of what the configuration says
+            masks = module.spec_augment
+            assert (masks.freq_masks, masks.freq_width, masks.time_masks, masks.time_width) == (2, 12, 2, 25)
+            masked.append((model.training, bool((output == 0).all(dim=1).any() or (output == 0).all(dim=2).any())))
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        fine_tuning.fit(model, config, Path(config.training.output))
     assert masked == [(True, True)] * model.trainer.global_step
     assert model.trainer.global_step == 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("given", "masks"),
+    [
+        ("{rect_masks: 5, rect_freq: 50, rect_time: 120, freq_masks: 0, time_masks: 0}", "spec_cutout"),
+        ("{rect_masks: 0, freq_masks: 1, freq_width: 7, time_masks: 1, time_width: 0.05}", "spec_augment"),
+        ("{rect_masks: 0, freq_masks: 0, time_masks: 0}", ""),
+    ],
+)
+def test_masks_are_those_of_the_configuration(tiny, given: str, masks: str):
+    from torch import nn
+
+    from finetuning.training.fine_tuning import set_regularization
+
+    config = tiny(f"training.spec_augment={given}")
+    model = start(config)
+    before = model.cfg.spec_augment.copy()
+    set_regularization(model, config.training)
+    found = model.spec_augmentation
+    assert {name for name, _ in found.named_children()} == {masks} if masks else found is None
+    if masks == "spec_augment":
+        assert (found.spec_augment.freq_width, found.spec_augment.time_width) == (7, 0.05)
+        assert found.spec_augment.adaptive_temporal_width
+    if masks == "spec_cutout":
+        assert isinstance(found.spec_cutout, nn.Module) and found.spec_cutout.rect_time == 120
+    assert model.cfg.spec_augment == before
 
 
 def test_dropout_can_be_left_out_of_training_and_stays_in_the_exported_model(tiny, tmp_path: Path):

@@ -235,6 +235,19 @@ class Schedule:
 
 
 @dataclass
+class SpecAugment:
+    """What is masked in each training spectrogram (Park et al. 2019), as NeMo's `spec_augment` section; 0: nothing."""
+
+    freq_masks: int = key(at_least=0)
+    freq_width: int = key(at_least=1)
+    time_masks: int = key(at_least=0)
+    time_width: float = key(above=0)
+    rect_masks: int = key(at_least=0)
+    rect_freq: int = key(at_least=1)
+    rect_time: int = key(at_least=1)
+
+
+@dataclass
 class Training:
     """Step 2: two phases, the encoder frozen, then everything."""
 
@@ -257,11 +270,11 @@ class Training:
     precision: Precision = field(default=MISSING, metadata=metadata(free=True))
     gradient_clip: float | None = key(None, above=0)
     checkpoint_minutes: float = key(free=True, at_least=0)
-    keep_best: int = key(free=True, at_least=-1)
+    keep_best: int = key(at_least=-1)
     encoder_lr_scale: float = key(at_least=0)
     speed_perturbation: float = key(0.0, at_least=0, below=0.5)
     dropout: float | None = key(None, at_least=0, below=1)
-    spec_augment: bool = MISSING
+    spec_augment: SpecAugment = field(default_factory=SpecAugment)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
 

@@ -157,11 +157,32 @@ def _training(of: TrainedModel) -> str:
     begin = "the first epoch" if first["epoch"] == 1 else f"epoch {int(first['epoch'])}"  # those before may be lost
     went = (
         f"Validation WER: {first['val_wer']:.4f} after {begin}, {last['val_wer']:.4f} after the last "
-        f"({int(last['epoch'])}), whose weights these are; lowest {of.metrics['val_wer'].min():.4f}. Validation CER "
-        f"and loss after the last: {last['val_cer']:.4f} and {last['val_loss']:.4f}."
+        f"({int(last['epoch'])}); lowest {of.metrics['val_wer'].min():.4f}. Validation CER and loss after the last: "
+        f"{last['val_cer']:.4f} and {last['val_loss']:.4f}. {_exported_weights(of)}"
     )
     warnings = [f"There was a warning in training: {warning}" for warning in of.run["warnings"]]
     return "\n\n".join([shown, went, *warnings])
+
+
+def _exported_weights(of: TrainedModel) -> str:
+    """Which epochs the weights are of; runs of earlier versions exported the last epoch's."""
+    chosen = of.run.get("candidates", {}).get(of.run.get("exported"))
+    if not chosen:
+        return "These weights are the last epoch's."
+    *first, last = map(str, chosen["epochs"])
+    weights = f"the average of those of epochs {', '.join(first)} and {last}" if first else f"those of epoch {last}"
+    return (
+        f"These weights are {weights}, which had the lowest validation WER of those compared: {chosen['val_wer']:.4f}."
+    )
+
+
+def _masks(of: dict[str, float]) -> str:
+    kinds = {
+        "rectangles of up to {rect_freq} mel bands and {rect_time} frames": "rect_masks",
+        "frequency masks of up to {freq_width} bands": "freq_masks",
+        "time masks of up to {time_width:g}": "time_masks",
+    }
+    return ", ".join(f"{of[count]} {words.format(**of)}" for words, count in kinds.items() if of[count]) or "none"
 
 
 def _recipe(of: TrainedModel) -> dict[str, str]:
@@ -187,7 +208,7 @@ def _recipe(of: TrainedModel) -> dict[str, str]:
         f"{schedule['min_lr']:g}; the encoder's × {training['encoder_lr_scale']:g}",
         "Speed perturbation": f"± {training['speed_perturbation']:.0%}",
         "Dropout": "the base model's" if training["dropout"] is None else f"{training['dropout']:g}",
-        "SpecAugment": "as the base model's" if training["spec_augment"] else "none",
+        "SpecAugment": _masks(training["spec_augment"]),
         "Seed": str(training["seed"]),
         "Device": f"{of.run['device']}, precision {sessions[-1]['precision']}",
         "Versions": ", ".join(f"{name} {version}" for name, version in of.run["versions"].items()),

@@ -114,17 +114,19 @@ class LastCheckpoints(Checkpoint):
 
 
 class BestCheckpoints(ModelCheckpoint):
-    """Keeps the checkpoints with the lowest validation loss."""
+    """Keeps the checkpoints with the lowest validation WER."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         """Take the number of checkpoints to keep: 0 for none, -1 for all."""
         super().__init__(
-            dirpath=folder, filename="epoch={epoch:03d}-val_loss={val_loss:.3f}", monitor="val_loss", save_top_k=keep,
+            dirpath=folder, filename="epoch={epoch:03d}-val_wer={val_wer:.4f}", monitor="val_wer", save_top_k=keep,
             auto_insert_metric_name=False, enable_version_counter=False,
         )  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume with the files of an earlier session, wherever the folder is now and however many it kept."""
+        if state_dict.get("monitor") != self.monitor:  # of an earlier version, which kept those of the lowest loss
+            return
         best = {Path(path).name: score for path, score in state_dict["best_k_models"].items()}
         scores = {str(Path(self.dirpath, name)): score for name, score in best.items() if name.startswith("epoch=")}
         paths = sorted(scores, key=scores.__getitem__)[: self.save_top_k if self.save_top_k >= 0 else None]

@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from nemo.collections.asr.models import EncDecCTCModel
+from nemo.collections.asr.modules import SpectrogramAugmentation
 from omegaconf import open_dict
 
 from finetuning.audio.decoding import SAMPLE_RATE
@@ -80,12 +81,16 @@ def check_compatible(model: EncDecCTCModel, path: Path, config: experiment.Confi
 
 
 def set_regularization(model: EncDecCTCModel, training: experiment.Training) -> None:
-    """Set the dropout and switch SpecAugment off as configured; the configuration exported with the model stays."""
+    """Set dropout and SpecAugment as configured; the configuration that is exported with the model stays."""
     for module in model.modules() if training.dropout is not None else ():
         if isinstance(module, torch.nn.Dropout):
             module.p = training.dropout
-    if not training.spec_augment:
-        model.spec_augmentation = None
+    masks = training.spec_augment
+    width = (
+        masks.time_width if masks.time_width < 1 else int(masks.time_width)
+    )  # a share, or frames: NeMo asks the type
+    is_on = masks.freq_masks or masks.time_masks or masks.rect_masks
+    model.spec_augmentation = SpectrogramAugmentation(**vars(masks) | {"time_width": width}) if is_on else None
 
 
 def setup_optimizer(model: EncDecCTCModel, training: experiment.Training, steps: int) -> None:
