@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 from clone_to_table import ROOT, cpu_name
-from recipes import CORES, SEEDS, checked_variants, summary
+from recipes import CORES, SEEDS, checked_variants
 
 RUNS = ROOT / "runs" / "architectures"
 RESULT = ROOT / "results" / "reference" / "architectures.json"
@@ -59,7 +59,7 @@ def main() -> None:
         jobs = {(variant, seed): pool.submit(italian, variant, seed) for variant in chosen for seed in SEEDS}
         runs = {key: job.result() for key, job in jobs.items()}
     known = json.loads(RESULT.read_text())["variants"] if RESULT.is_file() else {}
-    known |= {variant: summary([runs[variant, seed] for seed in SEEDS]) for variant in chosen}
+    known |= {variant: {"runs": [runs[variant, seed] for seed in SEEDS]} for variant in chosen}
     measured = {
         "machine": f"{CORES} CPU cores ({cpu_name()})",
         "data": "shipped sample, synthetic speech, test speakers unseen in training",

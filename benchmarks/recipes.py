@@ -27,7 +27,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from threading import Lock
 from typing import Any
 
@@ -169,7 +168,7 @@ def main() -> None:
                 "data": corpus.data,
                 "seeds": list(SEEDS),
                 "validation_wer": VALIDATION_WER,
-                "variants": {variant: summary(found) for variant, found in known.items() if found},
+                "variants": {variant: {"runs": found} for variant, found in known.items() if found},
             }
             write_json(result, about)
 
@@ -269,16 +268,6 @@ def script(corpus: Corpus, name: str, *overrides: str, threads: str = str(CORES)
         ).returncode
     if status:
         raise SystemExit(f"failed: {' '.join(command)}\n{log.read_text()[-2000:]}")
-
-
-def summary(runs: list[dict]) -> dict:
-    """The runs of a variant, the mean of each figure and its standard deviation over seeds, of several."""
-    figures = {key: [run[key] for run in runs] for key in ("loss", "cer", "wer", "lm_cer", "lm_wer") if key in runs[0]}
-    return {
-        "runs": runs,
-        "mean": {key: round(mean(values), 4) for key, values in figures.items()},
-        "standard_deviation": {key: round(stdev(values), 4) for key, values in figures.items() if len(values) > 1},
-    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ measured is not among them, and the paper then says nothing of it.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from finetuning.config.schema import Config
@@ -172,7 +173,7 @@ def _signed(value: float) -> str:
 
 
 def _recipes(of: dict[str, Any]) -> dict[str, Any]:
-    """Each variant that was run: mean ± standard deviation, and whether its runs lie apart from the long recipe's."""
+    """Each variant that was run: its spread over seeds, and whether its runs lie apart from the long recipe's."""
     variants = {variant: of["variants"][variant] for variant in RECIPES if variant in of["variants"]}
     demo, long = variants["demo"], variants["warm"]  # most others change the long recipe
     usual = long["runs"][0]["epochs"]
@@ -185,13 +186,15 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
             "cer": spread(measured, "cer"),
             "reached": ", ".join(str(run["reached"] or "never") for run in measured["runs"]),
             "epochs": str(epochs),
-            "difference": _signed(measured["mean"]["wer"] - long["mean"]["wer"]),
+            "difference": _signed(_mean_wer(measured) - _mean_wer(long)),
             "beside": "" if variant == "warm" else _beside(variant, measured["runs"], long["runs"]),
         }
     adapting, frozen = "10 frozen epochs", "10 frozen epochs and batch normalisation"
     if {adapting, frozen} <= set(variants):
         found[frozen]["beside_adapting"] = _beside(frozen, variants[frozen]["runs"], variants[adapting]["runs"])
-    with_lm = {"lm_wer": spread(demo, "lm_wer"), "lm_cer": spread(demo, "lm_cer")} if "lm_wer" in demo["mean"] else {}
+    with_lm = (
+        {"lm_wer": spread(demo, "lm_wer"), "lm_cer": spread(demo, "lm_cer")} if "lm_wer" in demo["runs"][0] else {}
+    )
     return {
         "variants": found,
         "seeds": str(len(of["seeds"])),
@@ -201,6 +204,10 @@ def _recipes(of: dict[str, Any]) -> dict[str, Any]:
         "machine": of["machine"],
         **with_lm,
     }
+
+
+def _mean_wer(measured: dict[str, Any]) -> float:
+    return fmean(run["wer"] for run in measured["runs"])
 
 
 def _beside(variant: str, runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from finetuning.evaluation.results_table import format_published
 from paper_numbers import WAV_BYTES_PER_S, gpu_hours
 from wording import ARCHITECTURES, DECODINGS, OF_DEMO, RECIPES, short, spread
 
+OVER_SEEDS = "Mean over {} seeds of the training, and how far a single new run may lie from it (95 %, Student's t)"
 GPU_SIZES_GB, GPU_RESERVE = (24, 80), 0.2
 
 
@@ -21,11 +22,11 @@ def seeds(measured: dict) -> str:
             ("demo", "lm_wer", "with the language model"),
             ("demo from scratch", "wer", "when trained from scratch, without the English model"),
         )
-        if variant in variants and key in variants[variant]["mean"]
+        if variant in variants and key in variants[variant]["runs"][0]
     ]
     return (
-        f"Each row is one run. Over {len(measured['seeds'])} seeds the demo's WER, as mean and standard deviation, is "
-        f"{_and(rates)}."
+        f"Each row is one run. Over {len(measured['seeds'])} seeds the demo's WER is {_and(rates)}: the mean, and how "
+        "far a single new run may lie from it (95 %, Student's t)."
     )
 
 
@@ -276,7 +277,7 @@ def architectures(of: dict[str, Any], demo: dict[str, Any]) -> str:
         lines.append(f"| {name} | {spread(found, 'wer')} | {spread(found, 'cer')} | {each} |")
     bases = _and([f"{base['val_wer']:.2f} ({name})" for name, base in of["bases"].items()])
     about = (
-        f"Mean and standard deviation over {len(of['seeds'])} seeds of the training, greedy; {of['data']}; "
+        f"{OVER_SEEDS.format(len(of['seeds']))}, greedy; {of['data']}; "
         f"{of['machine']}, one thread a run but for the demo's. Validation WER of the English bases: {bases}."
     )
     return "\n".join([*lines, "", about])
@@ -295,11 +296,11 @@ def recipes(of: dict) -> str:
     short_run, usual = epochs["demo"], epochs["warm"]
     lengths = {epochs[variant] for variant in epochs if variant not in OF_DEMO}
     about = (
-        f"Mean and standard deviation over {len(of['seeds'])} seeds of the training; {of['data']}; {of['machine']}; "
+        f"{OVER_SEEDS.format(len(of['seeds']))}; {of['data']}; {of['machine']}; "
         f"the demo's recipe {short_run} epochs, with all cores, the others {usual} with one thread"
         f"{', more epochs where there are fewer utterances' if lengths != {usual} else ''}."
     )
-    if "lm_wer" in demo["mean"]:
+    if "lm_wer" in demo["runs"][0]:
         wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))
         about += f" With the language model the demo has a WER of {wer} and a CER of {cer}."
     return "\n".join([*lines, "", about])

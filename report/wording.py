@@ -1,6 +1,10 @@
 """How the README and the paper call what was measured, and write its numbers."""
 
+import math
+from statistics import fmean, stdev
 from typing import Any
+
+from scipy.stats import t
 
 RECIPES = {
     "demo": "the demo",
@@ -56,5 +60,9 @@ def minutes(seconds: float) -> str:
 
 
 def spread(measured: dict[str, Any], key: str) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{measured['mean'][key]:.3f} ± {measured['standard_deviation'][key]:.3f}"
+    """The mean over seeds and how far a single new run may lie from it: half of Student's 95 % prediction interval."""
+    values = [run[key] for run in measured["runs"]]
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) * math.sqrt(1 + 1 / len(values))
+    return f"{fmean(values):.3f} ± {half:.3f}"

@@ -76,8 +76,7 @@ def test_what_a_machine_needs_follows_from_the_configuration():
 
 def test_other_architectures_stand_beside_the_demo():
     def runs(*wers: float) -> dict[str, Any]:
-        figures = {"runs": [{"wer": wer, "cer": wer / 4} for wer in wers], "mean": {"wer": 0.2, "cer": 0.05}}
-        return figures | {"standard_deviation": {"wer": 0.1, "cer": 0.025}}
+        return {"runs": [{"wer": wer, "cer": wer / 4} for wer in wers]}
 
     found = {
         "machine": "2 CPU cores (X)",
@@ -86,8 +85,10 @@ def test_other_architectures_stand_beside_the_demo():
         "bases": {"c": {"val_wer": 0.123}},
     }
     table = readme_tables.architectures({**found, "variants": {"citrinet random": runs(0.1, 0.3)}}, runs(0.2, 0.2))
-    assert "| QuartzNet, in characters: the demo | 0.200 ± 0.100 | 0.050 ± 0.025 | 0.200, 0.200 |" in table
-    assert "| Citrinet, random decoder | 0.200 ± 0.100 | 0.050 ± 0.025 | 0.100, 0.300 |" in table
+    assert "| QuartzNet, in characters: the demo | 0.200 ± 0.000 | 0.050 ± 0.000 | 0.200, 0.200 |" in table
+    assert (
+        "| Citrinet, random decoder | 0.200 ± 2.201 | 0.050 ± 0.550 | 0.100, 0.300 |" in table
+    )  # 12.706 · 0.1414 · √1.5
     assert "over 2 seeds" in table and "Validation WER of the English bases: 0.12 (c)." in table
 
 
@@ -164,18 +165,19 @@ def test_the_speed_of_step_2_is_told_as_measured():
 
 
 def test_recipes_are_told_with_their_spread_over_seeds():
-    runs = [{"epochs": 36, "reached": reached} for reached in (16, None, 17)]
-    figures = {"mean": {"wer": 0.11, "cer": 0.0301}, "standard_deviation": {"wer": 0.0149, "cer": 0.004}}
+    runs = [
+        {"epochs": 36, "reached": reached, "wer": wer, "cer": 0.0301}
+        for reached, wer in ((16, 0.10), (None, 0.11), (17, 0.12))
+    ]
+    demo = {"epochs": 9, "reached": 5, "wer": 0.11, "cer": 0.0301}
     told = readme_tables.recipes(
         {
             "machine": "2 CPU cores (X)", "data": "synthetic speech", "seeds": [0, 1, 2], "validation_wer": 0.3,
-            "variants": {"demo": {"runs": [{"epochs": 9, "reached": 5}], **figures}, "warm": {"runs": runs, **figures}},
+            "variants": {"demo": {"runs": [demo]}, "warm": {"runs": runs}},
         }
     )  # fmt: skip
-    assert (
-        "| the demo | 0.110 ± 0.015 | 0.030 ± 0.004 | 5 |\n| the long recipe: warm decoder, 5 frozen epochs |" in told
-    )
-    assert "| 0.110 ± 0.015 | 0.030 ± 0.004 | 16, never, 17 |\n" in told
+    assert "| the demo | 0.110 | 0.030 | 5 |\n| the long recipe: warm decoder, 5 frozen epochs |" in told
+    assert "| 0.110 ± 0.050 | 0.030 ± 0.000 | 16, never, 17 |\n" in told  # 4.3027 · 0.01 · √(4/3) = 0.0497
     assert told.endswith("the demo's recipe 9 epochs, with all cores, the others 36 with one thread.")
 
 
@@ -279,8 +281,7 @@ def made_up(*variants: str) -> dict[str, Any]:
             {"epochs": 4, "reached": None, "loss": 1.0, "cer": 0.1, "wer": wer, "val_wer": [1.0, 0.9, 0.5, wer]}
             for wer in wers
         ]
-        spread = {"cer": 0.1, "wer": wers[1]}
-        found[variant] = {"runs": runs, "mean": spread, "standard_deviation": {"cer": 0.0, "wer": 0.05}}
+        found[variant] = {"runs": runs}
     return {
         "machine": "2 CPU cores (X)", "data": "synthetic speech", "hours": 0.5, "seeds": [0, 1, 2],
         "validation_wer": 0.3, "variants": found,
