@@ -10,12 +10,18 @@ Packages come from the machine's own package index, without pip's cache.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
+
+from finetuning.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("dataset_creation", "train", "train_language_model", "evaluate")
@@ -63,6 +69,19 @@ def cpu_name() -> str:
     """As /proc/cpuinfo states it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write_speeds(stem: str, measured: dict[str, Any]) -> Path:
+    """Write results/reference/<stem>.json and return its path; another processor's figures stay, beside the new ones.
+
+    `machine` of `measured` names the processor.
+    """
+    path = ROOT / "results" / "reference" / f"{stem}.json"
+    if (read_json(path) or measured)["machine"] != measured["machine"]:
+        path = path.with_name(f"{stem}.{re.sub('[^A-Za-z0-9]+', '_', measured['machine']).strip('_')}.json")
+        print(f"{stem}.json is of another processor and stays: these figures go to {path.name}", file=sys.stderr)
+    write_json(path, measured)
+    return path
 
 
 if __name__ == "__main__":

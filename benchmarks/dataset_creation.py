@@ -28,14 +28,16 @@ from multiprocessing import Pool
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
+
 import numpy as np
 import soundfile
 import soxr
 
-from clone_to_table import ROOT, cpu_name
+from clone_to_table import ROOT, cpu_name, write_speeds
+from finetuning.errors import UserError, run_script
 
 SAMPLE = ROOT / "datasets" / "sample" / "cv-corpus-sample-it.tar.gz"
-RESULT = ROOT / "results" / "reference" / "dataset_creation.json"
 COLUMNS = "client_id path sentence sentence_id sentence_domain up_votes down_votes age gender accents variant locale"
 COLUMNS = "\t".join([*COLUMNS.split(), "segment"])
 CORES = len(os.sched_getaffinity(0))
@@ -60,16 +62,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of all ways in turn; the median is what counts")
     parser.add_argument("--folder", type=Path, help="for temporary files, instead of the system's place for them")
     options = parser.parse_args()
-    if missing := [tool for tool in ("sox", "ffmpeg") if not shutil.which(tool)]:
-        print(f"{' and '.join(missing)} not found; type: apt-get install {' '.join(missing)}", file=sys.stderr)
-        sys.exit(2)
+    if missing := missing_packages():
+        raise UserError(f"sox, its mp3 format and ffmpeg are needed; type: apt-get install {' '.join(missing)}")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         measured = measure(Path(folder), options.rounds)
-    RESULT.write_text(json.dumps(measured, indent=2) + "\n")
+    result = write_speeds("dataset_creation", measured)
     print(f"{'':10} clips/s  archive is")
     for way, rate in measured["clips_per_s"].items():
         print(f"{way:10}{rate['median']:8.1f}{measured['archive_to'][way]['median']:8.2f} times as fast")
-    print(f"the other figures: {RESULT}")
+    print(f"the other figures: {result}")
+
+
+def missing_packages() -> list[str]:
+    """The Debian packages of what converts clips in other ways and is not there."""
+    missing = [tool for tool in ("sox", "ffmpeg") if not shutil.which(tool)]
+    if "sox" in missing or " mp3 " not in run(["sox", "--help"], text=True).stdout:
+        missing.append("libsox-fmt-mp3")
+    return missing
 
 
 def measure(folder: Path, rounds: int) -> dict:
@@ -248,4 +257,4 @@ def without_audio(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

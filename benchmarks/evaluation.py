@@ -26,11 +26,10 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from omegaconf import OmegaConf
 
-from clone_to_table import ROOT, cpu_name
+from clone_to_table import ROOT, cpu_name, write_speeds
 from finetuning.data.manifest import Utterance, manifest_path, read_manifest, write_manifest
 from finetuning.decoding import openvino_runtime
 from finetuning.decoding.inference import iter_log_probs, predict, prepare_for_inference, read_wavs
-from finetuning.files import write_json
 from finetuning.model import ctc_model
 from networks import NETWORKS, quartznet_15x5
 from training import CORES, RATE, durations, figures
@@ -50,12 +49,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.others:
             measured = json.loads(RESULT.read_text()) | {"others": {}}
+            if cpu_name() not in measured["machine"]:
+                parser.error(f"{RESULT.name} is of another processor; leave --others out to measure all of it here")
             utterances = wavs(Path(folder), arguments.utterances)
         else:
             measured, utterances = measure(Path(folder), arguments.utterances, arguments.rounds)
         for name in OTHERS:
             measured["others"][name] = beside_transcribe(name, Path(folder), utterances, arguments.rounds)
-    write_json(RESULT, measured)
+    write_speeds("evaluation", measured)
     print(json.dumps(measured, indent=2))
 
 

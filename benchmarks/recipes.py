@@ -27,17 +27,17 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 from clone_to_table import ROOT, cpu_name
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest, write_manifest
-from finetuning.files import ensure_writable_dir, read_json, write_json
+from finetuning.files import ensure_writable_dir, exclusive_lock, read_json, write_json
 
 SEEDS = (0, 1, 2)
 RUNS = ROOT / "runs" / "recipes"
+REFERENCE = ROOT / "results" / "reference"
 LONG = (  # every key of the recipe that the demo may set otherwise; the demo was like this once
     "training.max_epochs=36",
     "training.frozen_epochs=5",
@@ -147,20 +147,20 @@ CORPORA = {
 def main() -> None:
     """Run what is missing, and write what each run gave when it is done."""
     corpus, chosen = parse_arguments()
-    result = ROOT / "results" / "reference" / corpus.result
-    measured = json.loads(result.read_text())["variants"] if result.is_file() else {}
-    runs = {(variant, run["seed"]): run for variant in measured for run in measured[variant]["runs"]}
-    missing = [(variant, seed) for seed in SEEDS for variant in chosen if (variant, seed) not in runs]
+    result = REFERENCE / corpus.result
+    known = read_runs(result)
+    missing = [(variant, seed) for seed in SEEDS for variant in chosen if (variant, seed) not in known]
     make_datasets(corpus, {variant for variant, _ in missing})
     training = read_manifest(manifest_path(ROOT / corpus.dataset, "train"), check_audio=False)
 
     def run(job: tuple[str, int], threads: int) -> None:
-        """Train and evaluate one variant with one seed, and write what is known by then."""
+        """Train and evaluate one variant with one seed, and add what came out to the file."""
         found = one(corpus, *job, threads=str(threads))
-        with writing:
-            runs[job] = found
-            known = {
-                variant: [runs[variant, seed] for seed in SEEDS if (variant, seed) in runs] for variant in variants
+        with exclusive_lock(REFERENCE, wait=True):  # others may run other variants
+            runs = {**read_runs(result), job: found}
+            of = {
+                variant: [runs[variant, seed] for seed in SEEDS if (variant, seed) in runs]
+                for variant in corpus.variants
             }
             about = {
                 "machine": f"{CORES} CPU cores ({', '.join(sorted({run['cpu'] for run in runs.values()}))})",
@@ -168,11 +168,10 @@ def main() -> None:
                 "data": corpus.data,
                 "seeds": list(SEEDS),
                 "validation_wer": VALIDATION_WER,
-                "variants": {variant: {"runs": found} for variant, found in known.items() if found},
+                "variants": {variant: {"runs": found} for variant, found in of.items() if found},
             }
             write_json(result, about)
 
-    variants, writing = corpus.variants, Lock()
     with ThreadPoolExecutor(CORES) as pool:
         jobs = [pool.submit(run, job, 1) for job in missing if job[0] not in corpus.with_all_cores]
         for job in jobs:
@@ -181,6 +180,12 @@ def main() -> None:
         if job[0] in corpus.with_all_cores:
             run(job, CORES)
     print(result.read_text())
+
+
+def read_runs(result: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the runs that the file holds, by variant and seed."""
+    variants = (read_json(result) or {"variants": {}})["variants"]
+    return {(variant, run["seed"]): run for variant, found in variants.items() for run in found["runs"]}
 
 
 def parse_arguments() -> tuple[Corpus, list[str]]:

@@ -25,12 +25,11 @@ import torch
 from nemo.collections.asr.models import EncDecCTCModel
 from nemo.core.optim.novograd import Novograd
 
-from clone_to_table import ROOT, cpu_name
+from clone_to_table import cpu_name, write_speeds
 from finetuning.model import channels_last
 from finetuning.training.batch_sampler import EpochBatchSampler, padding_share
 from networks import quartznet_15x5
 
-RESULT = ROOT / "results" / "reference" / "training.json"
 RATE = 16000  # Hz
 LETTERS_PER_S = 13  # of the texts, about as in Italian
 PUBLISHED_BATCH, BATCH = 32, 16  # utterances; the smaller one is timed, for the sake of time and memory
@@ -43,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of all ways in turn; the median is what counts")
     measured = measure(parser.parse_args().rounds)
-    RESULT.write_text(json.dumps(measured, indent=2) + "\n")
+    write_speeds("training", measured)
     print(json.dumps(measured, indent=2))
 
 

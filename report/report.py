@@ -10,6 +10,7 @@ gives the same bytes.
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,12 @@ def paper_values(inputs: dict[str, Any]) -> dict[str, Any]:
     return numbers(inputs, result_rows(inputs["timing"]), demo, italian, small)
 
 
+def on_each_processor(table: Callable[[dict[str, Any]], str], name: str) -> str:
+    """Return the table of a benchmark and those of the other processors that it ran on."""
+    others = sorted(path.name for path in REFERENCE.glob(f"{name}.*.json"))
+    return "\n\n".join(table(read_measurement(file, MEASURED[name])) for file in (f"{name}.json", *others))
+
+
 def draw_figures(recipes: dict[str, Any], metrics: "pd.DataFrame") -> dict[str, bytes]:
     """Return the paper's figures by name, without those that nothing was measured for."""
     pictures = {
@@ -166,10 +173,10 @@ def build_parts() -> dict[str, str]:
         "decoders": format_decoder_table(shipped),
         "domain": readme_tables.domain(inputs["domain"]),
         "decoding": readme_tables.decoding(inputs["decoding"]),
-        "dataset_creation": readme_tables.conversion(inputs["dataset_creation"]),
-        "training": readme_tables.training(inputs["training"]),
+        "dataset_creation": on_each_processor(readme_tables.conversion, "dataset_creation"),
+        "training": on_each_processor(readme_tables.training, "training"),
         "memory": readme_tables.memory(inputs["memory"]),
-        "evaluation": readme_tables.evaluation(inputs["evaluation"]),
+        "evaluation": on_each_processor(readme_tables.evaluation, "evaluation"),
         "anchors": readme_tables.anchors(inputs["published"]["italian"]),
     }
 

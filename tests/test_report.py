@@ -1,5 +1,7 @@
 import copy
+import json
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -357,3 +359,22 @@ def test_the_hours_of_a_gpu_follow_from_what_there_is_to_compute():
     assert hours == {
         "operations": "1.5 · 10¹⁶", "slow": "1 · 10¹²", "fast": "1 · 10¹³", "least": "0.42", "most": "4.2"
     }  # fmt: skip
+
+
+def test_the_figures_of_another_processor_are_kept_and_shown_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import clone_to_table
+
+    reference = tmp_path / "results" / "reference"
+    shutil.copytree(report.REFERENCE, reference)
+    monkeypatch.setattr(clone_to_table, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "REFERENCE", reference)
+    first = (reference / "training.json").read_bytes()
+    measured = json.loads(first)
+    assert clone_to_table.write_speeds("training", measured | {"rounds": 6}).read_bytes() != first
+    other = clone_to_table.write_speeds("training", measured | {"machine": "8 CPU cores (Y 9)", "rounds": 7})
+    assert other.name == "training.8_CPU_cores_Y_9.json"
+    shown = report.on_each_processor(readme_tables.training, "training")
+    assert "Medians of 6 rounds on 2 CPU cores (" in shown and "Medians of 7 rounds on 8 CPU cores (Y 9)" in shown
