@@ -214,7 +214,7 @@ def loading(small: bool) -> dict[str, float]:
         model = fine_tuning.load_starting_model(config, ROOT / config.model.base)
         with tempfile.TemporaryDirectory() as folder:
             trainer = fine_tuning.build_trainer(config.training, Path(folder), [])
-            loader, sampler = data_loading.build_dataloader(model, config, trainer, "train", speed_share=0.1)
+            loader, sampler = data_loading.build_dataloader(model, config, trainer, "train", augment=True)
             seconds = sum(u.duration for u in loader.dataset.dataset.manifest_processor.collection)
             for epoch in range(2):  # the first starts the processes
                 sampler.epoch, started = epoch, time.perf_counter()

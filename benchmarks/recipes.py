@@ -47,6 +47,7 @@ LONG = (  # every key of the recipe that the demo may set otherwise; the demo wa
     "training.dropout=null",
     "training.spec_augment={freq_masks: 2, freq_width: 12, time_masks: 2, time_width: 25}",
     "training.gradient_clip=20.0",
+    "training.keep_best=0",
     "training.optimizer={name: adamw, lr: 3.0e-3, betas: [0.9, 0.98], weight_decay: 1.0e-2}",
     "training.schedule={warmup_ratio: 0.05, min_lr: 3.0e-5}",
 )

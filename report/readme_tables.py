@@ -1,12 +1,13 @@
 """The parts of the README that are made from what runs have written, as Markdown."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from finetuning.config.schema import Config, Evaluation
 from finetuning.evaluation.results_table import format_published
 from paper_numbers import WAV_BYTES_PER_S, gpu_hours
-from wording import ARCHITECTURES, DECODINGS, OF_DEMO, RECIPES, short, spread
+from wording import ARCHITECTURES, DECODINGS, HUMAN, OF_DEMO, RECIPES, short, spread
 
 OVER_SEEDS = "Mean over {} seeds of the training, and how far a single new run may lie from it (95 %, Student's t)"
 GPU_SIZES_GB, GPU_RESERVE = (24, 80), 0.2
@@ -279,6 +280,23 @@ def architectures(of: dict[str, Any], demo: dict[str, Any]) -> str:
     about = (
         f"{OVER_SEEDS.format(len(of['seeds']))}, greedy; {of['data']}; "
         f"{of['machine']}, one thread a run but for the demo's. Validation WER of the English bases: {bases}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def human(of: dict[str, Any], variants: Collection[str] = HUMAN) -> str:
+    """Return what these recipes reach on human speech; `of`: results/reference/recipes_mboshi.json."""
+    lines = ["| Recipe | Epochs | Test CER | Test WER | Runs |", "|---|---:|---:|---:|---:|"]
+    for variant in [each for each in HUMAN if each in variants and each in of["variants"]]:
+        found, runs = of["variants"][variant], of["variants"][variant]["runs"]
+        about = f"{runs[0]['epochs']} | {spread(found, 'cer')} | {spread(found, 'wer')} | {len(runs)} |"
+        lines.append(f"| {HUMAN[variant]} | {about}")
+        if "lm_wer" in runs[0]:
+            about = f"| {spread(found, 'lm_cer')} | {spread(found, 'lm_wer')} | {len(runs)} |"
+            lines.append(f"| … with the language model {about}")
+    about = (
+        f"{of['data']}; {of['hours']:.1f} h of training; {of['machine']}, one thread a run. Where there are several "
+        "runs, from as many seeds: their mean, and how far a single new run may lie from it (95 %, Student's t)."
     )
     return "\n".join([*lines, "", about])
 

@@ -21,6 +21,20 @@ RECIPES = {
     "half of the hours": "half of the utterances, as many steps",
     "a quarter of the hours": "a quarter of the utterances, as many steps",
 }
+HUMAN = {  # recipes on Mboshi
+    "long": "`configs/mboshi.yaml`",
+    "warm": "the short recipe: warm decoder, 2 frozen epochs",  # which the others change
+    "from scratch": "without the English base",
+    "random": "random decoder",
+    "0 frozen epochs": "nothing frozen",
+    "always frozen": "encoder frozen to the end",
+    "batches at random": "batches at random",
+    "no speed perturbation": "no speed perturbation",
+    "masks": "SpecAugment",
+    "strong masks": "SpecAugment, more of it",
+    "half of the hours": "half of the utterances, as many steps",
+    "a quarter of the hours": "a quarter of the utterances, as many steps",
+}
 ARCHITECTURES = {  # of benchmarks/architectures.py
     "citrinet": "Citrinet",
     "citrinet random": "Citrinet, random decoder",

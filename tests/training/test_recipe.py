@@ -224,7 +224,7 @@ def test_the_fastest_playback_counts_for_what_is_too_short(tiny, tiny_dataset: P
     frames = int(duration_s * 0.9 / frame_duration_s(model))
     for fits, text in ((True, "ab" * frames), (False, "ab" * frames + "a")):
         with_text(tiny_dataset, tmp_path, train=text[-frames - (not fits) :])
-        loader, _ = data_loading.build_dataloader(model, config, trainer, "train", speed_share=0.1)
+        loader, _ = data_loading.build_dataloader(model, config, trainer, "train", augment=True)
         assert len(loader.dataset) == 27 + fits
 
 
@@ -232,7 +232,7 @@ def test_speed_is_changed_as_nemo_changes_it_by_scipy():
     from nemo.collections.asr.parts.preprocessing.perturb import SpeedPerturbation
     from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
 
-    from finetuning.training.data_loading import SoxrSpeedPerturbation
+    from finetuning.training.augmentation import SoxrSpeedPerturbation
 
     tone = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     lengths = set()

@@ -248,6 +248,24 @@ class SpecAugment:
 
 
 @dataclass
+class Noise:
+    """Recordings without speech that are added to training clips."""
+
+    folder: str | None = key(None, **PATH)  # null: none is
+    probability: float = key(at_least=0, at_most=1)
+    min_snr_db: float = MISSING
+    max_snr_db: float = MISSING
+
+
+@dataclass
+class Room:
+    """Impulse responses of rooms, in which training clips sound as if they were said there."""
+
+    folder: str | None = key(None, **PATH)  # null: none is
+    probability: float = key(at_least=0, at_most=1)
+
+
+@dataclass
 class Training:
     """Step 2: two phases, the encoder frozen, then everything."""
 
@@ -273,6 +291,8 @@ class Training:
     keep_best: int = key(at_least=-1)
     encoder_lr_scale: float = key(at_least=0)
     speed_perturbation: float = key(0.0, at_least=0, below=0.5)
+    noise: Noise = field(default_factory=Noise)
+    room: Room = field(default_factory=Room)
     dropout: float | None = key(None, at_least=0, below=1)
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
     optimizer: Optimizer = field(default_factory=Optimizer)

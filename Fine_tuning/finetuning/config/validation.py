@@ -87,6 +87,11 @@ def _wrong_steps(config: Config) -> Iterator[str]:
             f"training.frozen_epochs={training.frozen_epochs} must be between 0 and "
             f"training.max_epochs={training.max_epochs}"
         )
+    if training.noise.min_snr_db > training.noise.max_snr_db:
+        yield (
+            f"training.noise.min_snr_db={training.noise.min_snr_db} must be at most "
+            f"training.noise.max_snr_db={training.noise.max_snr_db}"
+        )
     if not training.name.isprintable():
         yield "training.name must be the name of a file, without a folder"
     if len(training.optimizer.betas) != 2:

@@ -10,7 +10,6 @@ import torch
 from nemo.collections.asr.data.audio_to_text import AudioToBPEDataset, AudioToCharDataset
 from nemo.collections.asr.models import EncDecCTCModel, EncDecCTCModelBPE
 from nemo.collections.asr.parts.preprocessing.features import WaveformFeaturizer
-from nemo.collections.asr.parts.preprocessing.perturb import AudioAugmentor, SpeedPerturbation
 from soundfile import LibsndfileError
 from torch.utils.data import DataLoader
 
@@ -22,6 +21,7 @@ from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.errors import UserError
 from finetuning.model.ctc_model import frame_duration_s, get_vocabulary
 from finetuning.processes import sigint_blocked
+from finetuning.training.augmentation import build_augmentor
 from finetuning.training.batch_sampler import EpochBatchSampler
 
 
@@ -31,15 +31,6 @@ class WavFeaturizer(WaveformFeaturizer):
     def process(self, file_path: str | ShardMember, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the samples, shape (time,)."""
         return super().process(open_wav(file_path), *args, **kwargs)
-
-
-class SoxrSpeedPerturbation(SpeedPerturbation):
-    """NeMo's speed perturbation by soxr, a tenth of scipy's time: NeMo's own class refuses that name."""
-
-    def __init__(self, sample_rate: int, share: float) -> None:
-        """Take a rate in Hz and the largest change of speed: one of five factors from 1 - share to 1 + share."""
-        super().__init__(sample_rate, "scipy", 1 - share, 1 + share, num_rates=5)
-        self._res_type = "soxr_hq"
 
 
 def _parse_item(line: str, manifest: str) -> dict[str, Any]:
@@ -98,7 +89,7 @@ def setup_data(
 
     Texts are used as they stand: step 1 has normalised them.
     """
-    model._train_dl, train = build_dataloader(model, config, trainer, "train", config.training.speed_perturbation)
+    model._train_dl, train = build_dataloader(model, config, trainer, "train", augment=True)
     model._validation_dl, validation = build_dataloader(model, config, trainer, "validation")
     return train, validation
 
@@ -108,12 +99,12 @@ def build_dataloader(
     config: experiment.Config,
     trainer: pl.Trainer,
     split: str,
-    speed_share: float = 0.0,
+    augment: bool = False,
     count: int | None = None,
 ) -> tuple[DataLoader, EpochBatchSampler]:
     """Return the first `count` utterances of a manifest, or all, in batches for this rank.
 
-    Their speed is changed by up to `speed_share`; those that are too short for CTC are left out.
+    With `augment` their sound is changed as configured. Those that are too short for CTC are left out.
     """
     training = config.training
     about = {
@@ -125,8 +116,8 @@ def build_dataloader(
         dataset = AudioToBPEDataset(tokenizer=model.tokenizer, use_start_end_token=False, **about)
     else:  # not normalised by NeMo, whose cleaner is English
         dataset = AudioToCharDataset(labels=list(get_vocabulary(model)), normalize=False, parser="base", **about)
-    speed = SoxrSpeedPerturbation(model.cfg.preprocessor.sample_rate, speed_share)
-    augmentor = AudioAugmentor([(1.0, speed)]) if speed_share else None
+    augmentor = build_augmentor(training, model.cfg.preprocessor.sample_rate) if augment else None
+    speed_share = training.speed_perturbation if augment else 0.0
     dataset.featurizer = WavFeaturizer(model.cfg.preprocessor.sample_rate, augmentor=augmentor)
     utterances = dataset.manifest_processor.collection
     utterances.data = utterances.data[:count]

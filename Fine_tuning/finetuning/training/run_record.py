@@ -14,6 +14,7 @@ from finetuning.data.manifest import manifest_path
 from finetuning.errors import UserError
 from finetuning.files import changed_keys, read_json, sha256, write_json
 from finetuning.model.vocabulary import Vocabulary
+from finetuning.training.augmentation_files import files_digest
 
 RECORD = "run.json"
 PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer", "numpy", "soundfile", "librosa")
@@ -146,6 +147,7 @@ def _new_record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
             "training": {key: value for key, value in settings["training"].items() if key not in free},
             "alphabet": config.text.alphabet,
             **pieces,
+            **({"augmentation": digest} if (digest := files_digest(config.training)) else {}),
             "base": sha256(base) if base else None,
             "architecture": sha256(experiment.resolve_path(architecture)) if architecture and not base else None,
             "train_manifest": sha256(manifest_path(folder, "train")),

@@ -1,0 +1,137 @@
+"""Noise and rooms on real clips: what is heard of them, that it repeats, and which recordings are refused."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import soundfile
+
+from conftest import ROOT, shipped
+from finetuning.config.loading import load_config
+from finetuning.config.schema import Training
+from finetuning.errors import UserError
+from finetuning.training import augmentation_files
+from finetuning.training.augmentation_files import list_noise, list_rooms
+
+if TYPE_CHECKING:
+    from nemo.collections.asr.parts.preprocessing.perturb import AudioAugmentor
+
+RATE = 16000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "inner").mkdir()
+    return tmp_path
+
+
+def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(round(seconds * rate), channels)) / 20
+
+
+def training(*overrides: str) -> Training:
+    return load_config("configs/demo.yaml", ["training.speed_perturbation=0", *overrides]).training
+
+
+def changed(augmentor: "AudioAugmentor", samples: np.ndarray, seed: int = 0) -> np.ndarray:
+    from nemo.collections.asr.parts.preprocessing.segment import AudioSegment
+
+    random.seed(seed)
+    segment = AudioSegment(samples.copy(), RATE)
+    augmentor.perturb(segment)
+    return segment.samples
+
+
+def test_long_recordings_are_taken_in_pieces(folder: Path) -> None:
+    soundfile.write(folder / "inner" / "a.wav", noise(45), RATE)
+    soundfile.write(folder / "b.flac", noise(1.5, 8000), 8000)
+    (folder / "notes.txt").touch()
+    pieces = [(Path(piece.audio_filepath).name, piece.offset, piece.duration) for piece in list_noise(str(folder))]
+    assert pieces == [("b.flac", 0.0, 1.5), ("a.wav", 0.0, 20.0), ("a.wav", 20.0, 20.0)]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "training.noise.folder: there are no recordings (.wav, .flac, .ogg, .mp3) in "),
+        (lambda path: path.write_text("no wav"), "training.noise.folder: cannot read "),
+        (lambda path: soundfile.write(path, noise(1, channels=2), RATE), "a.wav has 2 channels, and recordings of one"),
+        (lambda path: soundfile.write(path, noise(0), RATE), "a.wav is empty"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(folder: Path, make: Callable[[Path], None], words: str) -> None:
+    make(folder / "a.wav")
+    with pytest.raises(UserError) as refused:
+        list_noise(str(folder))
+    assert words in str(refused.value)
+
+
+def test_a_recording_is_no_impulse_response(folder: Path) -> None:
+    soundfile.write(folder / "a.wav", noise(21), RATE)
+    with pytest.raises(UserError, match=r"training.room.folder: .*a.wav lasts 21 s, which no impulse response does"):
+        list_rooms(str(folder))
+
+
+def test_the_record_of_a_run_notices_other_recordings(folder: Path) -> None:
+    assert augmentation_files.files_digest(shipped("italian").training) == ""
+    soundfile.write(folder / "a.wav", noise(1), RATE)
+    before = augmentation_files.files_digest(training(f"training.room.folder={folder}"))
+    assert before == augmentation_files.files_digest(training(f"training.room.folder={folder}"))
+    soundfile.write(folder / "b.wav", noise(1), RATE)
+    assert before != augmentation_files.files_digest(training(f"training.room.folder={folder}"))
+
+
+@pytest.mark.nemo
+def test_noise_is_added_at_the_ratio_that_is_asked_for(folder: Path) -> None:
+    from finetuning.training.augmentation import build_augmentor
+
+    soundfile.write(folder / "a.wav", noise(30), RATE)
+    asked = f"training.noise={{folder: {folder}, probability: 1, min_snr_db: 6, max_snr_db: 12}}"
+    augmentor = build_augmentor(training(asked), RATE)
+    clip = np.sin(np.arange(3 * RATE) / 10).astype(np.float32) / 10
+    ratios = []
+    for seed in range(10):
+        heard = changed(augmentor, clip, seed)
+        assert heard.shape == clip.shape and np.array_equal(heard, changed(augmentor, clip, seed))
+        ratios.append(10 * np.log10(np.mean(clip**2) / np.mean((heard - clip) ** 2)))
+    assert 5.8 < min(ratios) < 8 and 10 < max(ratios) < 12.2
+
+
+@pytest.mark.nemo
+def test_a_room_is_heard_without_its_delay_and_its_length(folder: Path) -> None:
+    from finetuning.training.augmentation import build_augmentor
+
+    response = np.zeros(4000)
+    response[[800, 2400]] = 0.5, 0.25  # the direct sound and an echo after 0.1 s
+    soundfile.write(folder / "a.wav", response, RATE, subtype="FLOAT")
+    augmentor = build_augmentor(training(f"training.room={{folder: {folder}, probability: 1}}"), RATE)
+    clip = noise(1)[:, 0].astype(np.float32)
+    heard = changed(augmentor, clip)
+    expected = clip + 0.5 * np.concatenate([np.zeros(1600), clip[:-1600]])
+    assert heard.shape == clip.shape
+    assert np.corrcoef(heard, expected)[0, 1] > 0.999
+
+
+@pytest.mark.nemo
+def test_clips_are_changed_in_training_and_alike_when_it_is_resumed(
+    tiny_config: Path, tiny_dataset: Path, folder: Path
+):
+    from finetuning.training import data_loading, fine_tuning
+
+    soundfile.write(folder / "a.wav", noise(5), RATE)
+    added = f"training.noise={{folder: {folder}, probability: 1, min_snr_db: 0, max_snr_db: 5}}"
+    plain, noisy = (load_config(str(tiny_config), ["training.speed_perturbation=0", *more]) for more in ([], [added]))
+    model = fine_tuning.load_starting_model(plain, ROOT / "models/demo/quartznet_small_en.nemo")
+    trainer = fine_tuning.build_trainer(plain.training, folder, [])
+
+    def clip(config, epoch: int, split: str = "train") -> np.ndarray:
+        loader, _ = data_loading.build_dataloader(model, config, trainer, split, augment=split == "train")
+        return loader.dataset[epoch, 3][0].numpy()
+
+    assert np.array_equal(clip(noisy, 0), clip(noisy, 0))
+    assert not np.array_equal(clip(noisy, 0), clip(noisy, 1)), "as in every epoch"
+    assert not np.array_equal(clip(noisy, 0), clip(plain, 0))
+    assert np.array_equal(clip(noisy, 0, "validation"), clip(plain, 0, "validation"))
