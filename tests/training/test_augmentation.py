@@ -101,6 +101,16 @@ def test_noise_is_added_at_the_ratio_that_is_asked_for(folder: Path) -> None:
 
 
 @pytest.mark.nemo
+def test_loudness_changes_by_as_much_as_is_allowed() -> None:
+    from finetuning.training.augmentation import build_augmentor
+
+    augmentor, clip = build_augmentor(training("training.gain_db=6"), RATE), noise(1)[:, 0].astype(np.float32)
+    gains = [20 * np.log10(np.abs(changed(augmentor, clip, seed)).max() / np.abs(clip).max()) for seed in range(30)]
+    assert -6 <= min(gains) < -4 and 4 < max(gains) <= 6.001
+    assert build_augmentor(training(), RATE) is None
+
+
+@pytest.mark.nemo
 def test_a_room_is_heard_without_its_delay_and_its_length(folder: Path) -> None:
     from finetuning.training.augmentation import build_augmentor
 

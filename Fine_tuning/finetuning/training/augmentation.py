@@ -1,4 +1,4 @@
-"""Changes of the sound of training clips, by NeMo's parts: their speed, the room, and noise that is added."""
+"""Changes of the sound of training clips, by NeMo's parts: their speed, loudness and room, and noise that is added."""
 
 import json
 import tempfile
@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from nemo.collections.asr.parts.preprocessing.perturb import (
     AudioAugmentor,
+    GainPerturbation,
     ImpulsePerturbation,
     NoisePerturbation,
     SpeedPerturbation,
@@ -34,6 +35,8 @@ def build_augmentor(training: Training, sample_rate: int) -> AudioAugmentor | No
     noise, room, parts = training.noise, training.room, []
     if training.speed_perturbation:
         parts.append((1.0, SoxrSpeedPerturbation(sample_rate, training.speed_perturbation)))
+    if training.gain_db:
+        parts.append((1.0, GainPerturbation(-training.gain_db, training.gain_db)))
     if room.folder:
         with _manifest(list_rooms(room.folder)) as path:
             rooms = ImpulsePerturbation(path, normalize_impulse=True, shift_impulse=True)
