@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import shutil
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -144,6 +147,34 @@ def test_two_processes_share_the_recordings(
     first, second = start_by_slurm("transcribe.py", str(MODEL), given[0])
     assert "2 processes cannot print their transcripts in order; type --output FOLDER" in first.communicate()[1]
     assert second.wait() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_when_one_of_two_processes_is_killed_a_rerun_resumes_with_what_both_have_done(
+    transcribed: tuple[Path, str], talks: Path, run_script: Script, tmp_path: Path
+) -> None:
+    given = [str(talks / name) for name in ("b.flac", "a.wav", "long.wav", "long.wav")]
+    given[3] = str(shutil.copy(given[3], tmp_path / "longer.wav"))  # the second process's second
+    command = [str(MODEL), *given, "--format", "jsonl", "--output", str(tmp_path / "out")]
+    processes = start_by_slurm("transcribe.py", *command)
+    while all(process.poll() is None for process in processes) and not (tmp_path / "out" / "a.jsonl").is_file():
+        time.sleep(0.001)
+    processes[1].kill()
+    outputs = [process.communicate(timeout=60) for process in processes]
+    ended = subprocess.CompletedProcess([], processes[0].returncode, *outputs[0])
+    assert_refused(ended, "another process of those that share this task has ended", "rerun the same command")
+    assert not (tmp_path / "out" / "longer.jsonl").exists()
+
+    resumed = run_script("transcribe.py", *command, env=ONE_THREAD)
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search("[123] of 4 recordings are transcribed already", resumed.stderr)
+    for name in ("a", "b", "long"):
+        transcript = f"{name}.jsonl"
+        assert (tmp_path / "out" / transcript).read_bytes() == (transcribed[0] / transcript).read_bytes()
+    assert [line["pred_text"] for line in lines(tmp_path / "out" / "longer.jsonl")] == [
+        line["pred_text"] for line in lines(transcribed[0] / "long.jsonl")
+    ]
 
 
 def test_a_process_whose_others_never_come_says_so(run_script: Script) -> None:
