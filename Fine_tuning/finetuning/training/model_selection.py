@@ -25,13 +25,14 @@ def select_weights(model: EncDecCTCModel, utterances: Sequence[Utterance], folde
 
     The others are those of the best epoch that is kept, and the average of all that are (as ESPnet and icefall export
     it). `folder` is that of the manifest. Return `exported`, the name of the chosen, and `candidates`: of each name its
-    epochs, counted from 1, its WER and CER as fractions. Of equal ones the first is taken, in this order.
+    epochs, counted from 1, its WER and CER as fractions. Of equal ones the first is taken, in this order; where no epoch
+    is kept there is no choice and nothing is measured.
     """
     last, best = model.trainer.max_epochs, dict(read_best_epochs(model.trainer))
+    if not best:
+        return {"exported": "last", "candidates": {}}
     kept = {last: {name: weight.clone() for name, weight in model.state_dict().items()}} | best
-    names = {"last": [last]}
-    if best:
-        names |= {"best": [next(iter(best))], "average": sorted(best)}
+    names = {"last": [last], "best": [next(iter(best))], "average": sorted(best)}
     candidates: dict[str, dict[str, Any]] = {}
     for name, epochs in names.items():
         if not any(epochs == other["epochs"] for other in candidates.values()):
