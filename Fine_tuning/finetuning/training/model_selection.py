@@ -25,8 +25,8 @@ def select_weights(model: EncDecCTCModel, utterances: Sequence[Utterance], folde
 
     The others are those of the best epoch that is kept, and the average of all that are (as ESPnet and icefall export
     it). `folder` is that of the manifest. Return `exported`, the name of the chosen, and `candidates`: of each name its
-    epochs, counted from 1, its WER and CER as fractions. Of equal ones the first is taken, in this order; where no epoch
-    is kept there is no choice and nothing is measured.
+    epochs, counted from 1, its WER and CER as fractions. Of equal ones the first is taken, in this order. Where no
+    epoch is kept, nothing is measured.
     """
     last, best = model.trainer.max_epochs, dict(read_best_epochs(model.trainer))
     if not best:
