@@ -292,8 +292,8 @@ def human(of: dict[str, Any], variants: Collection[str] = HUMAN) -> str:
         about = f"{runs[0]['epochs']} | {spread(found, 'cer')} | {spread(found, 'wer')} | {len(runs)} |"
         lines.append(f"| {HUMAN[variant]} | {about}")
         if "lm_wer" in runs[0]:
-            about = f"| {spread(found, 'lm_cer')} | {spread(found, 'lm_wer')} | {len(runs)} |"
-            lines.append(f"| … with the language model {about}")
+            about = f"{spread(found, 'lm_cer')} | {spread(found, 'lm_wer')} | {len(runs)} |"
+            lines.append(f"| … with the language model | | {about}")
     about = (
         f"{of['data']}; {of['hours']:.1f} h of training; {of['machine']}, one thread a run. Where there are several "
         "runs, from as many seeds: their mean, and how far a single new run may lie from it (95 %, Student's t)."

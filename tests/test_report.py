@@ -19,7 +19,7 @@ from finetuning.errors import UserError
 from finetuning.metrics.history import read_metrics
 from paper_numbers import gpu_hours, parameters
 from test_environment import pins
-from wording import RECIPES
+from wording import HUMAN, RECIPES
 
 DRAWN_BY = ("matplotlib", "typst")  # another version of these may give other bytes
 TEXT = {".md", ".json"}
@@ -164,6 +164,30 @@ def test_the_speed_of_step_2_is_told_as_measured():
     assert "| channels last, batches by duration | 12 | 6.04 × |\n" in told
     assert "49% of what is computed with random batches, 2.7% with" in told
     assert "by 2e-13 of it and the gradients by 1e-11 of" in told
+
+
+def test_what_was_reached_on_human_speech_stands_with_its_number_of_runs():
+    with_lm = {"epochs": 20, "cer": 0.25, "wer": 0.7, "lm_cer": 0.2, "lm_wer": 0.55}
+    runs = [{"epochs": 10, "cer": cer, "wer": 0.8} for cer in (0.30, 0.31, 0.32)]
+    variants = {"warm": {"runs": runs}, "long": {"runs": [with_lm]}, "masks": {"runs": runs[:1]}}
+    found = {"machine": "2 CPU cores (X)", "data": "human speech", "hours": 3.61, "variants": variants}
+    table = readme_tables.human(found).splitlines()
+    assert table[2:7] == [
+        "| `configs/mboshi.yaml` | 20 | 0.250 | 0.700 | 1 |",
+        "| … with the language model | | 0.200 | 0.550 | 1 |",
+        "| the short recipe: warm decoder, 2 frozen epochs | 10 | 0.310 ± 0.050 | 0.800 ± 0.000 | 3 |",
+        "| SpecAugment | 10 | 0.300 | 0.800 | 1 |",
+        "",
+    ]
+    assert "human speech; 3.6 h of training; 2 CPU cores (X), one thread a run." in table[7]
+    assert len(readme_tables.human(found, ("long",)).splitlines()) == 6
+
+
+def test_every_recipe_on_human_speech_has_a_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from recipes import CORPORA
+
+    assert set(CORPORA["mboshi"].variants) == set(HUMAN)
 
 
 def test_recipes_are_told_with_their_spread_over_seeds():
