@@ -109,10 +109,11 @@ def export_checkpoint(name: str, config: Config) -> Path:
     Raise UserError for a file that is no checkpoint of this run.
     """
     output = experiment.resolve_path(config.training.output)
-    path = next(filter(Path.is_file, (Path(name), output / "checkpoints" / name)), None)
-    if path is None:
-        names = sorted(known.name for known in (output / "checkpoints").glob("[!.]*.ckpt")) or ["none yet"]
-        raise UserError(f"there is no checkpoint {name}; in {output / 'checkpoints'}: {', '.join(names)}")
+    folder = output / "checkpoints"
+    path = folder / Path(name).name
+    if not path.is_file() or (path.name != name and not path.samefile(name)):
+        names = sorted(known.name for known in folder.glob("[!.]*.ckpt")) or ["none yet"]
+        raise UserError(f"{name} is not among the checkpoints in {folder}: {', '.join(names)}")
     print("Loading NeMo, which takes a moment")
     from finetuning.model.ctc_model import save_model
     from finetuning.model.pretrained import locate_model

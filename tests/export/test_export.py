@@ -538,10 +538,16 @@ def test_a_checkpoint_of_a_run_becomes_a_model(
         assert all(torch.equal(weight, weights[key]) for key, weight in model.state_dict().items())
         assert "à" in get_vocabulary(model).tokens
         path.unlink()
-    damaged = tmp_path / "damaged.ckpt"
-    damaged.write_bytes(checkpoint.read_bytes()[:10_000])
-    assert_refused(run_script(*usual, "none.ckpt"), "there is no checkpoint none.ckpt", checkpoint.name, "last.ckpt")
+    elsewhere = shutil.copy(checkpoint, tmp_path)
+    for other in ("none.ckpt", elsewhere):
+        refused = run_script(*usual, other)
+        assert_refused(refused, f"{other} is not among the checkpoints in", checkpoint.name, "last.ckpt")
+    damaged = checkpoint.with_name("damaged.ckpt")
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
     assert_refused(run_script(*usual, str(damaged)), "damaged.ckpt is not a checkpoint of this run, or damaged")
+    damaged.unlink()
     assert_refused(run_script(*usual, checkpoint.name, "training.seed=5"), "made from something else", "training.seed")
     assert_refused(run_script(*usual, checkpoint.name, "--license", "mit"), "leave --license and --push out")
     assert not list(tiny_run.glob("Model-IT-finetuned-*"))

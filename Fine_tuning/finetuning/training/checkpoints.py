@@ -31,7 +31,12 @@ CONFIGURATION_TYPES = (
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
-    """Return the content of a checkpoint, its tensors on the CPU; raise ValueError where it would run any code."""
+    """Return the content of a checkpoint, its tensors on the CPU; raise ValueError where it would run any code.
+
+    Raise what zipfile does where a checksum is wrong: torch reads on.
+    """
+    with Path(path).open("rb") as file:
+        check_zip(file)
     try:
         with torch.serialization.safe_globals(list(CONFIGURATION_TYPES)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -178,8 +183,6 @@ def find_resume_point(folder: Path, model: EncDecCTCModel, is_main_process: bool
 
 def _read(path: Path, model: EncDecCTCModel) -> ResumePoint:
     """Return the resume point of a checkpoint; raise any exception when it is damaged or not of this model."""
-    with path.open("rb") as file:
-        check_zip(file)
     state = read_checkpoint(path, mmap=True)
     if not isinstance(state, dict) or PARTS - state.keys():
         raise ValueError("it is not a checkpoint of a training run")

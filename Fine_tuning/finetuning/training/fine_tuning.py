@@ -86,9 +86,7 @@ def set_regularization(model: EncDecCTCModel, training: experiment.Training) -> 
         if isinstance(module, torch.nn.Dropout):
             module.p = training.dropout
     masks = training.spec_augment
-    width = (
-        masks.time_width if masks.time_width < 1 else int(masks.time_width)
-    )  # a share, or frames: NeMo asks the type
+    width = masks.time_width if masks.time_width < 1 else int(masks.time_width)  # NeMo tells a share by its type
     is_on = masks.freq_masks or masks.time_masks or masks.rect_masks
     model.spec_augmentation = SpectrogramAugmentation(**vars(masks) | {"time_width": width}) if is_on else None
 
