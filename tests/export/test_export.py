@@ -551,3 +551,15 @@ def test_a_checkpoint_of_a_run_becomes_a_model(
     assert_refused(run_script(*usual, checkpoint.name, "training.seed=5"), "made from something else", "training.seed")
     assert_refused(run_script(*usual, checkpoint.name, "--license", "mit"), "leave --license and --push out")
     assert not list(tiny_run.glob("Model-IT-finetuned-*"))
+
+
+def test_the_card_names_the_sound_that_was_added() -> None:
+    noise = {"folder": "noise", "probability": 0.5, "min_snr_db": 5, "max_snr_db": 30.0}
+    training = {"gain_db": 6.0, "noise": noise, "room": {"folder": None, "probability": 0.3}}
+    assert model_card._added_sound(training) == {
+        "Loudness": "± 6 dB",
+        "Noise": "in 50% of the clips, 5 to 30 dB below the speech",
+    }
+    assert model_card._masks(
+        {"rect_masks": 5, "rect_freq": 50, "rect_time": 120, "freq_masks": 0, "time_masks": 0}
+    ) == ("5 rectangles of up to 50 mel bands and 120 frames")

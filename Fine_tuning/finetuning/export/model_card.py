@@ -176,6 +176,17 @@ def _exported_weights(of: TrainedModel) -> str:
     )
 
 
+def _added_sound(training: dict[str, Any]) -> dict[str, str]:
+    noise, room = training["noise"], training["room"]
+    ratio = f"{noise['min_snr_db']:g} to {noise['max_snr_db']:g} dB below the speech"
+    used = {
+        "Loudness": f"± {training['gain_db']:g} dB" if training["gain_db"] else "",
+        "Noise": f"in {noise['probability']:.0%} of the clips, {ratio}" if noise["folder"] else "",
+        "Rooms": f"in {room['probability']:.0%} of the clips" if room["folder"] else "",
+    }
+    return {name: how for name, how in used.items() if how}
+
+
 def _masks(of: dict[str, float]) -> str:
     kinds = {
         "rectangles of up to {rect_freq} mel bands and {rect_time} frames": "rect_masks",
@@ -209,6 +220,7 @@ def _recipe(of: TrainedModel) -> dict[str, str]:
         "Speed perturbation": f"± {training['speed_perturbation']:.0%}",
         "Dropout": "the base model's" if training["dropout"] is None else f"{training['dropout']:g}",
         "SpecAugment": _masks(training["spec_augment"]),
+        **_added_sound(training),
         "Seed": str(training["seed"]),
         "Device": f"{of.run['device']}, precision {sessions[-1]['precision']}",
         "Versions": ", ".join(f"{name} {version}" for name, version in of.run["versions"].items()),
