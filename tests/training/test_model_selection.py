@@ -122,3 +122,10 @@ def test_a_run_records_what_it_chose_from_and_exports_that(tiny_run: Path) -> No
     for name, weight in exported.items():
         mean = sum(state[name].double() for state in states) / len(states)
         assert torch.allclose(weight.double(), mean, atol=1e-6) or not weight.is_floating_point()
+
+
+def test_silence_is_not_better_than_many_wrong_words() -> None:
+    from finetuning.training.model_selection import rank
+
+    silent, talkative = {"val_wer": 1.0, "val_cer": 0.98}, {"val_wer": 1.03, "val_cer": 0.71}
+    assert rank(talkative) < rank(silent) and rank({"val_wer": 0.9, "val_cer": 0.99}) < rank(talkative)

@@ -38,9 +38,14 @@ def select_weights(model: EncDecCTCModel, utterances: Sequence[Utterance], folde
         if not any(epochs == other["epochs"] for other in candidates.values()):
             model.load_state_dict(average_weights([kept[epoch] for epoch in epochs]))
             candidates[name] = {"epochs": epochs, **_error_rates(model, utterances, folder, name)}
-    exported = min(candidates, key=lambda name: (candidates[name]["val_wer"], candidates[name]["val_cer"]))
+    exported = min(candidates, key=lambda name: rank(candidates[name]))
     model.load_state_dict(average_weights([kept[epoch] for epoch in candidates[exported]["epochs"]]))
     return {"exported": exported, "candidates": candidates}
+
+
+def rank(rates: dict[str, Any]) -> tuple[float, float]:
+    """Return by what candidates are compared: the WER, but at most 1, which silence has too, and then the CER."""
+    return min(rates["val_wer"], 1.0), rates["val_cer"]
 
 
 def read_best_epochs(trainer: pl.Trainer) -> Iterator[tuple[int, Weights]]:
