@@ -24,6 +24,7 @@ from recipes import CORES, SEEDS, checked_variants
 RUNS = ROOT / "runs" / "architectures"
 RESULT = ROOT / "results" / "reference" / "architectures.json"
 PIECES = 128  # of words, at most, in either language
+MASKS = "training.spec_augment={freq_masks: 2, freq_width: 15, time_masks: 2, time_width: 0.05}"  # of the English bases
 RATES = {"citrinet": "3.0e-3", "fastconformer": "1.5e-3"}  # learning rates, in both languages
 VARIANTS = {
     "citrinet": ("citrinet", ()),
@@ -76,6 +77,7 @@ def english(network: str) -> dict[str, float]:
     output = base(network).parent
     script(
         "train", output.name, "configs/demo_english.yaml", f"model.architecture=configs/models/{network}_small.yaml",
+        MASKS,
         f"training.output={output}", f"training.name={base(network).stem}", *of(network),
     )  # fmt: skip
     record = json.loads((output / "run.json").read_text())

@@ -294,10 +294,9 @@ def human(of: dict[str, Any], variants: Collection[str] = HUMAN) -> str:
         if "lm_wer" in runs[0]:
             about = f"{spread(found, 'lm_cer')} | {spread(found, 'lm_wer')} | {len(runs)} |"
             lines.append(f"| … with the language model | | {about}")
-    about = (
-        f"{of['data']}; {of['hours']:.1f} h of training; {of['machine']}, one thread a run. Where there are several "
-        "runs, from as many seeds: their mean, and how far a single new run may lie from it (95 %, Student's t)."
-    )
+    about = f"{of['data']}; {of['hours']:.1f} h of training; {of['machine']}, one thread a run."
+    if any(len(found["runs"]) > 1 for found in of["variants"].values()):
+        about += " Of several seeds: their mean, and how far a single new run may lie from it (95 %, Student's t)."
     return "\n".join([*lines, "", about])
 
 

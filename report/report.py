@@ -170,7 +170,7 @@ def build_parts() -> dict[str, str]:
         "sizes": readme_tables.sizes(read_measurement("dataset.json", MEASURED["dataset"])),
         "results": readme_tables.as_list(format_table(rows, demo.evaluation, inputs["comparisons"])),
         "recipes": readme_tables.recipes(inputs["recipes"]),
-        "human": readme_tables.human(inputs["recipes_mboshi"], ("long", "from scratch")),
+        "human": readme_tables.human(inputs["recipes_mboshi"], ("long", "warm", "from scratch")),
         "human_recipes": readme_tables.human(inputs["recipes_mboshi"]),
         "architectures": readme_tables.architectures(inputs["architectures"], inputs["recipes"]["variants"]["demo"]),
         "decoders": format_decoder_table(shipped),

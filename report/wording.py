@@ -24,7 +24,7 @@ RECIPES = {
 HUMAN = {  # recipes on Mboshi
     "long": "`configs/mboshi.yaml`",
     "warm": "the short recipe: warm decoder, 2 frozen epochs",  # which the others change
-    "from scratch": "without the English base",
+    "from scratch": "the short recipe without the English base",
     "random": "random decoder",
     "0 frozen epochs": "nothing frozen",
     "always frozen": "encoder frozen to the end",
