@@ -60,14 +60,13 @@ def needs(
     rows = {
         "Disk": f"about {archive_gb + wavs_gb + 1:.0f} GB: {archive_gb:.1f} for the archive, {wavs_gb:.0f} for the "
         "wavs, 1 for models and checkpoints",
-        "GPU": f"NVIDIA, driver {others['torch']['driver']} or newer",
         "GPU memory": f"{activations_gb:.1f} GB for the activations of the largest batch ({batch} clips of "
-        f"{longest_s:g} s) and 1 to 2 for everything else; calculated, not measured",
+        f"{longest_s:g} s), 1 to 2 for the rest; calculated, not measured",
         "Time, step 1": f"about {clips / clips_per_s / 60:.0f} minutes: {clips:,} clips at {short(clips_per_s)} per "
         f"second on {conversion['machine']}",
-        "Time, step 2": f"{hours['least']} to {hours['most']} hours: an estimate, not measured, for a GPU that "
-        f"sustains {hours['slow']} to {hours['fast']} operations per second, well below what data sheets promise; half "
-        "of it is padding, which training.batch_duration_s saves",
+        "Time, step 2": f"{hours['least']} to {hours['most']} hours: estimated, not measured, for a GPU that sustains "
+        f"{hours['slow']} to {hours['fast']} operations per second, well below data sheets; half of it is padding, "
+        "which training.batch_duration_s saves",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
@@ -96,24 +95,21 @@ def published(others: dict[str, Any], evaluation: Evaluation) -> str:
     """Return the published rows and what is known of the run behind them; `others`: paper/published.json."""
     run, clips = others["run"], others["common_voice"]["validated_clips"]
     steps, frozen, knee = round(run["steps"] / run["epochs"]), run["frozen_epochs"], run["second_knee_epoch"]
-    known = [
-        f"The authors' text states a split of {run['split']['text']}, their code {run['split']['code']}. Neither fits "
-        f"the log: {steps:,} steps of {run['batch']} utterances per epoch are {steps * run['batch']:,} of the "
-        f"release's {clips:,} clips, {steps * run['batch'] / clips:.0%}.",
-        "Silence was trimmed in training and validation but not in the test, which matters little: with trimming the "
-        f"test WER is {run['test_wer_trimmed']}.",
-        f"The vocabulary had {run['labels']} labels, with a stray `_` among them.",
-        f"The run was resumed at epoch {knee}, where its validation loss has a second knee. The script unfreezes the "
-        f"encoder only at the moment epoch {frozen + 1} begins, so after the resume the encoder was probably frozen "
-        f"again: only about {knee - frozen - 1} of {run['epochs']} epochs would have trained it.",
-    ]
+    known = (
+        f"Known of their fine-tuning run, the second row: their text states a split of {run['split']['text']}, "
+        f"their code {run['split']['code']}; the log fits neither ({steps * run['batch'] / clips:.0%} of the clips an "
+        f"epoch). Silence was trimmed in training, not in the test, where it matters little (WER "
+        f"{run['test_wer_trimmed']} with it). The vocabulary had {run['labels']} labels, a stray `_` among them. The "
+        f"run was resumed at epoch {knee}, where its validation loss has a second knee: the script unfreezes the "
+        f"encoder only when epoch {frozen + 1} begins, so probably only about {knee - frozen - 1} of {run['epochs']} "
+        "epochs trained it."
+    )
     return "\n".join(
         [
             "**Not measured here**, but reported by the authors of the experiment that this project began as. On "
             f"{evaluation.published_on}, with their own split and text normalisation:\n",
             f"{format_published(evaluation)}\n",
-            "What is known of their fine-tuning run, the second row:\n",
-            *(f"- {fact}" for fact in known),
+            known,
         ]
     )
 

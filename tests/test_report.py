@@ -109,8 +109,8 @@ def test_what_is_known_of_the_published_run_follows_from_its_figures():
         },
     }  # fmt: skip
     known = readme_tables.published(others, load_config("configs/italian.yaml", []).evaluation)
-    assert "50 steps of 8 utterances per epoch are 400 of the release's 1,000 clips, 40%." in known
-    assert "resumed at epoch 7" in known and "at the moment epoch 3 begins" in known and "only about 4 of 10" in known
+    assert "fits neither (40% of the clips an epoch)" in known  # 50 steps of 8 of 1,000
+    assert "resumed at epoch 7" in known and "only when epoch 3 begins" in known and "only about 4 of 10" in known
 
 
 def test_the_speed_of_step_1_is_told_as_measured():

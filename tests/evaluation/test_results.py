@@ -112,11 +112,22 @@ def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
     assert "| it  " in table
 
 
+def test_what_holds_for_two_rows_is_one_footnote() -> None:
+    left_out = replace(SCORE, loss_left_out=2)
+    table = results_table.format_table(
+        [row("en", left_out, "à"), row("de", SCORE, "à"), row("it", left_out)], Evaluation()
+    )
+    assert "| en [1] [2] |" in table
+    assert "| de [1] " in table
+    assert "| it [2] " in table
+    assert table.count("The vocabulary lacks: à.") == 1
+
+
 def test_what_nemo_would_say_is_told_where_it_is_something_else() -> None:
     en, it, same = row("en", missing="à") | {"nemo_wer": 0.09}, row("it") | {"nemo_wer": 0.1041}, row("same")
     table = results_table.format_table([en, it, same | {"nemo_wer": 0.10401}], Evaluation())
-    assert "NeMo's own test would say WER 0.0900: it leaves them out too." in table
-    assert "[2] NeMo's own test would say WER 0.1041: it drops the space before an apostrophe" in table
+    assert "[2] NeMo's own test would say WER 0.0900: it leaves them out too." in table
+    assert "[3] NeMo's own test would say WER 0.1041: it drops the space before an apostrophe" in table
     assert "| same   " in table
 
 

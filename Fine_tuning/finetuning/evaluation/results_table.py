@@ -16,16 +16,13 @@ def format_table(rows: Sequence[Result], evaluation: Evaluation, comparisons: Se
 
     It is followed by the published rows, marked as such, by our row minus the published one, and by the note.
     """
-    cells, footnotes = [], []
+    cells, footnotes = [], list(dict.fromkeys(footnote for row in rows for footnote in _footnotes(row)))
     for row in rows:
-        marks = ""
-        for footnote in _footnotes(row):
-            footnotes.append(f"[{len(footnotes) + 1}] {footnote}")
-            marks += f" [{len(footnotes)}]"
+        marks = "".join(f" [{footnotes.index(footnote) + 1}]" for footnote in _footnotes(row))
         cells.append((row["model"] + marks, _figure(row["loss"]), _rate(row, "cer"), _rate(row, "wer")))
     parts = [
         markdown_table(COLUMNS, cells),
-        "\n".join(footnotes),
+        "\n".join(f"[{number}] {footnote}" for number, footnote in enumerate(footnotes, start=1)),
         _interval_note(rows),
         "\n".join(map(_difference_line, comparisons)),
     ]
@@ -57,15 +54,16 @@ def _footnotes(row: Result) -> list[str]:
     footnotes = []
     nemo = row.get("nemo_wer")
     differs = nemo is not None and _figure(nemo) != _figure(row["wer"])
-    nemo = f" NeMo's own test would say WER {nemo:.4f}" if differs else ""
     if row["letters_missing"]:
         letters = " ".join(row["letters_missing"])
-        nemo = nemo and f"{nemo}: it leaves them out too."
         footnotes.append(
-            f"The vocabulary lacks: {letters}. The loss leaves them out of the references, CER and WER do not.{nemo}"
+            f"The vocabulary lacks: {letters}. The loss leaves them out of the references, CER and WER do not."
         )
-    elif nemo:
-        footnotes.append(f"{nemo.strip()}: it drops the space before an apostrophe from the hypotheses.")
+    if differs:
+        why = (
+            "leaves them out too" if row["letters_missing"] else "drops the space before an apostrophe from hypotheses"
+        )
+        footnotes.append(f"NeMo's own test would say WER {nemo:.4f}: it {why}.")
     if row.get("text_rules"):
         footnotes.append("Scored after the text rules of the configuration: the model writes capitals or punctuation.")
     if row["loss_left_out"]:
