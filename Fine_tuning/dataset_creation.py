@@ -1,8 +1,8 @@
-"""Step 1: a Common Voice release -> 16 kHz wavs and manifests for train, validation and test.
+"""Step 1: a Common Voice release, or a table of recordings -> 16 kHz wavs and manifests for train, validation and test.
 
     python Fine_tuning/dataset_creation.py [--config FILE] [section.key=value …]
 
-A rerun makes only what is missing. The release itself is never changed. With dataset.shards=FOLDER the wavs are also
+A rerun makes only what is missing. The source itself is never changed. With dataset.shards=FOLDER the wavs are also
 packed into a few large tars.
 """
 
@@ -19,13 +19,14 @@ from finetuning.data import (
     common_voice,
     dataset_files,
     mozilla_data_collective,
+    recording_table,
     release_tables,
     row_filters,
     shard_writer,
     splits,
 )
-from finetuning.data.common_voice import Clip, RejectedRow, Release
 from finetuning.data.conversion_pool import ConversionLog, convert_all, estimate_disk_bytes
+from finetuning.data.listing import Listing, RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance
 from finetuning.data.row_filters import Candidate
 from finetuning.data.text_normalization import Language
@@ -59,28 +60,28 @@ def main() -> None:
 
 def create(config: Config, language: Language, source: Path, output: Path) -> None:
     """Make the dataset while this run holds the locks of `output` and of dataset.shards."""
-    release = open_release(config, source, output)
+    listing = list_source(config, source, output)
     if config.dataset.shards:
-        shard_writer.check_shard_folder(resolve_path(config.dataset.shards), release.name)
-    rows, rejected, speakers_named = release_tables.read_rows(release)
-    row_count = len(rows) + len(rejected)
-    print(f"{release.name}: {row_count:,} rows in validated.tsv, {len(release.stamps):,} clips")
-    if changed := dataset_files.changed_settings(output, config, release.name):
+        shard_writer.check_shard_folder(resolve_path(config.dataset.shards), listing.name)
+    rejected = listing.rejected
+    row_count = len(listing.rows) + len(rejected)
+    print(f"{listing.name}: {row_count:,} rows in {listing.table}, {len(listing.stamps):,} clips")
+    if changed := dataset_files.changed_settings(output, config, listing.name):
         print(f"changed since the last run: {', '.join(changed)}; texts, filters, splits and manifests are made again")
 
-    candidates, report = choose_rows(config, language, release, rows, rejected)
-    report_oddities(release, rejected, row_count)
+    candidates, report = choose_rows(language, listing, rejected)
+    for note in [*listing.notes, *row_filters.rejection_warnings(rejected, row_count)]:
+        print(printable(note))
     with dataset_files.keep_rejections_on_error(output, rejected):
-        row_filters.check_rows_left(candidates, rejected, report, config.text.alphabet, set(release.stamps))
-        splits.validate_split(config.dataset.split, {c.clip.speaker for c in candidates}, speakers_named)
+        row_filters.check_rows_left(candidates, rejected, report, config.text.alphabet, listing)
+        splits.validate_split(config.dataset.split, {c.clip.speaker for c in candidates}, listing)
 
-    add_stated_durations(candidates, release)
-    log, new_clips = convert_clips(config, release, candidates, output)
+    log, new_clips = convert_clips(config, listing, candidates, output)
     candidates = row_filters.filter_by_audio(candidates, config.dataset, rejected)
     chosen = split(config, candidates, rejected)
 
     assert row_count == len(rejected) + sum(len(chosen[name]) for name in SPLITS), "a row was lost"
-    about = dataset_files.describe_dataset(config, release.name, row_count, chosen, rejected, report)
+    about = dataset_files.describe_dataset(config, listing.name, row_count, chosen, rejected, report)
     with dataset_files.keep_rejections_on_error(output, rejected):
         splits.check_splits_not_empty(chosen, rejected)
     written = dataset_files.write_dataset(output, chosen, rejected, about)
@@ -113,63 +114,49 @@ def find_source(path: str) -> Path:
     return here.absolute() if not source.exists() and here.exists() else source
 
 
-def report_oddities(release: Release, rejected: list[RejectedRow], rows: int) -> None:
-    """Print which clips were matched by a similar name, and for which reasons many rows are already rejected."""
-    if release.matched_names:
-        path, name = min(release.matched_names.items())
-        example = f"{printable(path)!r} is taken for {printable(name)!r}"
-        print(f"the tables name {len(release.matched_names):,} clips otherwise than clips/ does: {example}")
-    for warning in row_filters.rejection_warnings(rejected, rows):
-        print(printable(warning))
-
-
-def open_release(config: Config, source: Path, output: Path) -> Release:
-    """Open the configuration's release, which is downloaded first when it is not there."""
-    published, dataset_id = config.dataset.archive, config.dataset.download
-    here = "" if Path(config.dataset.source).is_absolute() else f", nor {config.dataset.source} in the current folder"
-    if not source.exists() and dataset_id and source.name == published.name:
-        mozilla_data_collective.download_release(dataset_id, published, source)
+def list_source(config: Config, source: Path, output: Path) -> Listing:
+    """Return what the table or the release at `source` lists; a release that is not there is downloaded first."""
+    dataset, with_splits = config.dataset, config.dataset.split.by is SplitBy.release
+    if recording_table.is_table(source):
+        listing = recording_table.read_table(source, dataset.columns, dataset.channel, with_splits)
+        recording_table.check_recordings_outside(listing, output)
+        return listing
+    here = "" if Path(dataset.source).is_absolute() else f", nor {dataset.source} in the current folder"
+    if not source.exists() and dataset.download and source.name == dataset.archive.name:
+        mozilla_data_collective.download_release(dataset.download, dataset.archive, source)
     elif not source.exists():
-        other = f"; only {published.name} is downloaded: give dataset.source=…/{published.name}" if dataset_id else ""
+        name = dataset.archive.name
+        other = f"; only {name} is downloaded: give dataset.source=…/{name}" if dataset.download else ""
         raise UserError(
             f"there is no release {source}{here}{other or '; give dataset.source=…'} ({common_voice.LAYOUT})"
         )
-    return common_voice.open_release(source, output / "release", published)
+    release = common_voice.open_release(source, output / "release", dataset.archive)
+    return release_tables.list_release(release, with_splits)
 
 
 def choose_rows(
-    config: Config, language: Language, release: Release, rows: list[Clip], rejected: list[RejectedRow]
+    language: Language, listing: Listing, rejected: list[RejectedRow]
 ) -> tuple[list[Candidate], row_filters.TextReport]:
     """Return the rows that are worth converting, and what the rules for texts did."""
-    release_splits = None
-    if config.dataset.split.by is SplitBy.release:
-        release_splits = release_tables.read_release_splits(release)
-    candidates, report = row_filters.filter_by_text(rows, language, rejected)
-    candidates = row_filters.filter_by_clip(candidates, release.stamps, rejected)
-    if release_splits is not None:
-        candidates = row_filters.filter_by_release_split(candidates, release_splits, rejected)
+    candidates, report = row_filters.filter_by_text(listing.rows, language, rejected)
+    candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, rejected)
+    if listing.splits is not None:
+        candidates = row_filters.filter_by_release_split(candidates, listing.splits, rejected)
+    if listing.durations_s is not None:
+        for candidate in candidates:
+            candidate.stated_s = listing.durations_s.get(candidate.clip.path, 0.0)
     return candidates, report
 
 
-def add_stated_durations(candidates: list[Candidate], release: Release) -> None:
-    """Give each candidate the duration that clip_durations.tsv states, where the release has that table."""
-    durations_s = release_tables.read_durations(release)
-    if durations_s is None:
-        print("the release has no clip_durations.tsv: truncated clips cannot be told from short ones")
-        return
-    for candidate in candidates:
-        candidate.stated_s = durations_s.get(candidate.clip.path, 0.0)
-
-
 def convert_clips(
-    config: Config, release: Release, candidates: list[Candidate], output: Path
+    config: Config, listing: Listing, candidates: list[Candidate], output: Path
 ) -> tuple[ConversionLog, int]:
     """Convert what is not converted yet and give each candidate its result; return the log and how many were new."""
     trim = config.dataset.trim_silence_db
-    log = ConversionLog(output, {"source": release.identity, "trim_silence_db": trim})
-    missing = log.missing([candidate.clip for candidate in candidates], release.stamps)
-    if log.old_key and log.old_key.get("source") != release.identity:
-        raise UserError(f"{output} holds another release; give another dataset.output=…, or delete that folder")
+    log = ConversionLog(output, {"source": listing.identity, "trim_silence_db": trim})
+    missing = log.missing([candidate.clip for candidate in candidates], listing.stamps)
+    if log.old_key and log.old_key.get("source") != listing.identity:
+        raise UserError(f"{output} holds another source; give another dataset.output=…, or delete that folder")
     if log.old_key not in (None, log.key):
         print("dataset.trim_silence_db changed: every clip is converted again")
     done = len(candidates) - len(missing)
@@ -178,7 +165,7 @@ def convert_clips(
         paths = {clip.path for clip in missing}
         needed = estimate_disk_bytes(c.stated_s for c in candidates if c.clip.path in paths)
         check_disk_space(output, needed, "the set of missing wavs")
-        convert_all(release, missing, log, trim, config.dataset.workers)
+        convert_all(listing, missing, log, trim, config.dataset.workers)
     for candidate in candidates:
         candidate.converted = log.done[candidate.clip.path]
     return log, len(missing)

@@ -46,6 +46,29 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_what_it_extends()
     assert config.dataset.max_duration_s == 16.7  # italian.yaml
 
 
+def test_a_copy_of_a_configuration_has_folders_of_its_own(tmp_path: Path):
+    (tmp_path / "catalan.yaml").write_text((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "calls.yaml").write_text(f"extends: {tmp_path}/catalan.yaml\n")
+    (tmp_path / "named.yaml").write_text(f"extends: {tmp_path}/catalan.yaml\nname: calls\n")
+    for file, name in (("catalan", "catalan"), ("calls", "calls"), ("named", "calls")):
+        config = load_config(f"{tmp_path}/{file}.yaml", [])
+        assert config.name == name
+        assert config.dataset.output == f"datasets/{name}"
+        assert (config.training.output, config.evaluation.results) == (f"runs/{name}", f"results/{name}")
+        assert config.language_model.output == f"runs/{name}/language_model"
+        assert config.evaluation.predictions == f"runs/{name}/predictions"
+        assert config.evaluation.models[-1] == f"runs/{name}/Model-IT-finetuned.nemo"
+    (tmp_path / "child.yaml").write_text(f"extends: {tmp_path}/named.yaml\n")
+    assert load_config(f"{tmp_path}/child.yaml", []).name == "child"  # and not what its parent is called
+    assert load_config(f"{tmp_path}/child.yaml", ["name=other"]).dataset.output == "datasets/other"
+
+
+def test_the_own_row_follows_where_training_writes():
+    config = load_config("configs/demo.yaml", ["training.output=/data/run", "training.name=Mine"])
+    assert config.evaluation.models == ["models/demo/quartznet_small_en.nemo", "/data/run/Mine.nemo"]
+    assert config.evaluation.predictions == "runs/demo/predictions"
+
+
 def test_every_value_of_an_experiment_is_stated_once_in_a_configuration():
     """A default of the schema is null, empty or off, but for the folder of downloads."""
     assert {name: value for name, value in defaults(Config) if value and value != MISSING} == {"model.folder": "models"}
@@ -121,6 +144,13 @@ def test_what_may_change_while_a_step_resumes():
         ("config=configs/demo.yaml", ["named with dashes: --config configs/demo.yaml"]),
         ("training.max_epochs: 5", ["type training.max_epochs=5"]),
         ("training.name=???", ["training.name: ??? stands for a value that is still to be written"]),
+        ("dataset.output=datasets/${oc.env:HOME}", ["dataset.output: 'datasets/${oc.env:HOME}' holds ${, which"]),
+        ("dataset.output=datasets/${training.seed}", ["holds ${, which stands for nothing here but in ${name}"]),
+        ("dataset.output=" + "${training.output}" * 4, ["holds ${, which"]),
+        ("training.output=${training.output}/a", ["training.output: refers to itself; write it out"]),
+        ("training.name=${training.name}", ["training.name: refers to itself"]),
+        ("training.max_epochs=${name}", ["training.max_epochs: '${name}' is not a whole number"]),
+        ("name=a/b", ["name must be the name of a file, without a folder"]),
         ('training.name="a\\0"', ["training.name: U+0000 is not a character"]),
         ("training.name=a\nb", ["training.name"]),
         ("dataset.output=caf\udce9", ["is not UTF-8"]),

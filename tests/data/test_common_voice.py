@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetuning.data import common_voice, release_tables
-from finetuning.data.common_voice import Clip
+from finetuning.data.listing import Clip, RejectedRow
 from finetuning.errors import UserError
 from releases import COLUMNS, SAMPLE, digest, good_rows, sample_files, small_release, table, write_archive, write_folder
 
@@ -21,7 +21,7 @@ STATED_S = {
 }
 
 
-def rows_of(tmp_path: Path, data: bytes) -> tuple[list[Clip], list[common_voice.RejectedRow], bool]:
+def rows_of(tmp_path: Path, data: bytes) -> tuple[list[Clip], list[RejectedRow], bool]:
     folder = write_folder(tmp_path / "release", {"validated.tsv": data})
     return release_tables.read_rows(common_voice.open_release(folder, tmp_path / "cache"))
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Script, assert_refused
+from finetuning.audio.decoding import Part
 from finetuning.data import conversion_pool
-from finetuning.data.common_voice import Clip
+from finetuning.data.listing import Clip
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
 from releases import (
     COLUMNS,
@@ -252,7 +253,7 @@ def test_clips_that_end_their_process_are_bad_clips_and_the_others_are_converted
     """One in the middle of a batch, two side by side in another, and batches without any."""
     good, deadly = sample_files()[good_rows(1)[0]["path"]], {"3.mp3", "20.mp3", "21.mp3"}
     clips = {f"{i}.mp3": good for i in range(4 * conversion_pool.BATCH)} | {name: Deadly() for name in deadly}
-    tasks = [(name, "stamp", clip, tmp_path / f"{name}.wav", None) for name, clip in clips.items()]
+    tasks = [(clip, [(name, "stamp")], [Part(tmp_path / f"{name}.wav")], None) for name, clip in clips.items()]
     found = list(conversion_pool.iter_results(iter(tasks), len(tasks), workers=2))
     assert sorted(result.path for result in found) == sorted(clips)
     blame = ("clip_undecodable", "ends the process that decodes it")
@@ -268,7 +269,8 @@ def test_a_wav_is_used_only_as_it_was_made(tmp_path: Path, capsys: pytest.Captur
     log = conversion_pool.ConversionLog(tmp_path, {"source": "it"})
     log.wavs.mkdir()
     log.start()
-    log.record(conversion_pool._convert_one(clip.path, "1 1", good, log.wavs / clip.wav, None) for clip in clips)
+    names, parts = [(clip.path, "1 1") for clip in clips], [Part(log.wavs / clip.wav) for clip in clips]
+    log.record(conversion_pool._convert_recording(good, names, parts, None))
     lines = log.path.read_text().splitlines()
     old = {key: value for key, value in json.loads(lines[-1]).items() if not key.startswith("wav_")}
     log.path.write_text("\n".join([*lines[:-1], json.dumps(old), ""]))
@@ -294,7 +296,7 @@ def test_few_clips_are_held_at_a_time(tmp_path: Path) -> None:
     def tasks() -> Iterator[conversion_pool.Task]:
         nonlocal taken
         for taken in range(1, 10 * conversion_pool.BATCH + 1):
-            yield f"{taken}.mp3", "stamp", good, tmp_path / f"{taken}.wav", None
+            yield good, [(f"{taken}.mp3", "stamp")], [Part(tmp_path / f"{taken}.wav")], None
 
     for landed, _ in enumerate(conversion_pool.iter_results(tasks(), 10 * conversion_pool.BATCH, workers=1)):
         most = max(most, taken - landed)
@@ -458,7 +460,7 @@ def test_another_release_does_not_replace_a_dataset(make, tmp_path: Path) -> Non
     assert made.returncode == 0, made.stderr[-2000:]
     before = digest(output)
     other = make(write_archive(tmp_path / "b.tar.gz", small_release(9)), output, "dataset.max_duration_s=0.2")
-    assert_refused(other, "holds another release", "dataset.output=")
+    assert_refused(other, "holds another source", "dataset.output=")
     after = digest(output)
     assert {name: after[name] for name in before if not name.startswith("release/")} == {
         name: before[name] for name in before if not name.startswith("release/")

@@ -10,7 +10,7 @@ from conftest import ROOT
 from finetuning.config.loading import load_config
 from finetuning.config.schema import Config
 from finetuning.data import dataset_files
-from finetuning.data.common_voice import RejectedRow
+from finetuning.data.listing import RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance
 from finetuning.data.row_filters import ForeignCharacter, TextReport
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, Script, assert_refused, shipped
 from finetuning.config.schema import Config, Foreign
-from finetuning.data.common_voice import Clip, RejectedRow
+from finetuning.data.listing import Clip, RejectedRow
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
 from finetuning.data.row_filters import ForeignCharacter, filter_by_text
 from finetuning.data.text_normalization import NUMBER_WORDS, TRANSLITERATION, Language

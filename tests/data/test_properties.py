@@ -20,8 +20,8 @@ from conftest import shipped
 from finetuning.config.loading import load_config
 from finetuning.config.schema import ROOT, Split, SplitBy
 from finetuning.data import common_voice, dataset_files, release_tables, row_filters, shard_reader, shard_writer, splits
-from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.conversion_pool import ConversionLog, ConvertedClip
+from finetuning.data.listing import Clip, RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance, read_manifest, write_manifest
 from finetuning.data.text_normalization import TRANSLITERATION, Language
 from finetuning.errors import UserError
@@ -72,7 +72,7 @@ def tables(draw: st.DrawFn) -> tuple[bytes, list[Clip]]:
     return data, stated
 
 
-def read(data: bytes) -> tuple[list[Clip], list[common_voice.RejectedRow], bool]:
+def read(data: bytes) -> tuple[list[Clip], list[RejectedRow], bool]:
     with tempfile.TemporaryDirectory() as folder:
         source = write_folder(Path(folder), {"validated.tsv": data})
         return release_tables.read_rows(common_voice.open_release(source, source / "cache"))

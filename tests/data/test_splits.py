@@ -6,8 +6,8 @@ import pytest
 from conftest import shipped
 from finetuning.config.schema import Split, SplitBy
 from finetuning.data import row_filters, splits
-from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.conversion_pool import ConvertedClip
+from finetuning.data.listing import Clip, RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance
 from finetuning.errors import UserError
 

@@ -2,6 +2,8 @@
 
 import io
 import wave
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,18 @@ from finetuning.files import create_temp_file
 SAMPLE_RATE = 16000  # Hz, what the models were trained on
 MAX_DURATION_S = 600  # of a clip; the rest is not read
 WAV_HEADER = 44  # bytes before the samples
+MAX_FILE_BYTES = 200_000_000  # of a file that is read whole; a longer one is streamed
 MIN_DURATION_RATIO = 0.9  # of the duration in the manifest; a shorter wav was cut off
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a recording, and the wav that it becomes."""
+
+    wav: Path
+    start_s: float = 0.0
+    end_s: float | None = None  # None: the end of the recording
+    channel: str = "mix"  # 0, 1, …, or mix: their mean; "": the only one
 
 
 def check_not_truncated(duration_s: float, stated_s: float) -> None:
@@ -55,19 +68,94 @@ def convert_to_wav(clip: bytes | Path, wav: Path, trim_silence_db: float | None)
     `wav` appears under its name only when it is complete. Raises AudioError when the clip is unreadable, empty or
     undecodable, and OSError when `wav` cannot be written.
     """
-    if isinstance(clip, Path):
-        try:
-            clip = clip.read_bytes()
-        except OSError as error:
-            raise AudioError("clip_unreadable", error.strerror or "", passing=True) from error
-    samples = to_mono_16k(*decode_audio(clip))
-    decoded_samples = len(samples)
+    [outcome] = convert_parts(clip, [Part(wav)], trim_silence_db)
+    if isinstance(outcome, AudioError):
+        raise outcome
+    return outcome
+
+
+def convert_parts(
+    recording: bytes | Path, parts: Sequence[Part], trim_silence_db: float | None
+) -> list[tuple[float, float] | AudioError]:
+    """Write the wav of each part while the recording is decoded once.
+
+    Return for each the seconds written and decoded, or its AudioError. Raises AudioError when the recording cannot be
+    opened, and OSError when a wav cannot be written.
+    """
+    outcomes: list[tuple[float, float] | AudioError] = [AudioError("clip_empty", "0 samples")] * len(parts)
+    sound, written = _open_recording(recording), set[int]()
+    try:
+        for number, samples in _iter_parts(sound, parts):
+            written.add(number)
+            part = parts[number]
+            try:
+                outcomes[number] = _convert(samples, sound.rate, part, trim_silence_db)
+            except AudioError as error:
+                outcomes[number] = error
+    except AudioError as error:  # the recording is damaged there
+        return [outcome if number in written else error for number, outcome in enumerate(outcomes)]
+    return outcomes
+
+
+def _open_recording(recording: bytes | Path) -> AudioStream:
+    try:
+        if isinstance(recording, Path) and recording.stat().st_size <= MAX_FILE_BYTES:
+            recording = recording.read_bytes()
+        return open_sound(recording)
+    except OSError as error:
+        raise AudioError("clip_unreadable", error.strerror or "", passing=True) from error
+
+
+def _iter_parts(sound: AudioStream, parts: Sequence[Part]) -> Iterator[tuple[int, "np.ndarray"]]:
+    """Yield number and samples (time, channels) of each part that has any, when its end is read."""
+    import numpy as np
+
+    def frames(part: Part) -> tuple[int, int]:
+        first, longest = round(part.start_s * sound.rate), MAX_DURATION_S * sound.rate  # limits memory
+        return first, first + longest if part.end_s is None else min(round(part.end_s * sound.rate), first + longest)
+
+    waiting = sorted(((*frames(part), number) for number, part in enumerate(parts)), reverse=True)
+    begun: list[tuple[int, int, int, list[np.ndarray]]] = []
+    position = 0
+    for block in sound.blocks:
+        start, position = position, position + len(block)
+        while waiting and waiting[-1][0] < position:
+            begun.append((*waiting.pop(), []))
+        for first, last, _, pieces in begun:
+            pieces.append(block[max(first - start, 0) : last - start])
+        for _, _, number, pieces in [each for each in begun if each[1] <= position]:
+            yield number, np.concatenate(pieces)
+        begun = [each for each in begun if each[1] > position]
+        if not (begun or waiting):
+            return
+    for _, _, number, pieces in begun:
+        yield number, np.concatenate(pieces)
+
+
+def _convert(samples: "np.ndarray", rate: int, part: Part, trim_silence_db: float | None) -> tuple[float, float]:
+    """Write samples (time, channels) to the part's wav; return the seconds written and decoded."""
+    mono = to_mono_16k(_chosen_channel(samples, part.channel), rate)
+    decoded_samples = len(mono)
     if trim_silence_db is not None:
-        samples = _trim_silence(samples, trim_silence_db)
-    if not len(samples):
+        mono = _trim_silence(mono, trim_silence_db)
+    if not len(mono):
         raise AudioError("clip_empty", "holds no sound")
-    _write_wav(samples, wav)
-    return len(samples) / SAMPLE_RATE, decoded_samples / SAMPLE_RATE
+    _write_wav(mono, part.wav)
+    return len(mono) / SAMPLE_RATE, decoded_samples / SAMPLE_RATE
+
+
+def _chosen_channel(samples: "np.ndarray", channel: str) -> "np.ndarray":
+    """Return the channel of samples (time, channels) that `channel` means, or all of them to be mixed."""
+    count = samples.shape[1]
+    if channel == "mix" or (not channel and count == 1):
+        return samples
+    if not channel and (samples == samples[:, :1]).all():
+        return samples[:, :1]
+    if not channel:
+        raise AudioError("several_channels", f"{count}, which are not mixed unasked; state channel: 0, 1 or mix")
+    if int(channel) >= count:
+        raise AudioError("no_such_channel", f"there is no channel {channel}; the first of its {count} is 0")
+    return samples[:, int(channel) :][:, :1]
 
 
 def open_sound(source: bytes | Path) -> AudioStream:

@@ -13,6 +13,7 @@ from finetuning.config.schema import Config
 from finetuning.errors import UserError
 
 MAX_NUMBER = 2**63 - 1  # of a whole number
+REFERENCE, MAX_REFERENCES = r"\$\{(name|training\.(output|name))\}", 3  # in one text
 EXPECTED = {
     int: ("a whole number", "5"),
     float: ("a number", "0.5"),
@@ -94,10 +95,10 @@ def _check_scalar(value: Any, kind: Any, key: str, where: str) -> None:
 
 
 def _check_text(value: str, key: str, where: str) -> None:
-    if "${" in value:
+    if "${" in re.sub(REFERENCE, "", value, count=MAX_REFERENCES):
         raise UserError(
-            f"{where}: {key}: {_shortened(value)} holds ${{, which stands for nothing here; write the value out "
-            "(in a regular expression: [$][{])"
+            f"{where}: {key}: {_shortened(value)} holds ${{, which stands for nothing here but in ${{name}}, "
+            "${training.output} and ${training.name}; write the value out (in a regular expression: [$][{])"
         )
     if value == "???":
         raise UserError(f"{where}: {key}: ??? stands for a value that is still to be written; write it")

@@ -76,15 +76,17 @@ def load_config(file: str, overrides: list[str]) -> Config:
     stated: dict[str, Any] = {}
     for where, layer in [*_layers(file, ()), *_command_line_layers(overrides)]:
         validate_types(layer, Config, "", where)
-        stated = _merged(stated, layer)
+        stated = _merged(stated, {"name": Path(where).stem, **layer}) if where == file else _merged(stated, layer)
     try:
         tree = OmegaConf.merge(OmegaConf.structured(Config), stated)
+        missing = sorted(OmegaConf.missing_keys(tree))
+        if missing:
+            raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
+        config = OmegaConf.to_object(tree)
     except (OmegaConfBaseException, TypeError, ValueError) as error:  # what the checks above let through
-        raise UserError(f"{file}: {getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
-    missing = sorted(OmegaConf.missing_keys(tree))
-    if missing:
-        raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
-    config = OmegaConf.to_object(tree)
+        problem = str(error).splitlines()[0]
+        problem = problem.replace("Recursive interpolation detected", "refers to itself; write it out")
+        raise UserError(f"{file}: {getattr(error, 'full_key', '')}: {problem}") from error
     config.file = file
     validate(config)
     config.text.alphabet = "".join(dict.fromkeys(unicodedata.normalize("NFC", config.text.alphabet)))

@@ -69,6 +69,7 @@ def free_keys(section: type) -> set[str]:
 
 
 SHA256 = {"pattern": "([0-9a-f]{64})?", "description": "64 hexadecimal digits in lower case"}
+FILE_NAME = {"pattern": "[^/.][^/]{0,199}", "description": "the name of a file, without a folder"}
 PATH = {"pattern": "(?s).+", "description": "a path"}
 
 
@@ -160,6 +161,8 @@ class Dataset:
 
     source: str = key(free=True)
     output: str = key(free=True, **PATH)
+    columns: dict[str, str] = field(default_factory=dict)
+    channel: str | None = key(None, pattern="0|1|mix", description="0, 1 or mix")
     download: str | None = key(None, free=True, pattern=r"[\w.-]*", description="an id of the Mozilla Data Collective")
     archive: Archive = field(default_factory=Archive, metadata=metadata(free=True))
     min_duration_s: float = key(at_least=0)
@@ -270,7 +273,7 @@ class Training:
     """Step 2: two phases, the encoder frozen, then everything."""
 
     output: str = key(free=True, **PATH)
-    name: str = key(free=True, pattern="[^/.][^/]{0,199}", description="the name of a file, without a folder")
+    name: str = key(free=True, **FILE_NAME)
     max_epochs: int = key(at_least=1)
     max_steps: int | None = key(None, at_least=1)
     frozen_epochs: int = key(at_least=0)
@@ -356,7 +359,7 @@ class Config:
     training: Training = field(default_factory=Training)
     language_model: LanguageModel = field(default_factory=LanguageModel)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    name: str = MISSING
+    name: str = key(**FILE_NAME)  # of the YAML, without .yaml, unless stated
     file: ClassVar[str] = ""  # the YAML it was read from; no key of it
 
     def as_dict(self) -> dict[str, Any]:

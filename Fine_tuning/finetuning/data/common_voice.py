@@ -23,32 +23,6 @@ AUDIO = re.compile(r"(.+)\.(?:mp3|wav|flac|ogg|oga|opus|m4a|aac|mp4|webm|wma)", 
 LAYOUT = "a release holds validated.tsv and clips/ together in one folder, packed as .tar.gz or not"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Clip:
-    """One row of validated.tsv."""
-
-    path: str  # file name in clips/
-    sentence: str  # as it stands in the release
-    speaker: str = ""  # client_id
-    gender: str = ""
-    age: str = ""
-    accents: str = ""
-
-    @property
-    def wav(self) -> str:
-        """File name of the converted clip."""
-        return (self.path.rpartition(".")[0] or self.path) + ".wav"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class RejectedRow:
-    """A row that did not become an utterance."""
-
-    path: str
-    reason: str
-    detail: str = ""
-
-
 @dataclass(frozen=True)
 class Release:
     """A release that is open: where its tables and clips are."""

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 from finetuning.audio import decoding
+from finetuning.audio.decoding import Part
 from finetuning.audio.stream import AudioError
-from finetuning.data.common_voice import Clip, Release, iter_clip_files
+from finetuning.data.listing import Clip, Listing
 from finetuning.data.manifest import SPLITS, manifest_path
 from finetuning.errors import UserError
 from finetuning.files import atomic_open, ensure_writable_dir, remove_stale_temp_files
@@ -27,7 +27,7 @@ DISK_BYTES_A_CLIP = 4096 + 1024  # the last, partly filled block of a wav, and a
 LARGE = 1e300  # larger than any number in the log
 CRASHES = "ends the process that decodes it"  # or a lack of memory did: the next run tries again
 
-Task = tuple[str, str, bytes | Path, Path, float | None]  # path, stamp, clip, wav, dB
+Task = tuple[bytes | Path, list[tuple[str, str]], list[Part], float | None]  # recording, paths and stamps, parts, dB
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _line(entry: ConvertedClip) -> str:
 
 
 def convert_all(
-    release: Release, clips: list[Clip], log: ConversionLog, trim_silence_db: float | None, workers: int
+    listing: Listing, clips: list[Clip], log: ConversionLog, trim_silence_db: float | None, workers: int
 ) -> None:
     """Convert `clips` and log each result; raise UserError when the disk is full or cannot be written to."""
     decoding.check_installation(trim_silence_db)
@@ -151,14 +151,19 @@ def convert_all(
     try:
         ensure_writable_dir(log.wavs)
         log.start()
-        wavs, stamps = {clip.path: log.wavs / clip.wav for clip in clips}, release.stamps
-        tasks = ((p, stamps[p], clip, wavs[p], trim_silence_db) for p, clip in iter_clip_files(release, set(wavs)))
-        log.record(iter_results(tasks, len(wavs), workers))
+        log.record(iter_results(_iter_tasks(listing, clips, log.wavs, trim_silence_db), len(clips), workers))
     except OSError as error:
         raise UserError(
             f"cannot write to {log.wavs} ({error.strerror or error}); converted clips are kept: fix this (if the disk "
             "is full, make room) and rerun the same command"
         ) from error
+
+
+def _iter_tasks(listing: Listing, clips: list[Clip], wavs: Path, trim_silence_db: float | None) -> Iterator[Task]:
+    for recording, rows in listing.iter_recordings(clips):
+        cuts = [(wavs / row.wav, row.cut) for row in rows]
+        parts = [Part(wav, cut.start_s, cut.end_s, cut.channel) if cut else Part(wav) for wav, cut in cuts]
+        yield recording, [(row.path, listing.stamps[row.path]) for row in rows], parts, trim_silence_db
 
 
 def estimate_disk_bytes(durations_s: Iterable[float]) -> int:
@@ -172,7 +177,7 @@ def iter_results(tasks: Iterator[Task], count: int, workers: int) -> Iterator[Co
     """Yield results as they arrive, with a progress bar; a clip that crashes the decoding process is a bad clip."""
     from tqdm import tqdm
 
-    batches = iter(lambda: list(islice(tasks, BATCH)), [])
+    batches = _batches(tasks)
     with tqdm(total=count, desc="converting", unit=" clips", mininterval=0.5) as bar:
         broken = True
         while broken:
@@ -188,12 +193,24 @@ def iter_results(tasks: Iterator[Task], count: int, workers: int) -> Iterator[Co
                     yield result
 
 
+def _batches(tasks: Iterator[Task]) -> Iterator[list[Task]]:
+    """Yield the tasks in lists of as many as have BATCH clips together, the last one of fewer."""
+    batch: list[Task] = []
+    for task in tasks:
+        batch.append(task)
+        if sum(len(names) for _, names, *_ in batch) >= BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 def _pooled(batches: Iterator[list[Task]], workers: int, in_flight: dict[str, list[Task]]) -> Iterator[ConvertedClip]:
     """Run `batches` in a pool, at most IN_FLIGHT per worker, kept in `in_flight` by the path of their first clip."""
     pool, futures = _pool(workers), set[Future[list[ConvertedClip]]]()
     try:
         for batch in batches:
-            in_flight[batch[0][0]] = batch
+            in_flight[batch[0][1][0][0]] = batch
             with sigint_blocked():
                 futures.add(pool.submit(_convert_batch, batch))
             while len(futures) >= IN_FLIGHT * workers:
@@ -235,15 +252,15 @@ def _one_by_one(tasks: list[Task]) -> Iterator[ConvertedClip]:
             try:
                 while remaining:
                     with sigint_blocked():
-                        future = pool.submit(_convert_one, *remaining[0])
-                    result = future.result()
+                        future = pool.submit(_convert_recording, *remaining[0])
+                    results = future.result()
                     remaining.popleft()
                     fresh = False
-                    yield result
+                    yield from results
             except BrokenProcessPool:
                 if fresh:
-                    path, stamp = remaining.popleft()[:2]
-                    yield ConvertedClip(path, stamp, reason="clip_undecodable", detail=CRASHES, passing=True)
+                    for path, stamp in remaining.popleft()[1]:
+                        yield ConvertedClip(path, stamp, reason="clip_undecodable", detail=CRASHES, passing=True)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -254,25 +271,35 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 def _convert_batch(tasks: list[Task]) -> list[ConvertedClip]:
     """Return, in a worker, the results in the order of `tasks`."""
-    return [_convert_one(*task) for task in tasks]
+    return [result for task in tasks for result in _convert_recording(*task)]
 
 
-def _convert_one(path: str, stamp: str, clip: bytes | Path, wav: Path, trim: float | None) -> ConvertedClip:
-    """Convert one clip in a worker; its errors become its result, except OSError (the disk), which ends the run."""
+def _convert_recording(
+    recording: bytes | Path, names: list[tuple[str, str]], parts: list[Part], trim: float | None
+) -> list[ConvertedClip]:
+    """Convert the parts of a recording in a worker; `names`: path and stamp of each, which its result repeats.
+
+    Errors become results, except OSError (the disk), which ends the run.
+    """
+    outcomes: list[tuple[float, float] | AudioError]
     try:
-        duration_s, decoded_s = decoding.convert_to_wav(clip, wav, trim)
+        outcomes = decoding.convert_parts(recording, parts, trim)
     except AudioError as error:
-        return ConvertedClip(path, stamp, reason=error.reason, detail=error.detail, passing=error.passing)
+        outcomes = [error] * len(parts)
     except MemoryError:
-        return ConvertedClip(path, stamp, reason="clip_undecodable", detail="not enough memory", passing=True)
+        outcomes = [AudioError("clip_undecodable", "not enough memory", passing=True)] * len(parts)
     except OSError:
         raise
     except Exception as error:  # whatever a decoder raises for a broken file, it must not stop a run of hours
-        detail = f"{error.__class__.__name__}: {error}"
-        return ConvertedClip(path, stamp, reason="clip_undecodable", detail=detail, passing=True)
-    return ConvertedClip(
-        path, stamp, duration_s, decoded_s, wav_mtime_ns=wav.stat().st_mtime_ns, wav_crc32=zlib.crc32(wav.read_bytes())
-    )
+        outcomes = [AudioError("clip_undecodable", f"{error.__class__.__name__}: {error}", passing=True)] * len(parts)
+    return [_result(*name, part.wav, outcome) for name, part, outcome in zip(names, parts, outcomes, strict=True)]
+
+
+def _result(path: str, stamp: str, wav: Path, outcome: tuple[float, float] | AudioError) -> ConvertedClip:
+    if isinstance(outcome, AudioError):
+        return ConvertedClip(path, stamp, reason=outcome.reason, detail=outcome.detail, passing=outcome.passing)
+    about = {"wav_mtime_ns": wav.stat().st_mtime_ns, "wav_crc32": zlib.crc32(wav.read_bytes())}
+    return ConvertedClip(path, stamp, *outcome, **about)
 
 
 def _prepare_worker() -> None:

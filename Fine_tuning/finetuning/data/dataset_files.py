@@ -11,7 +11,7 @@ from typing import Any
 
 from finetuning.config.schema import Config, Dataset, free_keys
 from finetuning.data import dataset_figure, splits
-from finetuning.data.common_voice import RejectedRow
+from finetuning.data.listing import RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
 from finetuning.data.row_filters import TextReport
 from finetuning.errors import UserError, printable

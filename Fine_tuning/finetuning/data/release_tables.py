@@ -1,14 +1,42 @@
 """Read the tables of a Common Voice release: the rows of validated.tsv, the durations and the release's own splits."""
 
 import math
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from finetuning.data.common_voice import MAX_TABLE_BYTES, Clip, RejectedRow, Release
+from finetuning.data.common_voice import MAX_TABLE_BYTES, Release, iter_clip_files
+from finetuning.data.listing import Clip, Listing, Recording, RejectedRow
 from finetuning.data.manifest import SPLITS
-from finetuning.errors import UserError
+from finetuning.errors import UserError, printable
 
 RELEASE_SPLITS = dict(zip(SPLITS, ("train.tsv", "dev.tsv", "test.tsv"), strict=True))
+
+
+def list_release(release: Release, with_splits: bool) -> Listing:
+    """Return what a release lists; `with_splits`: with its own splits, which it must then have."""
+    splits = read_release_splits(release) if with_splits else None
+    rows, rejected, speakers_named = read_rows(release)
+    durations_s = read_durations(release)
+    notes = []
+    if release.matched_names:
+        path, name = min(release.matched_names.items())
+        example = f"{printable(path)!r} is taken for {printable(name)!r}"
+        notes.append(f"the tables name {len(release.matched_names):,} clips otherwise than clips/ does: {example}")
+    if durations_s is None:
+        notes.append("the release has no clip_durations.tsv: truncated clips cannot be told from short ones")
+    return Listing(
+        release.name, "validated.tsv", release.identity, rows, rejected, speakers_named, release.stamps, durations_s,
+        splits, partial(_iter_recordings, release), notes,
+    )  # fmt: skip
+
+
+def _iter_recordings(release: Release, clips: Iterable[Clip]) -> Iterator[Recording]:
+    """Yield each of the clips with its file, in the order in which they are stored."""
+    of_path = {clip.path: clip for clip in clips}
+    for path, content in iter_clip_files(release, set(of_path)):
+        yield content, [of_path[path]]
 
 
 def read_rows(release: Release) -> tuple[list[Clip], list[RejectedRow], bool]:

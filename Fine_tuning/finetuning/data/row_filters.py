@@ -11,8 +11,8 @@ from operator import eq
 from typing import Any
 
 from finetuning.config.schema import Dataset
-from finetuning.data.common_voice import Clip, RejectedRow
 from finetuning.data.conversion_pool import ConvertedClip
+from finetuning.data.listing import Clip, Listing, RejectedRow
 from finetuning.data.manifest import Utterance
 from finetuning.data.text_normalization import Language
 from finetuning.errors import UserError
@@ -74,7 +74,7 @@ def filter_by_text(
         text, rules = language.trace(clip.sentence)
         for rule in rules:
             rule_counts[rule] += 1
-        if not is_file_name(clip.path):
+        if not is_file_name(clip.cut.wav if clip.cut else clip.path):
             rejected.append(RejectedRow(clip.path, "path_outside_clips", "not the name of a file in clips/"))
         elif fault := language.fault(clip.sentence):
             rejected.append(RejectedRow(clip.path, *fault))
@@ -102,15 +102,15 @@ def _foreign_characters(sentences: dict[str, list[str]]) -> list[ForeignCharacte
 
 
 def filter_by_clip(
-    candidates: list[Candidate], present: Container[str], rejected: list[RejectedRow]
+    candidates: list[Candidate], present: Container[str], where: str, rejected: list[RejectedRow]
 ) -> list[Candidate]:
-    """Return the candidates whose clip is among `present`, the files in clips/."""
+    """Return the candidates whose clip is among `present`, the files in `where`."""
     passed = []
     for candidate in candidates:
         if candidate.clip.path in present:
             passed.append(candidate)
         else:
-            rejected.append(RejectedRow(candidate.clip.path, "clip_missing", "not in clips/"))
+            rejected.append(RejectedRow(candidate.clip.path, "clip_missing", f"not in {where}"))
     return passed
 
 
@@ -128,7 +128,7 @@ def filter_by_release_split(
             candidate.release_split = names[0]
             passed.append(candidate)
         else:
-            detail = f"in {' and '.join(names)}" if names else "in none of train.tsv, dev.tsv and test.tsv"
+            detail = f"in {' and '.join(names)}" if names else "in none of train, dev and test"
             rejected.append(RejectedRow(candidate.clip.path, "not_in_release_split", detail))
     return passed
 
@@ -151,11 +151,13 @@ def _audio_fault(candidate: Candidate, dataset: Dataset) -> tuple[str, str] | No
     if sound.reason:
         return sound.reason, sound.detail
     if sound.decoded_s < stated_s * (1 - dataset.max_missing_share):
-        return "clip_truncated", f"{sound.decoded_s:.2f} s of the {stated_s:.2f} s that clip_durations.tsv states"
+        table = "the table" if candidate.clip.cut else "clip_durations.tsv"
+        return "clip_truncated", f"{sound.decoded_s:.2f} s of the {stated_s:.2f} s that {table} states"
     if sound.duration_s < dataset.min_duration_s:
         return "too_short", f"{sound.duration_s:.2f} s"
     if sound.duration_s > dataset.max_duration_s:
-        return "too_long", f"{sound.duration_s:.2f} s"
+        is_whole = candidate.clip.cut and candidate.clip.cut.end_s is None
+        return "too_long", f"{sound.duration_s:.2f} s{'; cut it: state start and end' if is_whole else ''}"
     if needed > frames:
         return "too_many_characters", f"needs {needed} encoder frames and has {frames}"
     return None
@@ -176,16 +178,14 @@ def min_ctc_frames(text: Sequence[Any]) -> int:
 
 
 def check_rows_left(
-    candidates: list[Candidate], rejected: list[RejectedRow], report: TextReport, alphabet: str, present: set[str]
+    candidates: list[Candidate], rejected: list[RejectedRow], report: TextReport, alphabet: str, listing: Listing
 ) -> None:
-    """Raise UserError when there is no candidate, with what most rows have in common.
-
-    `present`: the files in clips/.
-    """
+    """Raise UserError when there is no candidate, with what most rows have in common."""
+    present, table = listing.stamps, listing.table
     if candidates:
         return
     if not rejected:
-        raise UserError("validated.tsv has no row below its header; get the release again")
+        raise UserError(f"{table} has no row below its header; get the release again")
     counts = Counter(row.reason for row in rejected)
     reason = max(counts, key=lambda name: (counts[name], name))
     example = min(row for row in rejected if row.reason == reason)
@@ -196,10 +196,12 @@ def check_rows_left(
             "this --config the one of the language?"
         )
     if reason in ("clip_missing", "path_outside_clips"):
-        there = f"clips/ holds {min(present)!r} and {len(present) - 1:,} more" if present else "clips/ is empty"
+        there = "clips/ is empty" if table == "validated.tsv" else f"nothing of that is in {listing.where}"
+        if present:
+            there = f"{listing.where} holds {min(present)!r} and {len(present) - 1:,} more"
         raise UserError(
             f"no row is left: of {len(rejected):,} rows, {counts[reason]:,} name a clip that is not there; "
-            f"validated.tsv names {example.path!r} and {there}; make the names agree, or get the clips of this table"
+            f"{table} names {example.path!r} and {there}; make the names agree, or get the clips of this table"
         )
     raise UserError(
         f"no row is left: of {len(rejected):,} rows, {counts[reason]:,} are rejected as {reason}, such as "

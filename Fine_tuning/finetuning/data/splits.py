@@ -7,19 +7,20 @@ from itertools import combinations
 from math import floor, log2
 
 from finetuning.config.schema import Split, SplitBy
-from finetuning.data.common_voice import RejectedRow
+from finetuning.data.listing import Listing, RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance
 from finetuning.errors import UserError
 
 Assignment = dict[str, str]  # audio_filepath: split
 
 
-def validate_split(split: Split, speakers: set[str], speakers_named: bool) -> None:
+def validate_split(split: Split, speakers: set[str], listing: Listing) -> None:
     """Raise UserError when `by: speaker` cannot work, before any clip is converted."""
     if split.by is not SplitBy.speaker:
         return
-    if not speakers_named:
-        raise UserError("validated.tsv has no column client_id: the speakers are unknown; give dataset.split.by=clip")
+    if not listing.speakers_named:
+        column = "client_id" if listing.table == "validated.tsv" else "speaker"
+        raise UserError(f"{listing.table} has no column {column}: the speakers are unknown; give dataset.split.by=clip")
     if len(speakers) < len(SPLITS):
         raise UserError(
             f"{len(speakers)} speakers cannot be kept apart in {len(SPLITS)} splits; give dataset.split.by=clip"
