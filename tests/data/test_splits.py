@@ -7,7 +7,7 @@ from conftest import shipped
 from finetuning.config.schema import Split, SplitBy
 from finetuning.data import row_filters, splits
 from finetuning.data.conversion_pool import ConvertedClip
-from finetuning.data.listing import Clip, RejectedRow
+from finetuning.data.listing import Clip, Listing, RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance
 from finetuning.errors import UserError
 
@@ -92,11 +92,15 @@ def test_a_shared_sentence_stays_where_hours_lack_most() -> None:
 
 
 def test_too_few_speakers_or_none_named_is_refused() -> None:
+    named = Listing("it", "validated.tsv", {}, [], [], True, {}, None, None, iter)
+    nameless = replace(named, speakers_named=False)
     with pytest.raises(UserError, match=r"2 speakers.*dataset\.split\.by=clip"):
-        splits.validate_split(Split(by=SplitBy.speaker), {"a", "b"}, speakers_named=True)
+        splits.validate_split(Split(by=SplitBy.speaker), {"a", "b"}, named)
     with pytest.raises(UserError, match="no column client_id"):
-        splits.validate_split(Split(by=SplitBy.speaker), {""}, speakers_named=False)
-    splits.validate_split(Split(by=SplitBy.clip), {"a"}, speakers_named=False)
+        splits.validate_split(Split(by=SplitBy.speaker), {""}, nameless)
+    with pytest.raises(UserError, match="csv has no column speaker"):
+        splits.validate_split(Split(by=SplitBy.speaker), {""}, replace(nameless, table="calls.csv"))
+    splits.validate_split(Split(by=SplitBy.clip), {"a"}, nameless)
 
 
 def test_an_empty_split_is_named() -> None:

@@ -58,7 +58,7 @@ def read_table(source: Path, columns: dict[str, str], channel: str | None, with_
             values = _values(fields, names)
             clip, duration_s = _clip(values, source.parent, channel)
         except ValueError as error:
-            path = _text(fields, names["path"]) if fields else ""
+            path = str(fields.get(names["path"][0], ""))
             rejected.append(RejectedRow(path, *error.args[:1], f"line {number} of {source.name}: {error.args[1]}"))
             continue
         rows.append(clip)
@@ -147,8 +147,11 @@ def _read_json_lines(source: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     return list(dict.fromkeys(name for _, fields in lines for name in fields)), lines
 
 
-def _column_names(source: Path, header: list[str], columns: dict[str, str]) -> dict[str, str]:
-    """Return the name in the table of each column that it has; raise UserError when path or text is missing."""
+def _column_names(source: Path, header: list[str], columns: dict[str, str]) -> dict[str, list[str]]:
+    """Return what the table calls each column that it has, in the order in which they are looked into.
+
+    Raises UserError when path or text is missing.
+    """
     if unknown := sorted(columns.keys() - COLUMNS.keys()):
         raise UserError(f"dataset.columns.{unknown[0]} means nothing; a row has: {', '.join(COLUMNS)}")
     names = {}
@@ -158,7 +161,7 @@ def _column_names(source: Path, header: list[str], columns: dict[str, str]) -> d
             raise UserError(f"{source} has no column {stated!r} (dataset.columns.{name}); it has: {', '.join(header)}")
         found = [stated] if stated is not None else [each for each in usual if each in header]
         if found:
-            names[name] = found[0]
+            names[name] = found
     for name in ("path", "text"):
         if name not in names:
             raise UserError(
@@ -168,23 +171,23 @@ def _column_names(source: Path, header: list[str], columns: dict[str, str]) -> d
     return names
 
 
-def _values(fields: Row, names: dict[str, str]) -> dict[str, str]:
+def _values(fields: Row, names: dict[str, list[str]]) -> dict[str, str]:
     """Return what a row says by the keys of COLUMNS, "" where it says nothing."""
     if not fields:
         raise ValueError("malformed_row", "it has not the fields of the header")
-    values = {name: _text(fields, names[name]) if name in names else "" for name in COLUMNS}
+    values = {name: _first_text(fields, names.get(name, [])) for name in COLUMNS}
     return values | {name: value.strip() for name, value in values.items() if name != "text"}
 
 
-def _text(fields: Row, name: str) -> str:
-    value = fields.get(name)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(value)
-    raise ValueError("malformed_row", f"{name} is neither a text nor a number")
+def _first_text(fields: Row, names: Iterable[str]) -> str:
+    """Return the first of these fields that is not empty; JSON's numbers as text."""
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError("malformed_row", f"{name} is neither a text nor a number")
+        if value not in (None, ""):
+            return str(value)
+    return ""
 
 
 def _clip(values: dict[str, str], folder: Path, channel: str | None) -> tuple[Clip, float | None]:
