@@ -10,11 +10,12 @@ import finetuning.startup  # noqa: F401  first: it reports what ends the script 
 
 # isort: split
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetuning.config.loading import from_command_line
-from finetuning.config.schema import Config, SplitBy, resolve_path
+from finetuning.config.schema import Config, Role, Source, SplitBy, dataset_sources, resolve_path
 from finetuning.data import (
     common_voice,
     dataset_files,
@@ -38,19 +39,20 @@ def main() -> None:
     """Make the dataset of a configuration in its output folder."""
     config = from_command_line(__doc__)
     output = resolve_path(config.dataset.output)
-    language = Language.of(config.text)
+    Language.of(config.text)  # refuses rules that cannot be used
     folders = {"dataset.output": output}
     if config.dataset.shards:
         folders["dataset.shards"] = resolve_path(config.dataset.shards)
-    source = find_source(config.dataset.source)
-    for key, folder in folders.items():
-        check_outside_release(source, key, folder)
+    sources = dataset_sources(config)
+    for source in sources:
+        for key, folder in folders.items():
+            check_outside_release(find_source(source.source), key, folder)
     new_folders = [folder for folder in folders.values() if not folder.exists()]
     try:
         with ExitStack() as locks:
             for folder in folders.values():
                 locks.enter_context(exclusive_lock(ensure_writable_dir(folder)))
-            create(config, language, source, output)
+            create(config, sources, output)
     except UserError:
         for folder in reversed(new_folders):
             with suppress(OSError):  # it is not empty
@@ -58,37 +60,44 @@ def main() -> None:
         raise
 
 
-def create(config: Config, language: Language, source: Path, output: Path) -> None:
+def create(config: Config, sources: list[Source], output: Path) -> None:
     """Make the dataset while this run holds the locks of `output` and of dataset.shards."""
-    listing = list_source(config, source, output)
+    listings = [list_source(config, source, output) for source in sources]
+    name = " + ".join(listing.name for listing in listings)
     if config.dataset.shards:
-        shard_writer.check_shard_folder(resolve_path(config.dataset.shards), listing.name)
-    rejected = listing.rejected
-    row_count = len(listing.rows) + len(rejected)
-    print(f"{listing.name}: {row_count:,} rows in {listing.table}, {len(listing.stamps):,} clips")
-    if changed := dataset_files.changed_settings(output, config, listing.name):
+        shard_writer.check_shard_folder(resolve_path(config.dataset.shards), name)
+    row_count = sum(len(listing.rows) + len(listing.rejected) for listing in listings)
+    for listing in listings:
+        rows = len(listing.rows) + len(listing.rejected)
+        print(f"{listing.name}: {rows:,} rows in {listing.table}, {len(listing.stamps):,} clips")
+    if changed := dataset_files.changed_settings(output, config, name):
         print(f"changed since the last run: {', '.join(changed)}; texts, filters, splits and manifests are made again")
 
-    candidates, report = choose_rows(language, listing, rejected)
-    for note in [*listing.notes, *row_filters.rejection_warnings(rejected, row_count)]:
-        print(printable(note))
+    rejected: list[RejectedRow] = []
+    chosen_rows = [choose_rows(config, *each, output, rejected) for each in zip(sources, listings, strict=True)]
+    speakers = {c.clip.speaker for found, _ in chosen_rows for c in found}
     with dataset_files.keep_rejections_on_error(output, rejected):
-        row_filters.check_rows_left(candidates, rejected, report, config.text.alphabet, listing)
-        splits.validate_split(config.dataset.split, {c.clip.speaker for c in candidates}, listing)
+        for source, listing in zip(sources, listings, strict=True):
+            if source.role is Role.split:
+                splits.validate_split(config.dataset.split, speakers, listing)
 
-    log, new_clips = convert_clips(config, listing, candidates, output)
-    candidates = row_filters.filter_by_audio(candidates, config.dataset, rejected)
-    chosen = split(config, candidates, rejected)
+    candidates, stamps, new_clips = [], dict[str, Any](), 0
+    for source, listing, (found, _) in zip(sources, listings, chosen_rows, strict=True):
+        log, new = convert_clips(config, source, listing, found, output)
+        stamps |= {c.audio_filepath: [log.key, c.converted.stamp] for c in found}
+        candidates += row_filters.filter_by_audio(found, config.dataset, rejected)
+        new_clips += new
+    chosen = split(config, sources, candidates, rejected)
 
-    assert row_count == len(rejected) + sum(len(chosen[name]) for name in SPLITS), "a row was lost"
-    about = dataset_files.describe_dataset(config, listing.name, row_count, chosen, rejected, report)
+    assert row_count == len(rejected) + sum(map(len, chosen.values())), "a row was lost"
+    report = row_filters.merge_reports([report for _, report in chosen_rows])
+    about = dataset_files.describe_dataset(config, name, row_count, chosen, rejected, report)
     with dataset_files.keep_rejections_on_error(output, rejected):
         splits.check_splits_not_empty(chosen, rejected)
     written = dataset_files.write_dataset(output, chosen, rejected, about)
     print(dataset_files.format_summary(about))
     print(f"{'written to' if written or new_clips else 'nothing to do, all is up to date in'} {output}")
     if config.dataset.shards:
-        stamps = {c.audio_filepath: [log.key, c.converted.stamp] for c in candidates}
         pack(output, chosen, stamps, about, resolve_path(config.dataset.shards))
 
 
@@ -114,53 +123,63 @@ def find_source(path: str) -> Path:
     return here.absolute() if not source.exists() and here.exists() else source
 
 
-def list_source(config: Config, source: Path, output: Path) -> Listing:
-    """Return what the table or the release at `source` lists; a release that is not there is downloaded first."""
-    dataset, with_splits = config.dataset, config.dataset.split.by is SplitBy.release
-    if recording_table.is_table(source):
-        listing = recording_table.read_table(source, dataset.columns, dataset.channel, with_splits)
-        recording_table.check_recordings_outside(listing, output)
+def list_source(config: Config, source: Source, output: Path) -> Listing:
+    """Return what the table or the release of a source lists; a release that is not there is downloaded first."""
+    path = find_source(source.source)
+    with_splits = config.dataset.split.by is SplitBy.release and source.role is Role.split
+    if recording_table.is_table(path):
+        recordings = resolve_path(source.recordings) if source.recordings else None
+        listing = recording_table.read_table(path, source.columns, source.channel, with_splits, recordings)
+        recording_table.check_recordings_outside(listing, output / source.name)
         return listing
-    here = "" if Path(dataset.source).is_absolute() else f", nor {dataset.source} in the current folder"
-    if not source.exists() and dataset.download and source.name == dataset.archive.name:
-        mozilla_data_collective.download_release(dataset.download, dataset.archive, source)
-    elif not source.exists():
-        name = dataset.archive.name
-        other = f"; only {name} is downloaded: give dataset.source=…/{name}" if dataset.download else ""
-        raise UserError(
-            f"there is no release {source}{here}{other or '; give dataset.source=…'} ({common_voice.LAYOUT})"
-        )
-    release = common_voice.open_release(source, output / "release", dataset.archive)
+    here = "" if Path(source.source).is_absolute() else f", nor {source.source} in the current folder"
+    name = source.archive.name
+    if not path.exists() and source.download and path.name == name:
+        mozilla_data_collective.download_release(source.download, source.archive, path)
+    elif not path.exists():
+        other = f"; only {name} is downloaded: give dataset.source=…/{name}" if source.download else ""
+        raise UserError(f"there is no release {path}{here}{other or '; give dataset.source=…'} ({common_voice.LAYOUT})")
+    release = common_voice.open_release(path, output / source.name / "release", source.archive)
     return release_tables.list_release(release, with_splits)
 
 
 def choose_rows(
-    language: Language, listing: Listing, rejected: list[RejectedRow]
+    config: Config, source: Source, listing: Listing, output: Path, rejected: list[RejectedRow]
 ) -> tuple[list[Candidate], row_filters.TextReport]:
-    """Return the rows that are worth converting, and what the rules for texts did."""
-    candidates, report = row_filters.filter_by_text(listing.rows, language, rejected)
-    candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, rejected)
+    """Return the rows of a source that are worth converting, and what the rules for texts did."""
+    language = Language.of(replace(config.text, rules=[*source.rules, *config.text.rules]))
+    own = list(listing.rejected)
+    candidates, report = row_filters.filter_by_text(listing.rows, language, own, source.name)
+    candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, own)
     if listing.splits is not None:
-        candidates = row_filters.filter_by_release_split(candidates, listing.splits, rejected)
+        candidates = row_filters.filter_by_release_split(candidates, listing.splits, own)
     if listing.durations_s is not None:
         for candidate in candidates:
             candidate.stated_s = listing.durations_s.get(candidate.clip.path, 0.0)
+    rows = len(listing.rows) + len(listing.rejected)
+    for note in [*listing.notes, *row_filters.rejection_warnings(own, rows)]:
+        print(printable(note))
+    rejected += [replace(row, path=row_filters.source_path(source.name, row.path)) for row in own]
+    with dataset_files.keep_rejections_on_error(output, rejected):
+        row_filters.check_rows_left(candidates, own, report, config.text.alphabet, listing)
     return candidates, report
 
 
 def convert_clips(
-    config: Config, listing: Listing, candidates: list[Candidate], output: Path
+    config: Config, source: Source, listing: Listing, candidates: list[Candidate], output: Path
 ) -> tuple[ConversionLog, int]:
     """Convert what is not converted yet and give each candidate its result; return the log and how many were new."""
-    trim = config.dataset.trim_silence_db
-    log = ConversionLog(output, {"source": listing.identity, "trim_silence_db": trim})
+    trim, folder = config.dataset.trim_silence_db, ensure_writable_dir(output / source.name)
+    log = ConversionLog(folder, {"source": listing.identity, "trim_silence_db": trim}, output)
     missing = log.missing([candidate.clip for candidate in candidates], listing.stamps)
     if log.old_key and log.old_key.get("source") != listing.identity:
-        raise UserError(f"{output} holds another source; give another dataset.output=…, or delete that folder")
+        raise UserError(f"{folder} holds another source; give another dataset.output=…, or delete that folder")
     if log.old_key not in (None, log.key):
         print("dataset.trim_silence_db changed: every clip is converted again")
-    done = len(candidates) - len(missing)
-    print(f"{len(candidates):,} clips wanted, {done:,} converted already, {len(missing):,} to convert", flush=True)
+    done, name = len(candidates) - len(missing), f"{source.name}: " if source.name else ""
+    print(
+        f"{name}{len(candidates):,} clips wanted, {done:,} converted already, {len(missing):,} to convert", flush=True
+    )
     if missing:
         paths = {clip.path for clip in missing}
         needed = estimate_disk_bytes(c.stated_s for c in candidates if c.clip.path in paths)
@@ -171,18 +190,38 @@ def convert_clips(
     return log, len(missing)
 
 
-def split(config: Config, candidates: list[Candidate], rejected: list[RejectedRow]) -> dict[str, list[Utterance]]:
-    """Return the utterances of each split, sorted by path; reject those whose sentence is in another split."""
+def split(
+    config: Config, sources: list[Source], candidates: list[Candidate], rejected: list[RejectedRow]
+) -> dict[str, list[Utterance]]:
+    """Return the utterances of each split and of each further test set, sorted by path.
+
+    Rejected are clips that an earlier source has too, and those whose sentence or speaker must be in another split.
+    """
+    roles = {source.name: source.role for source in sources}
+    names = {source.name: f"{SPLITS[-1]}_{source.name}" for source in sources if source.role is Role.test}
+    order = {name: number for number, name in enumerate(sorted(roles, key=lambda name: roles[name] is not Role.test))}
+    first = sorted(candidates, key=lambda c: (order[c.source], c.audio_filepath))  # a test set keeps its clips
+    candidates = row_filters.drop_repeated_audio(first, rejected) if len(sources) > 1 else first
     candidates = sorted(candidates, key=lambda candidate: candidate.audio_filepath)
-    utterances = [candidate.to_utterance() for candidate in candidates]
+    utterances = {candidate.audio_filepath: candidate.to_utterance() for candidate in candidates}
+    shared = [c for c in candidates if roles[c.source] is Role.split]
     if config.dataset.split.by is SplitBy.release:
-        assignment, lost = {c.audio_filepath: c.release_split for c in candidates}, {}
+        assignment, lost = {c.audio_filepath: c.release_split for c in shared}, {}
     else:
-        assignment, lost = splits.assign_splits(config.dataset.split, utterances)
+        assignment, kept_in = splits.assign_splits(config.dataset.split, [utterances[c.audio_filepath] for c in shared])
+        lost = {path: ("sentence_in_other_split", f"also read in {keeper}") for path, keeper in kept_in.items()}
     for candidate in candidates:
-        if keeper := lost.get(candidate.audio_filepath):
-            rejected.append(RejectedRow(candidate.clip.path, "sentence_in_other_split", f"also read in {keeper}"))
-    return {name: [u for u in utterances if assignment.get(u.audio_filepath) == name] for name in SPLITS}
+        if roles[candidate.source] is not Role.split:
+            assignment[candidate.audio_filepath] = names.get(candidate.source, "train")
+    chosen = {
+        name: [u for path, u in utterances.items() if assignment.get(path) == name]
+        for name in (*SPLITS, *names.values())
+    }
+    lost |= splits.separate_sources(chosen, config.dataset.split.by)
+    for candidate in candidates:
+        if reason := lost.get(candidate.audio_filepath):
+            rejected.append(RejectedRow(row_filters.source_path(candidate.source, candidate.clip.path), *reason))
+    return {name: [u for u in found if u.audio_filepath not in lost] for name, found in chosen.items()}
 
 
 if __name__ == "__main__":

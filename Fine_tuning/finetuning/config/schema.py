@@ -69,6 +69,8 @@ def free_keys(section: type) -> set[str]:
 
 
 SHA256 = {"pattern": "([0-9a-f]{64})?", "description": "64 hexadecimal digits in lower case"}
+CHANNEL = {"pattern": "0|1|mix", "description": "0, 1 or mix"}
+DATASET_ID = {"pattern": r"[\w.-]*", "description": "an id of the Mozilla Data Collective"}
 FILE_NAME = {"pattern": "[^/.][^/]{0,199}", "description": "the name of a file, without a folder"}
 PATH = {"pattern": "(?s).+", "description": "a path"}
 
@@ -79,6 +81,14 @@ class SplitBy(StrEnum):
     speaker = auto()
     clip = auto()
     release = auto()
+
+
+class Role(StrEnum):
+    """The utterances of a source are shared among the splits, all for training, or a test set of their own."""
+
+    split = auto()
+    train = auto()
+    test = auto()
 
 
 class Foreign(StrEnum):
@@ -156,14 +166,45 @@ class Archive:
 
 
 @dataclass
+class Rule:
+    """One substitution and sentences that show it: `pattern` by `replace`, or each letter by its own replacement."""
+
+    name: str = MISSING
+    pattern: str | None = None  # a regular expression; null: any one of `letters`
+    replace: str = ""  # may hold groups of the pattern as \\1; an empty group is nothing
+    letters: dict[str, str] = field(default_factory=dict)  # what each matched text becomes, instead of `replace`
+    cases: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Source:
+    """One of several sources of a dataset; most keys are those that `dataset` has for a single one."""
+
+    name: str = key(
+        "", pattern=r"(?!(wavs|release)$)\w[\w-]{0,49}", description="a short name in letters, digits, - and _"
+    )
+    source: str = key(free=True)
+    role: Role = Role.split
+    weight: float = key(1.0, free=True, above=0)  # how often its training utterances are drawn in an epoch
+    columns: dict[str, str] = field(default_factory=dict)
+    recordings: str | None = None
+    channel: str | None = key(None, **CHANNEL)
+    download: str | None = key(None, free=True, **DATASET_ID)
+    archive: Archive = field(default_factory=Archive, metadata=metadata(free=True))
+    rules: list[Rule] = field(default_factory=list)  # for its texts, before those of `text`
+
+
+@dataclass
 class Dataset:
-    """Step 1: from a release to manifests."""
+    """Step 1: from recordings and texts to manifests."""
 
     source: str = key(free=True)
+    sources: list[Source] = field(default_factory=list)  # several, instead of `source` and the keys that describe it
     output: str = key(free=True, **PATH)
     columns: dict[str, str] = field(default_factory=dict)
-    channel: str | None = key(None, pattern="0|1|mix", description="0, 1 or mix")
-    download: str | None = key(None, free=True, pattern=r"[\w.-]*", description="an id of the Mozilla Data Collective")
+    recordings: str | None = None
+    channel: str | None = key(None, **CHANNEL)
+    download: str | None = key(None, free=True, **DATASET_ID)
     archive: Archive = field(default_factory=Archive, metadata=metadata(free=True))
     min_duration_s: float = key(at_least=0)
     max_duration_s: float = key(above=0)
@@ -173,17 +214,6 @@ class Dataset:
     workers: int = key(0, free=True, at_least=0, at_most=MAX_PROCESSES)
     shards: str | None = key(None, free=True)
     split: Split = field(default_factory=Split)
-
-
-@dataclass
-class Rule:
-    """One substitution and sentences that show it: `pattern` by `replace`, or each letter by its own replacement."""
-
-    name: str = MISSING
-    pattern: str | None = None  # a regular expression; null: any one of `letters`
-    replace: str = ""  # may hold groups of the pattern as \\1; an empty group is nothing
-    letters: dict[str, str] = field(default_factory=dict)  # what each matched text becomes, instead of `replace`
-    cases: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -381,6 +411,13 @@ def resolve_path(path: str) -> Path:
 def strip_query(address: str) -> str:
     """Return `address` up to its `?` or `#`: what follows may be a token, and is neither printed nor stored."""
     return address.partition("?")[0].partition("#")[0]
+
+
+def dataset_sources(config: Config) -> list[Source]:
+    """Return the sources of a dataset: those of `dataset.sources` or, without them, the single one, without a name."""
+    of = config.dataset
+    single = Source("", of.source, Role.split, 1.0, of.columns, of.recordings, of.channel, of.download, of.archive)
+    return of.sources or [single]
 
 
 def manifest_folder(config: Config) -> Path:

@@ -69,6 +69,12 @@ def _wrong_dataset(config: Config) -> Iterator[str]:
             f"dataset.min_duration_s={dataset.min_duration_s} must be below "
             f"dataset.max_duration_s={dataset.max_duration_s}"
         )
+    if len({source.name for source in dataset.sources}) < len(dataset.sources):
+        yield "dataset.sources: two have the same name"
+    if dataset.sources and not any(source.role == "split" for source in dataset.sources):
+        yield "dataset.sources: one must have the role split, of which validation and test are taken"
+    if any(not source.source for source in dataset.sources):
+        yield "dataset.sources: each must state its source"
     if (dataset.shards or "").isdecimal():
         yield "dataset.shards must name a folder, or be null; the number of tars follows from the data"
     if dataset.shards and manifest_folder(config).resolve() == resolve_path(dataset.output).resolve():

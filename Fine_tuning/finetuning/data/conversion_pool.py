@@ -16,7 +16,6 @@ from finetuning.audio import decoding
 from finetuning.audio.decoding import Part
 from finetuning.audio.stream import AudioError
 from finetuning.data.listing import Clip, Listing
-from finetuning.data.manifest import SPLITS, manifest_path
 from finetuning.errors import UserError
 from finetuning.files import atomic_open, ensure_writable_dir, remove_stale_temp_files
 from finetuning.processes import available_cpus, follow_parent, sigint_blocked
@@ -59,9 +58,13 @@ class ConvertedClip:
 class ConversionLog:
     """`conversion.jsonl`: a first line with what all wavs depend on, then one line per clip as results arrive."""
 
-    def __init__(self, output: Path, key: dict[str, Any]) -> None:
-        """Read the log in `output`; entries made under another `key` do not count."""
+    def __init__(self, output: Path, key: dict[str, Any], dataset: Path | None = None) -> None:
+        """Read the log in `output`; entries made under another `key` do not count.
+
+        `dataset`: the folder of the manifests, where that is not `output` itself.
+        """
         self.path, self.key, self.wavs = output / "conversion.jsonl", key, output / "wavs"
+        self.dataset = dataset or output
         first, *lines = _lines(self.path)
         self.old_key = first if isinstance(first, dict) else None
         entries = [ConvertedClip.read(line) for line in lines] if self.old_key == key else []
@@ -108,8 +111,8 @@ class ConversionLog:
         """Rewrite the log without a line cut off by a crash, and remove files that are out of date."""
         remove_stale_temp_files(self.wavs)  # half-written wavs of a run that was killed
         if self.old_key != self.key:  # manifests must not outlive the wavs that they list
-            for split in SPLITS:
-                manifest_path(self.path.parent, split).unlink(missing_ok=True)
+            for manifest in self.dataset.glob("*_manifest.json"):
+                manifest.unlink(missing_ok=True)
         self._write()
 
     def _write(self) -> None:

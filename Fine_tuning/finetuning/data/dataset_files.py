@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetuning.config.schema import Config, Dataset, free_keys
+from finetuning.config.schema import Config, Dataset, Source, free_keys
 from finetuning.data import dataset_figure, splits
 from finetuning.data.listing import RejectedRow
-from finetuning.data.manifest import SPLITS, Utterance, manifest_path, read_manifest, write_manifest
+from finetuning.data.manifest import SPLITS, Utterance, find_test_sets, manifest_path, read_manifest, write_manifest
 from finetuning.data.row_filters import TextReport
 from finetuning.errors import UserError, printable
 from finetuning.files import atomic_open, create_temp_file, read_json, remove_stale_temp_files, sha256_of, write_json
@@ -23,7 +23,13 @@ SHOWN_RULES = 8  # on the screen; all are in dataset.json
 def content_settings(config: Config) -> dict[str, Any]:
     """Return the part of the configuration that the manifests depend on, by dotted key."""
     tree = config.as_dict()
-    dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in free_keys(Dataset)}
+    tree["dataset"]["sources"] = [
+        {key: value for key, value in source.items() if key not in free_keys(Source)}
+        for source in tree["dataset"]["sources"]
+    ]
+    unset = {key for key in ("sources", "columns", "recordings", "channel") if not tree["dataset"][key]}
+    hidden = free_keys(Dataset) | unset
+    dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in hidden}
     text = {f"text.{key}": tree["text"][key] for key in ("alphabet", "numbers", "foreign")}
     for key in ("before_lower_case", "rules"):
         rules = [{name: value for name, value in rule.items() if name != "cases"} for rule in tree["text"][key]]
@@ -101,13 +107,16 @@ def write_dataset(
 
     dataset.png is removed first and drawn last when anything changes, so that it never shows another dataset.
     """
-    stale = [split for split in SPLITS if read_manifest_or_none(manifest_path(output, split)) != chosen[split]]
+    stale = [split for split in chosen if read_manifest_or_none(manifest_path(output, split)) != chosen[split]]
+    former = [path for name, path in find_test_sets(output).items() if name not in chosen]
     lines = _lines(rejected)
     path, figure = output / "rejected.jsonl", output / "dataset.png"
     rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
     about_stale = read_json(output / "dataset.json") != about
     if stale or rejected_stale or about_stale:
         figure.unlink(missing_ok=True)
+    for path in former:
+        path.unlink()
     replace_manifests(output, {split: chosen[split] for split in stale})
     if rejected_stale:
         _write_rejected(path, lines)

@@ -14,7 +14,7 @@ from finetuning.errors import UserError
 from finetuning.files import atomic_open, parse_json
 
 SPLITS = ("train", "validation", "test")
-OPTIONAL = {"sentence", "speaker", "gender", "age", "accents"}  # fields that may be empty or missing
+OPTIONAL = {"sentence", "speaker", "gender", "age", "accents", "source"}  # fields that may be empty or missing
 MAX_DURATION_S = 1e6  # of an utterance: eleven days, more than any clip's
 
 
@@ -33,6 +33,7 @@ class Utterance:
     gender: str = ""
     age: str = ""
     accents: str = ""
+    source: str | None = None  # which of several the clip is from
     shard_id: int | None = None  # the number of the tar
     shard_offset: int | None = None  # bytes in the shard before the wav's header
 
@@ -57,6 +58,12 @@ def shard_path(folder: Path, shard_id: int) -> Path:
 def manifest_path(folder: Path, split: str) -> Path:
     """Return the path at which step 1 writes the manifest of `split` and the other steps read it."""
     return folder / f"{split}_manifest.json"
+
+
+def find_test_sets(folder: Path) -> dict[str, Path]:
+    """Return the test manifests in `folder` by the name of their set: test, and test_NAME of each source with that role."""
+    others = sorted(folder.glob(f"{SPLITS[-1]}_*_manifest.json"))
+    return {path.name.removesuffix("_manifest.json"): path for path in (manifest_path(folder, SPLITS[-1]), *others)}
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:

@@ -41,11 +41,18 @@ def is_table(source: Path) -> bool:
     return source.suffix.lower() in SUFFIXES and not source.is_dir()
 
 
-def read_table(source: Path, columns: dict[str, str], channel: str | None, with_splits: bool) -> Listing:
+def read_table(
+    source: Path,
+    columns: dict[str, str],
+    channel: str | None,
+    with_splits: bool,
+    recordings: Path | None = None,
+) -> Listing:
     """Return what the table at `source` lists.
 
     `columns` names those of its columns that are called otherwise than in COLUMNS, `channel` is that of rows that state
-    none. Raises UserError when the table cannot be read or lacks a column that is needed.
+    none, `recordings` the folder that its paths are relative to, if not its own. Raises UserError when the table cannot
+    be read or lacks a column that is needed.
     """
     header, lines = _read_json_lines(source) if "json" in source.suffix.lower() else _read_csv(source)
     names = _column_names(source, header, columns)
@@ -56,7 +63,7 @@ def read_table(source: Path, columns: dict[str, str], channel: str | None, with_
     for number, fields in lines:
         try:
             values = _values(fields, names)
-            clip, duration_s = _clip(values, source.parent, channel)
+            clip, duration_s = _clip(values, recordings or source.parent, channel)
         except ValueError as error:
             path = str(fields.get(names["path"][0], ""))
             rejected.append(RejectedRow(path, *error.args[:1], f"line {number} of {source.name}: {error.args[1]}"))

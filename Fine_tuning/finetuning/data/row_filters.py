@@ -26,6 +26,7 @@ class Candidate:
 
     clip: Clip
     text: str  # normalised
+    source: str = ""  # which of several
     release_split: str = ""  # by the release's own tables, where they decide
     stated_s: float = 0.0  # duration by clip_durations.tsv; 0: not stated
     converted: ConvertedClip | None = None
@@ -33,13 +34,13 @@ class Candidate:
     @property
     def audio_filepath(self) -> str:
         """The wav, relative to the manifest."""
-        return f"wavs/{self.clip.wav}"
+        return f"{self.source}/wavs/{self.clip.wav}" if self.source else f"wavs/{self.clip.wav}"
 
     def to_utterance(self) -> Utterance:
         """Return the line of the manifest for a clip that has been converted."""
         clip = self.clip
         about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
-        return Utterance(self.audio_filepath, self.converted.duration_s, self.text, *about)
+        return Utterance(self.audio_filepath, self.converted.duration_s, self.text, *about, self.source or None)
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,26 @@ class TextReport:
     foreign_characters: list[ForeignCharacter]  # those that cost most rows first
 
 
+def merge_reports(reports: Sequence[TextReport]) -> TextReport:
+    """Return what the rules did to the sentences of several sources together."""
+    rules: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
+    sentences: dict[str, list[str]] = {}
+    for report in reports:
+        rules.update(report.rules)
+        for foreign in report.foreign_characters:
+            rows[foreign.character] += foreign.rows
+            sentences.setdefault(foreign.character, []).append(foreign.sentence)
+    characters = [ForeignCharacter(c, rows[c], _shortest(sentences[c])) for c in rows]
+    return TextReport(dict(rules), sorted(characters, key=lambda foreign: (-foreign.rows, foreign.character)))
+
+
 def filter_by_text(
-    rows: Iterable[Clip], language: Language, rejected: list[RejectedRow]
+    rows: Iterable[Clip], language: Language, rejected: list[RejectedRow], source: str = ""
 ) -> tuple[list[Candidate], TextReport]:
     """Return a candidate for each row with a usable path and sentence, and what the rules for texts did.
 
-    Of several rows for one clip, the first is taken.
+    Of several rows for one clip, the first is taken. `source`: which of several the rows are of.
     """
     candidates: list[Candidate] = []
     clip_of_wav: dict[str, str] = {}
@@ -88,17 +103,37 @@ def filter_by_text(
             detail = f"another row makes a wav of {clip_of_wav[clip.wav]}"
             rejected.append(RejectedRow(clip.path, "duplicate_clip", detail))
         else:
-            candidates.append(Candidate(clip, text))
+            candidates.append(Candidate(clip, text, source))
             clip_of_wav[clip.wav] = clip.path
     return candidates, TextReport(rule_counts, _foreign_characters(sentences))
 
 
 def _foreign_characters(sentences: dict[str, list[str]]) -> list[ForeignCharacter]:
-    characters = [
-        ForeignCharacter(character, len(rows), min(rows, key=lambda sentence: (len(sentence), sentence)))
-        for character, rows in sentences.items()
-    ]
+    characters = [ForeignCharacter(character, len(rows), _shortest(rows)) for character, rows in sentences.items()]
     return sorted(characters, key=lambda foreign: (-foreign.rows, foreign.character))
+
+
+def source_path(source: str, path: str) -> str:
+    """Return what rejected.jsonl calls a row's recording: its path, behind the name of its source if it has one."""
+    return f"{source}/{path}" if source else path
+
+
+def _shortest(sentences: Iterable[str]) -> str:
+    return min(sentences, key=lambda sentence: (len(sentence), sentence))
+
+
+def drop_repeated_audio(candidates: list[Candidate], rejected: list[RejectedRow]) -> list[Candidate]:
+    """Return the candidates without those whose wav is, to the last sample, one of another source before them."""
+    passed, first = [], dict[tuple[int, float], Candidate]()
+    for candidate in candidates:
+        audio = (candidate.converted.wav_crc32, candidate.converted.duration_s)
+        same = first.setdefault(audio, candidate)
+        if same.source == candidate.source:
+            passed.append(candidate)
+        else:
+            detail = f"the same audio as {same.audio_filepath}"
+            rejected.append(RejectedRow(source_path(candidate.source, candidate.clip.path), "duplicate_clip", detail))
+    return passed
 
 
 def filter_by_clip(
@@ -138,7 +173,7 @@ def filter_by_audio(candidates: list[Candidate], dataset: Dataset, rejected: lis
     passed = []
     for candidate in candidates:
         if fault := _audio_fault(candidate, dataset):
-            rejected.append(RejectedRow(candidate.clip.path, *fault))
+            rejected.append(RejectedRow(source_path(candidate.source, candidate.clip.path), *fault))
         else:
             passed.append(candidate)
     return passed

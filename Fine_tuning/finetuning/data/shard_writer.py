@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetuning.data import dataset_files, tar_stream
-from finetuning.data.manifest import SPLITS, Utterance, manifest_path, shard_path
+from finetuning.data.manifest import Utterance, manifest_path, shard_path
 from finetuning.data.shard_reader import HEADER, ShardMember
 from finetuning.errors import UserError
 from finetuning.files import atomic_path, check_disk_space, read_json, remove_stale_temp_files, sha256_of, write_json
@@ -137,7 +137,7 @@ def pack_dataset(
     dataset_files.replace_manifests(folder, changed)
     if about_stale:
         write_json(folder / "dataset.json", about)
-    shard_ids = {split: {u.shard_id for u in packed[split]} for split in SPLITS}
+    shard_ids = {split: {u.shard_id for u in packed[split]} for split in packed}
     ranges = {split: range(min(ids), max(ids) + 1) for split, ids in shard_ids.items()}
     return ranges, bool(stale or surplus or changed or about_stale)
 
@@ -151,7 +151,7 @@ def plan_shards(
     of a split differ by one utterance at most.
     """
     packed, planned = {}, []
-    for split in SPLITS:
+    for split in chosen:
         utterances, size = chosen[split], sum(u.wav_size for u in chosen[split])
         count, packed[split] = -(-size // shard_bytes), list(utterances)
         order = random.Random(split).sample(range(len(utterances)), len(utterances))
@@ -176,7 +176,8 @@ def member_name(wav: str) -> str:
     It has one dot, since webdataset takes everything after the first for the suffix. Other names are replaced by a part
     of them and a digest.
     """
-    stem = PurePosixPath(wav).stem
+    path = PurePosixPath(wav)
+    stem = "_".join([*path.parts[:-2], path.stem])  # of several sources: their name, before wavs/
     if not re.fullmatch(r"\w{1,90}", stem, re.ASCII):
         stem = f"{re.sub(r'[^A-Za-z0-9]', '_', stem)[:60]}_{sha256(stem.encode()).hexdigest()[:16]}"
     return f"{stem}.wav"

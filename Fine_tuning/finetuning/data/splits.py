@@ -86,15 +86,35 @@ def _separate_sentences(
     return assigned, lost
 
 
+def separate_sources(splits: dict[str, list[Utterance]], by: SplitBy) -> dict[str, tuple[str, str]]:
+    """Return, for `by: speaker`, the utterances of train and validation that must go, each with the reason and a detail.
+
+    A source that is all for training, or a test set, is in no other split; its speakers and sentences may be.
+    """
+    lost: dict[str, tuple[str, str]] = {}
+    if by is not SplitBy.speaker:
+        return lost
+    tests = [name for name in splits if name.startswith(SPLITS[-1])]
+    for name, others in (("validation", tests), ("train", ["validation", *tests])):
+        speakers = {u.speaker: other for other in others for u in splits[other] if u.speaker}
+        sentences = {u.text: other for other in others for u in splits[other]}
+        for u in splits[name]:
+            if u.text in sentences:
+                lost[u.audio_filepath] = "sentence_in_other_split", f"also read in {sentences[u.text]}"
+            elif u.speaker in speakers:
+                lost[u.audio_filepath] = "speaker_in_other_split", f"also speaks in {speakers[u.speaker]}"
+    return lost
+
+
 def check_splits_not_empty(splits: dict[str, list[Utterance]], rejected: list[RejectedRow]) -> None:
     """Raise UserError, with the reasons for which rows were rejected, when a split has no utterance."""
-    empty = [name for name in SPLITS if not splits[name]]
+    empty = [name for name, utterances in splits.items() if not utterances]
     if not empty:
         return
     counts = Counter(row.reason for row in rejected)
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "none"
     sentence = f"no utterance is left for {' and '.join(empty)} (rejected rows: {left_out})"
-    if len(empty) == len(SPLITS) and rejected:
+    if len(empty) == len(splits) and rejected:
         reason = max(counts, key=lambda name: (counts[name], name))
         example = min(row for row in rejected if row.reason == reason)
         raise UserError(f"{sentence}; most are {reason}, such as {example.path!r}: {example.detail}")
@@ -128,7 +148,7 @@ def split_overlap(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, int
             "speakers": len(_speakers(splits[a]) & _speakers(splits[b])) if named else None,
             "sentences": len({u.text for u in splits[a]} & {u.text for u in splits[b]}),
         }
-        for a, b in combinations(SPLITS, 2)
+        for a, b in combinations(splits, 2)
     }
 
 
@@ -144,7 +164,7 @@ def seen_in_train(splits: dict[str, list[Utterance]]) -> dict[str, dict[str, dic
         return {"clips": sum(clips), "share": round(sum(clips) / (len(clips) or 1), 4)}
 
     seen = {}
-    for name in SPLITS[1:]:
+    for name in list(splits)[1:]:
         by_speaker = [u.speaker in speakers for u in splits[name]]
         by_sentence = [u.text in sentences for u in splits[name]]
         by_neither = [not (a or b) for a, b in zip(by_speaker, by_sentence, strict=True)]
