@@ -147,7 +147,7 @@ def choose_rows(
     config: Config, source: Source, listing: Listing, output: Path, rejected: list[RejectedRow]
 ) -> tuple[list[Candidate], row_filters.TextReport]:
     """Return the rows of a source that are worth converting, and what the rules for texts did."""
-    language = Language.of(replace(config.text, rules=[*source.rules, *config.text.rules]))
+    language = Language.of(config.text, source.rules)
     own = list(listing.rejected)
     candidates, report = row_filters.filter_by_text(listing.rows, language, own, source.name)
     candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, own)
@@ -176,10 +176,8 @@ def convert_clips(
         raise UserError(f"{folder} holds another source; give another dataset.output=…, or delete that folder")
     if log.old_key not in (None, log.key):
         print("dataset.trim_silence_db changed: every clip is converted again")
-    done, name = len(candidates) - len(missing), f"{source.name}: " if source.name else ""
-    print(
-        f"{name}{len(candidates):,} clips wanted, {done:,} converted already, {len(missing):,} to convert", flush=True
-    )
+    name, wanted, done = f"{source.name}: " if source.name else "", len(candidates), len(candidates) - len(missing)
+    print(f"{name}{wanted:,} clips wanted, {done:,} converted already, {len(missing):,} to convert", flush=True)
     if missing:
         paths = {clip.path for clip in missing}
         needed = estimate_disk_bytes(c.stated_s for c in candidates if c.clip.path in paths)
@@ -213,10 +211,9 @@ def split(
     for candidate in candidates:
         if roles[candidate.source] is not Role.split:
             assignment[candidate.audio_filepath] = names.get(candidate.source, "train")
-    chosen = {
-        name: [u for path, u in utterances.items() if assignment.get(path) == name]
-        for name in (*SPLITS, *names.values())
-    }
+    chosen = {name: list[Utterance]() for name in (*SPLITS, *names.values())}
+    for path, name in sorted(assignment.items()):
+        chosen[name].append(utterances[path])
     lost |= splits.separate_sources(chosen, config.dataset.split.by)
     for candidate in candidates:
         if reason := lost.get(candidate.audio_filepath):

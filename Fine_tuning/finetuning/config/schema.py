@@ -71,6 +71,10 @@ def free_keys(section: type) -> set[str]:
 SHA256 = {"pattern": "([0-9a-f]{64})?", "description": "64 hexadecimal digits in lower case"}
 CHANNEL = {"pattern": "0|1|mix", "description": "0, 1 or mix"}
 DATASET_ID = {"pattern": r"[\w.-]*", "description": "an id of the Mozilla Data Collective"}
+SOURCE_NAME = {
+    "pattern": r"(?!(wavs|release)$)\w[\w-]{0,49}",
+    "description": "a short name of letters, digits, - and _",
+}
 FILE_NAME = {"pattern": "[^/.][^/]{0,199}", "description": "the name of a file, without a folder"}
 PATH = {"pattern": "(?s).+", "description": "a path"}
 
@@ -180,9 +184,7 @@ class Rule:
 class Source:
     """One of several sources of a dataset; most keys are those that `dataset` has for a single one."""
 
-    name: str = key(
-        "", pattern=r"(?!(wavs|release)$)\w[\w-]{0,49}", description="a short name in letters, digits, - and _"
-    )
+    name: str = key("", **SOURCE_NAME)
     source: str = key(free=True)
     role: Role = Role.split
     weight: float = key(1.0, free=True, above=0)  # how often its training utterances are drawn in an epoch
@@ -191,7 +193,7 @@ class Source:
     channel: str | None = key(None, **CHANNEL)
     download: str | None = key(None, free=True, **DATASET_ID)
     archive: Archive = field(default_factory=Archive, metadata=metadata(free=True))
-    rules: list[Rule] = field(default_factory=list)  # for its texts, before those of `text`
+    rules: list[Rule] = field(default_factory=list)  # for its sentences as they stand, before all that `text` does
 
 
 @dataclass

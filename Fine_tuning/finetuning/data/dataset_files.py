@@ -115,8 +115,8 @@ def write_dataset(
     about_stale = read_json(output / "dataset.json") != about
     if stale or rejected_stale or about_stale:
         figure.unlink(missing_ok=True)
-    for path in former:
-        path.unlink()
+    for manifest in former:
+        manifest.unlink()
     replace_manifests(output, {split: chosen[split] for split in stale})
     if rejected_stale:
         _write_rejected(path, lines)
@@ -125,7 +125,8 @@ def write_dataset(
     drawn = not figure.is_file()
     if drawn:
         dataset_figure.save_dataset_figure(about, chosen, figure)
-    for folder in (output, output / "release", output / "wavs"):
+    of_sources = [output / source["name"] for source in about["config"].get("dataset.sources", [])]
+    for folder in (output, *(parent / name for parent in (output, *of_sources) for name in ("release", "wavs"))):
         if folder.is_dir():
             remove_stale_temp_files(folder)
     return drawn

@@ -61,7 +61,7 @@ def manifest_path(folder: Path, split: str) -> Path:
 
 
 def find_test_sets(folder: Path) -> dict[str, Path]:
-    """Return the test manifests in `folder` by the name of their set: test, and test_NAME of each source with that role."""
+    """Return the test manifests in `folder` by their set: test, and test_NAME of each source that is one."""
     others = sorted(folder.glob(f"{SPLITS[-1]}_*_manifest.json"))
     return {path.name.removesuffix("_manifest.json"): path for path in (manifest_path(folder, SPLITS[-1]), *others)}
 

@@ -87,7 +87,7 @@ def _separate_sentences(
 
 
 def separate_sources(splits: dict[str, list[Utterance]], by: SplitBy) -> dict[str, tuple[str, str]]:
-    """Return, for `by: speaker`, the utterances of train and validation that must go, each with the reason and a detail.
+    """Return, for `by: speaker`, which utterances of train and validation must go, with the reason and a detail.
 
     A source that is all for training, or a test set, is in no other split; its speakers and sentences may be.
     """

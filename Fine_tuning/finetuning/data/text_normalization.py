@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -79,30 +79,33 @@ class Substitution:
 class Language:
     """An alphabet and the ordered rules that lead to it; number words come first, transliteration last.
 
-    The rules of `before_lower_case` are applied before all of them, to the text with its capitals.
+    The rules of `before_lower_case` are applied before all of them, to the text with its capitals; those of a source
+    before anything looks at its sentences.
     """
 
     alphabet: str
     rules: tuple[Substitution, ...]
     before_lower_case: tuple[Substitution, ...] = ()
+    of_source: tuple[Substitution, ...] = ()
 
     @classmethod
-    def of(cls, text: Text) -> Self:
+    def of(cls, text: Text, of_source: Iterable[Rule] = ()) -> Self:
         """Return the language of a configuration; raise UserError for an invalid rule or `text.numbers`."""
+        first = [Substitution.of(rule) for rule in of_source]
         early = [Substitution.of(rule) for rule in text.before_lower_case]
         rules = [Substitution.of(rule) for rule in text.rules]
         if text.numbers is not None:
             rules.insert(0, number_words(text.numbers))
         if text.foreign is Foreign.transliterate:
             rules.append(transliteration(text.alphabet))
-        names = [rule.name for rule in (*early, *rules)]
+        names = [rule.name for rule in (*first, *early, *rules)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"text.rules: two rules are called {twice[0]!r}; each needs a name of its own")
-        return cls(text.alphabet, tuple(rules), tuple(early))
+        return cls(text.alphabet, tuple(rules), tuple(early), tuple(first))
 
     def rule_names(self) -> list[str]:
         """Return the names of all rules in the order of application."""
-        return [rule.name for rule in (*self.before_lower_case, *self.rules)]
+        return [rule.name for rule in (*self.of_source, *self.before_lower_case, *self.rules)]
 
     def normalise(self, sentence: str) -> str:
         """Return the sentence in lower case and NFC after all rules, with single spaces and none at the ends.
@@ -115,6 +118,7 @@ class Language:
         """Return why `sentence` cannot be used as it is, and the evidence; None for an ordinary sentence."""
         if len(sentence) > MAX_CHARACTERS:
             return "sentence_too_long", f"{len(sentence):,} characters, and {MAX_CHARACTERS:,} at most are read"
+        sentence = _apply_rules(self.of_source, sentence, [])
         tag = OPENING.search(sentence) and TAG.search(sentence)  # the first is fast and rarely matches
         return ("transcriber_tag", tag[0]) if tag else None
 
@@ -123,7 +127,7 @@ class Language:
         names: list[str] = []
         if self.fault(sentence):
             return "", names
-        text = sentence
+        text = _apply_rules(self.of_source, sentence, names)
         if self.before_lower_case:
             text = _apply_rules(self.before_lower_case, to_nfc(text), names)
         text = _apply_rules(self.rules, lower(text), names)
