@@ -2,10 +2,11 @@
 
     python Fine_tuning/evaluate.py [--config FILE] [section.key=value …]
 
-Each model of evaluation.models is run over the test manifest once. Rerun the same command to resume after an
-interruption; what is finished is not computed again. The page <training.output>/report.html shows where the models
-fail. With evaluation.decoder=lm each model has a second row, by beam search with the language model. Started by
-torchrun or srun, several processes share the utterances, each on a GPU of its own where there are GPUs.
+Each model of evaluation.models is run over the test manifest once, and over that of each further test set. Rerun the
+same command to resume after an interruption; what is finished is not computed again. The page report.html beside the
+predictions shows where the models fail. With evaluation.decoder=lm each model has a second row, by beam search with the
+language model. Started by torchrun or srun, several processes share the utterances, each on a GPU of its own where
+there are GPUs.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -27,7 +28,7 @@ from finetuning import distributed
 from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config
-from finetuning.data.manifest import Utterance, manifest_path, read_manifest
+from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, read_manifest
 from finetuning.decoding import prediction_cache, predictions
 from finetuning.decoding.predictions import ModelOutput
 from finetuning.errors import UserError, describe_failure, printable, run_script
@@ -58,6 +59,7 @@ class Data:
     manifest: Path
     sha256: str
     utterances: list[Utterance]
+    part: str = ""  # folder of what is written about it, "" for the test set of the split
 
     @property
     def folder(self) -> Path:
@@ -89,21 +91,24 @@ def main() -> None:
 
 def evaluate(config: Config) -> None:
     """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
-    from finetuning.evaluation import results, slices
+    from finetuning.evaluation import results, results_table, slices
     from finetuning.language_model import kenlm
 
     with_lm = config.evaluation.decoder == "lm"
     if with_lm:
         kenlm.require_flashlight()
     sources = results.row_names(config)
-    test = read_data(manifest_path(experiment.manifest_folder(config), "test"))
-    groups = slices.make_groups(test.utterances, read_training(test.folder), config.evaluation.topics)
-    print(f"{config.name}: {len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)")
+    folder = experiment.manifest_folder(config)
+    tests = [read_data(path, "" if name == "test" else name) for name, path in find_test_sets(folder).items()]
+    training = read_training(folder)
+    for test in tests:
+        size = f"{len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)"
+        print(f"{test.part or config.name}: {size}")
     if with_lm:
         kenlm.find_language_model(config.language_model.output, config.file)  # fails early where there is none
 
     failed: list[str] = []
-    rows: list[Row] = []
+    rows: dict[str, list[Row]] = {test.part: [] for test in tests}
     paths: dict[str, Path] = {}
     for name, source in sources.items():  # before the locks: a download locks the models' folder, maybe one of those
         with report_failure(name, failed):
@@ -114,24 +119,34 @@ def evaluate(config: Config) -> None:
             restore.cache_clear()  # two models may not fit into memory
             with report_failure(name, failed):
                 model = Model(name, path, sha256(path))
-                greedy = predict(model, test, config)
-                rows.append(score_model(name, greedy, input_hashes(model, test), test, groups, config))
-                if with_lm:
-                    lm_name = results.lm_row_name(name)
-                    sources[lm_name] = sources[name]
-                    with report_failure(lm_name, failed):
-                        output, hashes, settings = predict_with_lm(model, test, greedy, config)
-                        rows.append(score_model(lm_name, output, hashes, test, groups, config, settings))
-        if rows:
-            write_summary(rows, sources, test, config)
+                for test in tests:
+                    groups = slices.make_groups(test.utterances, training, config.evaluation.topics)
+                    greedy = predict(model, test, config)
+                    rows[test.part].append(score_model(name, greedy, input_hashes(model, test), test, groups, config))
+                    if with_lm:
+                        lm_name = results.lm_row_name(name)
+                        sources[lm_name] = sources[name]
+                        with report_failure(lm_name, failed):
+                            output, hashes, settings = predict_with_lm(model, test, greedy, config)
+                            row = score_model(lm_name, output, hashes, test, groups, config, settings)
+                            rows[test.part].append(row)
+        for test in tests:
+            if rows[test.part]:
+                write_summary(rows[test.part], sources, test, config)
+        if len(tests) > 1 and any(rows.values()):
+            table = {part or "test": [row.result for row in of_part] for part, of_part in rows.items()}
+            print(f"\n{results_table.format_test_sets(table)}")
     if failed:
         raise UserError(
             f"not evaluated, for the reasons above: {', '.join(name for name in sources if name in failed)}"
         )
 
 
-def read_data(manifest: Path) -> Data:
-    """Return the manifest's utterances and its hash; raise UserError where one has no text to score against."""
+def read_data(manifest: Path, part: str = "") -> Data:
+    """Return the manifest's utterances and its hash; raise UserError where one has no text to score against.
+
+    `part`: the folder of what is written about them, beside that of the test set.
+    """
     before = sha256(manifest) if manifest.is_file() else ""
     utterances = read_manifest(manifest)
     for number, utterance in enumerate(utterances, start=1):
@@ -139,7 +154,7 @@ def read_data(manifest: Path) -> Data:
             raise UserError(f"{manifest}, utterance {number} has an empty text to score against; run step 1 again")
     if sha256(manifest) != before:
         raise UserError(f"{manifest} was replaced while it was read; rerun the same command")
-    return Data(manifest, before, utterances)
+    return Data(manifest, before, utterances, part)
 
 
 def read_training(folder: Path) -> list[Utterance] | None:
@@ -175,19 +190,16 @@ def input_hashes(model: Model, data: Data) -> dict[str, str]:
     return {"model": model.sha256, "manifest": data.sha256, "code": code_fingerprint("decoding.manifest_inference")}
 
 
-def output_folder(model: Model, config: Config, part: str = "") -> Path:
-    """Return the folder of a model's predictions; `part`: of another manifest than the test set's."""
-    return experiment.resolve_path(config.evaluation.predictions) / model.name / part
+def output_folder(row: str, data: Data, config: Config) -> Path:
+    """Return the folder of a row's predictions of `data`."""
+    return experiment.resolve_path(config.evaluation.predictions) / row / data.part
 
 
-def predict(model: Model, data: Data, config: Config, part: str = "") -> ModelOutput:
-    """Return the greedy predictions: the saved ones, or those of one pass of the model over the utterances.
-
-    `part`: the folder beside the model's predictions for another manifest than the test set's.
-    """
+def predict(model: Model, data: Data, config: Config) -> ModelOutput:
+    """Return the greedy predictions: the saved ones, or those of one pass of the model over the utterances."""
     from finetuning.evaluation import results
 
-    work, name = output_folder(model, config, part), f"{model.name}, {part}" if part else model.name
+    work, name = output_folder(model.name, data, config), f"{model.name}, {data.part}" if data.part else model.name
     inputs = {
         "sha256": input_hashes(model, data),
         "alphabet": config.text.alphabet,
@@ -227,15 +239,16 @@ def predict_with_lm(
 
     *_, lm_hashes = kenlm.find_language_model(config.language_model.output, config.file)
     name = results.lm_row_name(model.name)
-    work = experiment.resolve_path(config.evaluation.predictions) / name
-    validation = read_data(manifest_path(test.folder, "validation"))
+    work, tuned = output_folder(name, test, config), output_folder(name, replace(test, part=""), config)
+    validation = read_data(manifest_path(test.folder, "validation"), "validation")
     sample = replace(validation, utterances=weight_search.sample_utterances(validation.utterances))
     hashes = {**lm_hashes, "model": model.sha256, "manifest": test.sha256, "validation": validation.sha256}
     hashes["code"] = code_fingerprint("decoding.manifest_inference", "decoding.weight_search")
+    tuning = {name: digest for name, digest in hashes.items() if name != "manifest"}
     audio = {"test": test.audio, "validation": sample.audio}
     inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}, "audio": audio}
     cached, reason = prediction_cache.load_cached(work, inputs, test.utterances)
-    settings = weight_search.read_current_settings(work / predictions.DECODER, hashes, sample.audio)
+    settings = weight_search.read_current_settings(tuned / predictions.DECODER, tuning, sample.audio)
     if cached and settings:
         print(f"{name}: model, language model and manifests are as before, predictions are reused from {work}")
         return cached, hashes, settings
@@ -244,7 +257,7 @@ def predict_with_lm(
     prediction_cache.prepare_folder(work, inputs)
     write_json(work / predictions.VOCABULARY, greedy.vocabulary.as_json())
     search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
-    settings = settings or tune(search, model, sample, hashes, work, config)
+    settings = settings or tune(search, model, sample, tuning, tuned, config)
     log_probs = read_log_probs(model, test, config)
     return weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work), hashes, settings
 
@@ -255,23 +268,23 @@ def tune(
     """Return the settings that are best on the validation `sample`, and write them to decoder.json in `work`."""
     from finetuning.decoding import weight_search
 
-    greedy = predict(model, sample, config, "validation").predictions
-    log_probs = read_log_probs(model, sample, config, "validation")
+    greedy = predict(model, sample, config).predictions
+    log_probs = read_log_probs(model, sample, config)
     settings, trials = weight_search.search_weights(search, log_probs, [p.text for p in greedy], work.name)
     record = weight_search.decoder_record(config, settings, trials, greedy, hashes, sample.audio)
     write_json(work / predictions.DECODER, record)
     return settings
 
 
-def read_log_probs(model: Model, data: Data, config: Config, part: str = "") -> "list[np.ndarray]":
+def read_log_probs(model: Model, data: Data, config: Config) -> "list[np.ndarray]":
     """Return the log-probabilities that `predict` has saved; where they are damaged, the model is run again."""
-    work = output_folder(model, config, part)
+    work = output_folder(model.name, data, config)
     try:
         return predictions.read_log_probs(work)
     except UserError as error:
         print(f"{str(error).partition(';')[0]}; it is made again")
         prediction_cache.discard_predictions(work)
-        predict(model, data, config, part)
+        predict(model, data, config)
         return predictions.read_log_probs(work)
 
 
@@ -308,7 +321,9 @@ def score_model(
         result["text_rules"] = True
     if settings:
         result["decoder"] = {"name": "lm", **asdict(settings)}
-    results.write_result(experiment.resolve_path(config.evaluation.results), result)
+    if test.part:
+        result["test_set"] = test.part
+    results.write_result(ensure_writable_dir(experiment.resolve_path(config.evaluation.results) / test.part), result)
     speed = results_table.format_real_time_factor(name, output.timing)
     return results.Row(result, output.predictions, score, resampled, speed)
 
@@ -317,16 +332,17 @@ def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config
     """Print the tables, and write the comparisons and the report page; `sources`: the model behind each row."""
     from finetuning.evaluation import report_page, results, results_table, slices
 
-    folder, table = experiment.resolve_path(config.evaluation.results), [row.result for row in rows]
+    folder, table = experiment.resolve_path(config.evaluation.results) / test.part, [row.result for row in rows]
     comparisons = results.compare_models(table, [row.resampled for row in rows])
     write_json(folder / f"{results.COMPARISONS}.json", comparisons)
-    print(f"\n{results_table.format_table(table, config.evaluation, comparisons)}\n\n{slices.format_slices(table)}")
+    print(f"\n{test.part}" if test.part else "")
+    print(f"{results_table.format_table(table, config.evaluation, comparisons)}\n\n{slices.format_slices(table)}")
     if config.evaluation.decoder == "lm":
         print(f"\n{results_table.format_decoder_table(table)}")
     speeds = ", ".join(row.real_time_factor for row in rows)
     print(f"\nReal-time factor, processing time / duration of the audio: {speeds}.")
     print(f"\nresults in {folder}, one file a model")
-    page = report_page.write_report(config, sources, rows, test.utterances, comparisons)
+    page = report_page.write_report(config, sources, rows, test.utterances, comparisons, test.part)
     print(f"where they fail, utterance by utterance: {page}")
 
 

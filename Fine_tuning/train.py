@@ -133,6 +133,10 @@ def read_data(config: Config, is_main_process: bool) -> dict[str, list[Utterance
     data = {split: read_split(config, split) for split in SPLITS[:2]}
     for split, utterances in data.items() if is_main_process else ():
         print(f"{split}: {len(utterances)} utterances, {sum(u.duration for u in utterances) / 3600:.2f} h")
+    for source in config.dataset.sources if is_main_process else ():
+        count = sum(utterance.source == source.name for utterance in data["train"])
+        drawn = "" if source.weight == 1 else f", of which an epoch draws {max(1, round(source.weight * count))}"
+        print(f"  from {source.name}: {count}{drawn if count else ''}")
     warning = diagnostics.unseen_characters(*([u.text for u in utterances] for utterances in data.values()))
     if warning and is_main_process:
         print(f"warning: {warning}")

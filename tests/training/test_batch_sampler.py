@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,39 @@ def test_each_epoch_holds_each_utterance_once(
             assert len(batch) <= size
         else:
             assert len(batch) == 1 or len(batch) * longest <= seconds + 1e-6
+
+
+@pytest.mark.parametrize("seconds", [None, 40.0])
+def test_weights_say_how_often_an_utterance_comes(seconds: float | None) -> None:
+    """Every epoch has as many of each weight, and over the epochs each utterance of a weight comes equally often."""
+    durations_s, epochs = like_common_voice(300), 20
+    weights = [1.0] * 100 + [2.5] * 150 + [0.3] * 50
+    batches = EpochBatchSampler(durations_s, 8, seconds, seed=0, weights=weights)
+    drawn = Counter[int]()
+    for epoch in range(epochs):
+        batches.epoch = epoch
+        keys = [key for batch in batches for key in batch]
+        counts = Counter(weights[key[1]] for key in keys)
+        assert counts == {1.0: 100, 2.5: 375, 0.3: 15}
+        assert len(set(keys)) == len(keys)  # a copy has a key, and so a perturbation, of its own
+        drawn.update(key[1] for key in keys)
+        if seconds:
+            batch_s = [[durations_s[key[1]] for key in batch] for batch in batches]
+            assert all(len(each) == 1 or len(each) * max(each) <= seconds for each in batch_s)
+    assert {drawn[index] for index in range(100)} == {epochs}
+    assert {drawn[index] for index in range(100, 250)} == {50}  # 2.5 times 20
+    assert {drawn[index] for index in range(250, 300)} <= {5, 6, 7}  # 0.3 times 20
+
+
+def test_a_weighted_epoch_is_resumed_where_it_was() -> None:
+    durations_s, weights = like_common_voice(50), [1.7] * 20 + [0.4] * 30
+    whole, rest = (EpochBatchSampler(durations_s, 4, None, seed=3, weights=weights) for _ in range(2))
+    whole.epoch = rest.epoch = 5
+    rest.start = 4
+    assert list(whole)[4:] == list(rest)
+    ranks = [EpochBatchSampler(durations_s, 4, None, 3, rank, 2, weights=weights) for rank in (0, 1)]
+    shared = [key for batches in ranks for batch in batches for key in batch]
+    assert len(shared) == len(set(shared))
 
 
 @given(DURATIONS, st.integers(1, 5), st.none() | st.floats(1, 60), st.integers(1, 4))

@@ -187,7 +187,7 @@ class Source:
     name: str = key("", **SOURCE_NAME)
     source: str = key(free=True)
     role: Role = Role.split
-    weight: float = key(1.0, free=True, above=0)  # how often its training utterances are drawn in an epoch
+    weight: float = key(1.0, free=True, above=0, at_most=100)  # how often its training utterances are drawn in an epoch
     columns: dict[str, str] = field(default_factory=dict)
     recordings: str | None = None
     channel: str | None = key(None, **CHANNEL)

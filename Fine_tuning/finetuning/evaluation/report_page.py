@@ -48,13 +48,18 @@ def write_report(
     rows: Sequence[Row],
     utterances: Sequence[Utterance],
     comparisons: Sequence[Comparison] = (),
+    test_set: str = "",
 ) -> Path:
-    """Write report.html beside the folder of the predictions and return its path.
+    """Write report.html beside the folder of the predictions, or report_SET.html, and return its path.
 
-    `models`: the configuration's name of each row's model. The same results, predictions and wavs give the same bytes.
+    `models`: the configuration's name of each row's model; `test_set`: another one than that of the split. The same
+    results, predictions and wavs give the same bytes.
     """
-    path = resolve_path(config.evaluation.predictions).parent / "report.html"
+    name = f"report_{test_set}.html" if test_set else "report.html"
+    path = resolve_path(config.evaluation.predictions).parent / name
     content = report_content(config, models, rows, utterances, comparisons, path.parent)
+    if test_set:
+        content["title"] += f", {test_set}"
     with atomic_open(path) as text:
         text.write(fill_template(content, format_table([row.result for row in rows], config.evaluation, comparisons)))
     return path

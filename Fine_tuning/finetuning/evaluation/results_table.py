@@ -1,6 +1,6 @@
 """The table of results and its footnotes, as Markdown that is readable on a screen too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetuning.config.schema import Evaluation, PublishedRow
@@ -32,6 +32,18 @@ def format_table(rows: Sequence[Result], evaluation: Evaluation, comparisons: Se
         pairs = [(row, p) for row in rows for p in evaluation.published if p.model == row["model"]]
         parts.append("\n".join(_published_difference(row, p) for row, p in pairs))
     return "\n\n".join(part for part in (*parts, evaluation.note) if part)
+
+
+def format_test_sets(tables: Mapping[str, Sequence[Result]]) -> str:
+    """Return CER and WER of each model on each test set, a pair of columns a set; `tables`: the rows by set."""
+    names = dict.fromkeys(row["model"] for rows in tables.values() for row in rows)
+    of = {test_set: {row["model"]: row for row in rows} for test_set, rows in tables.items()}
+    header = ["Model", *(f"{test_set}, {rate.upper()}" for test_set in tables for rate in ("cer", "wer"))]
+    cells = [
+        [name, *(_figure(rows[name][rate]) if name in rows else "" for rows in of.values() for rate in ("cer", "wer"))]
+        for name in names
+    ]
+    return markdown_table(header, cells)
 
 
 def format_decoder_table(rows: Sequence[Result]) -> str:

@@ -41,8 +41,8 @@ def make_groups(
         members["sentence"] = [_seen(u.text in texts) for u in utterances]
     members["duration"] = [next(name for name, end in DURATIONS_S.items() if u.duration < end) for u in utterances]
     order = {"speaker": [SEEN, UNSEEN, "not stated"], "sentence": [SEEN, UNSEEN], "duration": list(DURATIONS_S)}
-    for field in ("gender", "age", "accents"):
-        values = [getattr(u, field) for u in utterances]
+    for field in ("gender", "age", "accents", "source"):
+        values = [getattr(u, field) or "" for u in utterances]
         if any(values):
             frequent = [value for value, _ in sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))]
             known = {value: value or "not stated" for value in frequent[:MOST_VALUES]}

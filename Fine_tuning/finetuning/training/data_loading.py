@@ -37,9 +37,10 @@ def _parse_item(line: str, manifest: str) -> dict[str, Any]:
     """Parse a line of a manifest for NeMo, whose own parser would look for each wav, also in a shard, as a file."""
     utterance = parse_line(line, manifest)
     wav = utterance.wav(Path(manifest).parent)
-    unused = dict.fromkeys(("offset", "speaker", "orig_sr", "token_labels", "lang"))
+    unused = dict.fromkeys(("offset", "speaker", "orig_sr", "token_labels"))
     audio_file = str(wav) if isinstance(wav, Path) else wav
-    return {"audio_file": audio_file, "duration": utterance.duration, "text": utterance.text, **unused}
+    about = {"duration": utterance.duration, "text": utterance.text, "lang": utterance.source}  # kept with the item
+    return {"audio_file": audio_file, **about, **unused}
 
 
 class SeededDataset:
@@ -53,10 +54,10 @@ class SeededDataset:
         """Return the number of utterances."""
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitem__(self, key: tuple[int, ...]) -> Any:
         """Return NeMo's item; raise UserError for a wav that cannot be read, or is shorter than its manifest says."""
-        epoch, index = key
-        random.seed(f"{self.seed} {epoch} {index}")
+        index = key[1]
+        random.seed(" ".join(map(str, (self.seed, *key))))
         utterance = self.dataset.manifest_processor.collection[index]
         try:
             if not isinstance(utterance.audio_file, ShardMember):  # open_wav checks that one
@@ -123,9 +124,11 @@ def build_dataloader(
     utterances.data = utterances.data[:count]
     utterances.data = _drop_too_short(utterances.data, model, speed_share, split, trainer.is_global_zero)
     durations_s = [utterance.duration for utterance in utterances]
+    weight_of = {source.name: source.weight for source in config.dataset.sources} if split == "train" else {}
     batches = EpochBatchSampler(
         durations_s, training.batch_size, training.batch_duration_s, training.seed,
         trainer.global_rank, trainer.world_size, shuffle=split == "train",
+        weights=[weight_of.get(utterance.lang, 1.0) for utterance in utterances],
     )  # fmt: skip
     loader = InterruptSafeDataLoader(
         SeededDataset(dataset, training.seed), batch_sampler=batches, collate_fn=dataset.collate_fn,

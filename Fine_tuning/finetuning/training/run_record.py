@@ -140,6 +140,7 @@ def _new_record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
     free = experiment.free_keys(experiment.Training)
     architecture, vocabulary, size = config.model.architecture, config.model.vocabulary, config.model.vocabulary_size
     is_characters = vocabulary is experiment.VocabularyKind.characters
+    weights = {source.name: source.weight for source in config.dataset.sources if source.weight != 1}
     pieces = {} if is_characters else {"vocabulary": f"{vocabulary.value}, at most {size}"}
     return {
         "experiment": config.name,
@@ -147,6 +148,7 @@ def _new_record(config: experiment.Config, base: Path | None) -> dict[str, Any]:
             "training": {key: value for key, value in settings["training"].items() if key not in free},
             "alphabet": config.text.alphabet,
             **pieces,
+            **({"weights": weights} if weights else {}),
             **({"augmentation": digest} if (digest := files_digest(config.training)) else {}),
             "base": sha256(base) if base else None,
             "architecture": sha256(experiment.resolve_path(architecture)) if architecture and not base else None,
