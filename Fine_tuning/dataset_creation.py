@@ -74,12 +74,21 @@ def create(config: Config, sources: list[Source], output: Path) -> None:
         print(f"changed since the last run: {', '.join(changed)}; texts, filters, splits and manifests are made again")
 
     rejected: list[RejectedRow] = []
-    chosen_rows = [choose_rows(config, *each, output, rejected) for each in zip(sources, listings, strict=True)]
+    dropped = row_filters.read_dropped(resolve_path(config.dataset.drop)) if config.dataset.drop else {}
+    chosen_rows = [
+        choose_rows(config, source, listing, output, dropped, rejected)
+        for source, listing in zip(sources, listings, strict=True)
+    ]
+    if unknown := [name for name, is_found in dropped.items() if not is_found]:
+        print(printable(f"dataset.drop names {len(unknown):,} clips that there are not, such as {unknown[0]!r}"))
     speakers = {c.clip.speaker for found, _ in chosen_rows for c in found}
     with dataset_files.keep_rejections_on_error(output, rejected):
         for source, listing in zip(sources, listings, strict=True):
             if source.role is Role.split:
                 splits.validate_split(config.dataset.split, speakers, listing)
+    shared = [found for source, (found, _) in zip(sources, chosen_rows, strict=True) if source.role is Role.split]
+    if warning := splits.foretell_losses(config.dataset.split, [c.to_utterance() for found in shared for c in found]):
+        print(f"warning: {warning}")
 
     candidates, stamps, new_clips = [], dict[str, Any](), 0
     for source, listing, (found, _) in zip(sources, listings, chosen_rows, strict=True):
@@ -144,12 +153,18 @@ def list_source(config: Config, source: Source, output: Path) -> Listing:
 
 
 def choose_rows(
-    config: Config, source: Source, listing: Listing, output: Path, rejected: list[RejectedRow]
+    config: Config,
+    source: Source,
+    listing: Listing,
+    output: Path,
+    dropped: dict[str, bool],
+    rejected: list[RejectedRow],
 ) -> tuple[list[Candidate], row_filters.TextReport]:
     """Return the rows of a source that are worth converting, and what the rules for texts did."""
     language = Language.of(config.text, source.rules)
     own = list(listing.rejected)
     candidates, report = row_filters.filter_by_text(listing.rows, language, own, source.name)
+    candidates = row_filters.filter_by_name(candidates, dropped, own)
     candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, own)
     if listing.splits is not None:
         candidates = row_filters.filter_by_release_split(candidates, listing.splits, own)
@@ -214,7 +229,7 @@ def split(
     chosen = {name: list[Utterance]() for name in (*SPLITS, *names.values())}
     for path, name in sorted(assignment.items()):
         chosen[name].append(utterances[path])
-    lost |= splits.separate_sources(chosen, config.dataset.split.by)
+    lost |= splits.separate_sources(chosen, config.dataset.split)
     for candidate in candidates:
         if reason := lost.get(candidate.audio_filepath):
             rejected.append(RejectedRow(row_filters.source_path(candidate.source, candidate.clip.path), *reason))

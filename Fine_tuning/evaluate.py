@@ -27,7 +27,7 @@ from tqdm import tqdm
 from finetuning import distributed
 from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
-from finetuning.config.schema import Config
+from finetuning.config.schema import Config, Evaluated
 from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, read_manifest
 from finetuning.decoding import prediction_cache, predictions
 from finetuning.decoding.predictions import ModelOutput
@@ -99,7 +99,7 @@ def evaluate(config: Config) -> None:
         kenlm.require_flashlight()
     sources = results.row_names(config)
     folder = experiment.manifest_folder(config)
-    tests = [read_data(path, "" if name == "test" else name) for name, path in find_test_sets(folder).items()]
+    tests = [read_data(path, part) for part, path in find_manifests(folder, config.evaluation.split).items()]
     training = read_training(folder)
     for test in tests:
         size = f"{len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)"
@@ -140,6 +140,13 @@ def evaluate(config: Config) -> None:
         raise UserError(
             f"not evaluated, for the reasons above: {', '.join(name for name in sources if name in failed)}"
         )
+
+
+def find_manifests(folder: Path, split: Evaluated) -> dict[str, Path]:
+    """Return the manifests to evaluate by the part that they are: of the test, "" and each further test set."""
+    if split is Evaluated.test:
+        return {name.removeprefix("test") and name: path for name, path in find_test_sets(folder).items()}
+    return {f"all_of_{split}": manifest_path(folder, split)}
 
 
 def read_data(manifest: Path, part: str = "") -> Data:
@@ -344,6 +351,9 @@ def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config
     print(f"\nresults in {folder}, one file a model")
     page = report_page.write_report(config, sources, rows, test.utterances, comparisons, test.part)
     print(f"where they fail, utterance by utterance: {page}")
+    for row in rows if config.evaluation.split is not Evaluated.test else ():
+        path = results.write_ranking(folder, row)
+        print(f"by loss, wrong texts first: {path}; listen, and name those to leave out in a file: dataset.drop=FILE")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import shipped
-from finetuning.config.schema import Split, SplitBy
+from finetuning.config.schema import Repeated, Split, SplitBy
 from finetuning.data import row_filters, splits
 from finetuning.data.conversion_pool import ConvertedClip
 from finetuning.data.listing import Clip, Listing, RejectedRow
@@ -101,6 +101,22 @@ def test_too_few_speakers_or_none_named_is_refused() -> None:
     with pytest.raises(UserError, match="csv has no column speaker"):
         splits.validate_split(Split(by=SplitBy.speaker), {""}, replace(nameless, table="calls.csv"))
     splits.validate_split(Split(by=SplitBy.clip), {"a"}, nameless)
+
+
+def test_what_a_split_by_speaker_leaves_out_is_foretold_and_can_be_kept() -> None:
+    """Each sentence read by five speakers: most readers of a sentence are in train, and the others lose it."""
+    utterances = [Utterance(f"{n}.wav", 3.0, f"text {n // 5}", speaker=f"speaker {n * 7 % 50}") for n in range(500)]
+    split = Split(SplitBy.speaker, 0.7, 0.15, 0.15, Repeated.drop, 0)
+    assigned, lost = splits.assign_splits(split, utterances)
+    foretold = splits.foretell_losses(split, [replace(u, duration=1.0) for u in utterances])
+    assert 0.3 < len(lost) / 500 < 0.7
+    assert f"about {len(lost)} of 500 clips ({len(lost) / 500:.0%})" in foretold
+    kept, none_lost = splits.assign_splits(replace(split, repeated=Repeated.keep), utterances)
+    assert len(kept) == 500 and not none_lost
+    assert kept.items() >= assigned.items()
+    assert len({(u.speaker, kept[u.audio_filepath]) for u in utterances}) == 50  # each speaker in one split
+    assert splits.foretell_losses(replace(split, repeated=Repeated.keep), utterances) == ""
+    assert splits.foretell_losses(split, [replace(u, text=u.audio_filepath) for u in utterances]) == ""
 
 
 def test_an_empty_split_is_named() -> None:

@@ -70,3 +70,24 @@ def test_each_test_set_has_its_results_and_its_columns(mixture: tuple[Path, list
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("predictions are reused from") == 8  # two models, two decoders, two test sets
     assert joint in again.stdout
+
+
+@pytest.mark.nemo
+def test_the_training_texts_can_be_ranked_by_loss(mixture: tuple[Path, list[str]], run_script: Script) -> None:
+    folder, _ = mixture
+    before = {path: path.read_bytes() for path in (folder / "results").rglob("*.json")}
+    made = run_script(
+        "evaluate.py", "--config", f"{folder}/mixture.yaml", "evaluation.split=train", "evaluation.decoder=greedy",
+        f"evaluation.models=[{folder}/run/Model-IT-finetuned.nemo]",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    ranking = folder / "results" / "all_of_train" / "Model-IT-finetuned.by_loss.tsv"
+    assert f"by loss, wrong texts first: {ranking}" in made.stdout
+    rows = [line.split("\t") for line in ranking.read_text().splitlines()]
+    training = {u.audio_filepath: u for u in read_manifest(folder / "data" / "train_manifest.json")}
+    assert sorted(path for path, *_ in rows) == sorted(training)
+    losses = [float(loss) for _, loss, *_ in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert all(text == training[path].text for path, _, text, _ in rows)
+    assert (folder / "run" / "report_all_of_train.html").is_file()
+    assert before == {path: path.read_bytes() for path in before}

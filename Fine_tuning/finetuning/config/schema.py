@@ -87,6 +87,13 @@ class SplitBy(StrEnum):
     release = auto()
 
 
+class Repeated(StrEnum):
+    """A sentence whose readers are in several splits stays in one of them, or in all."""
+
+    drop = auto()
+    keep = auto()
+
+
 class Role(StrEnum):
     """The utterances of a source are shared among the splits, all for training, or a test set of their own."""
 
@@ -142,6 +149,14 @@ class OptimizerName(StrEnum):
     adamw = auto()
 
 
+class Evaluated(StrEnum):
+    """The split that is evaluated; train and validation, to find wrong texts in them."""
+
+    test = auto()
+    validation = auto()
+    train = auto()
+
+
 class Decoder(StrEnum):
     """Greedy decoding alone or, beside it, beam search with the language model."""
 
@@ -157,6 +172,7 @@ class Split:
     train: float = key(above=0)
     validation: float = key(above=0)
     test: float = key(above=0)
+    repeated: Repeated = MISSING
     seed: int = MISSING
 
 
@@ -214,6 +230,7 @@ class Dataset:
     encoder_frames_per_second: float = key(above=0)
     trim_silence_db: float | None = key(None, above=0)
     workers: int = key(0, free=True, at_least=0, at_most=MAX_PROCESSES)
+    drop: str | None = key(None, free=True, **PATH)
     shards: str | None = key(None, free=True)
     split: Split = field(default_factory=Split)
 
@@ -371,6 +388,7 @@ class Evaluation:
     """Step 3: which models, on the test manifest."""
 
     models: list[str] = field(default_factory=list)
+    split: Evaluated = MISSING
     decoder: Decoder = MISSING
     topics: dict[str, list[str]] = field(default_factory=dict)
     predictions: str = key(**PATH)

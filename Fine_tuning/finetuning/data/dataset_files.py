@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetuning.config.schema import Config, Dataset, Source, free_keys
+from finetuning.config.schema import Config, Dataset, Repeated, Source, free_keys
 from finetuning.data import dataset_figure, splits
 from finetuning.data.listing import RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance, find_test_sets, manifest_path, read_manifest, write_manifest
@@ -27,6 +27,8 @@ def content_settings(config: Config) -> dict[str, Any]:
         {key: value for key, value in source.items() if key not in free_keys(Source)}
         for source in tree["dataset"]["sources"]
     ]
+    if tree["dataset"]["split"]["repeated"] == Repeated.drop:  # as before there was a choice
+        del tree["dataset"]["split"]["repeated"]
     unset = {key for key in ("sources", "columns", "recordings", "channel") if not tree["dataset"][key]}
     hidden = free_keys(Dataset) | unset
     dataset = {f"dataset.{key}": value for key, value in tree["dataset"].items() if key not in hidden}

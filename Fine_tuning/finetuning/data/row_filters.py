@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from math import floor
 from operator import eq
+from pathlib import Path
 from typing import Any
 
 from finetuning.config.schema import Dataset
@@ -37,10 +38,10 @@ class Candidate:
         return f"{self.source}/wavs/{self.clip.wav}" if self.source else f"wavs/{self.clip.wav}"
 
     def to_utterance(self) -> Utterance:
-        """Return the line of the manifest for a clip that has been converted."""
-        clip = self.clip
+        """Return the line of the manifest; before the clip is converted, with the duration that is stated, or 1 s."""
+        clip, duration_s = self.clip, self.converted.duration_s if self.converted else self.stated_s or 1.0
         about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
-        return Utterance(self.audio_filepath, self.converted.duration_s, self.text, *about, self.source or None)
+        return Utterance(self.audio_filepath, duration_s, self.text, *about, self.source or None)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,30 @@ def source_path(source: str, path: str) -> str:
 
 def _shortest(sentences: Iterable[str]) -> str:
     return min(sentences, key=lambda sentence: (len(sentence), sentence))
+
+
+def read_dropped(path: Path) -> dict[str, bool]:
+    """Return the clips that a file names, one a line before its first tab, none of them found yet."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read dataset.drop={path} ({error}); it holds the path of one clip a line") from error
+    return {name: False for line in lines if (name := line.partition("\t")[0].strip())}
+
+
+def filter_by_name(
+    candidates: list[Candidate], dropped: dict[str, bool], rejected: list[RejectedRow]
+) -> list[Candidate]:
+    """Return the candidates whose row or wav is not among `dropped`, and mark there which were found."""
+    passed = []
+    for candidate in candidates:
+        names = {source_path(candidate.source, candidate.clip.path), candidate.audio_filepath} & dropped.keys()
+        dropped |= dict.fromkeys(names, True)
+        if names:
+            rejected.append(RejectedRow(candidate.clip.path, "dropped", "named by dataset.drop"))
+        else:
+            passed.append(candidate)
+    return passed
 
 
 def drop_repeated_audio(candidates: list[Candidate], rejected: list[RejectedRow]) -> list[Candidate]:
@@ -246,7 +271,7 @@ def check_rows_left(
 
 def rejection_warnings(rejected: list[RejectedRow], rows: int) -> list[str]:
     """Return a warning for each reason that cost a large share of the rows, except those the settings ask for."""
-    counts = Counter(row.reason for row in rejected if row.reason != "not_in_release_split")
+    counts = Counter(row.reason for row in rejected if row.reason not in ("not_in_release_split", "dropped"))
     warnings = []
     for reason, count in counts.most_common():
         if count > LARGE_SHARE * rows:

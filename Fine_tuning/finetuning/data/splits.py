@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from itertools import combinations
 from math import floor, log2
 
-from finetuning.config.schema import Split, SplitBy
+from finetuning.config.schema import Repeated, Split, SplitBy
 from finetuning.data.listing import Listing, RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance
 from finetuning.errors import UserError
 
+MANY_LOST = 0.05  # of the clips left out for their sentence: worth a warning
 Assignment = dict[str, str]  # audio_filepath: split
 
 
@@ -35,7 +36,24 @@ def assign_splits(split: Split, utterances: list[Utterance]) -> tuple[Assignment
     shares = {"train": split.train, "validation": split.validation, "test": split.test}
     if split.by is SplitBy.clip:
         return split_by_clip(utterances, shares, split.seed), {}
-    return split_by_speaker(utterances, shares, split.seed)
+    return split_by_speaker(utterances, shares, split.seed, split.repeated)
+
+
+def foretell_losses(split: Split, utterances: list[Utterance]) -> str:
+    """Return a warning where `by: speaker` will leave out many clips for their sentence; "" where it will not.
+
+    The durations may be estimates: the clips need not be converted yet.
+    """
+    if split.by is not SplitBy.speaker or split.repeated is Repeated.keep or not utterances:
+        return ""
+    lost = len(assign_splits(split, utterances)[1])
+    if lost < MANY_LOST * len(utterances):
+        return ""
+    return (
+        f"the split by speaker will leave out about {lost:,} of {len(utterances):,} clips "
+        f"({lost / len(utterances):.0%}), since their sentence is read in another split too; "
+        "dataset.split.repeated=keep keeps them"
+    )
 
 
 def split_by_clip(utterances: list[Utterance], shares: dict[str, float], seed: int) -> Assignment:
@@ -47,8 +65,10 @@ def split_by_clip(utterances: list[Utterance], shares: dict[str, float], seed: i
     return {path: split for split in SPLITS for path in paths[starts[split] : ends[split]]}
 
 
-def split_by_speaker(utterances: list[Utterance], shares: dict[str, float], seed: int) -> tuple[Assignment, Assignment]:
-    """Split by shares of the duration such that no speaker and no sentence is in two splits.
+def split_by_speaker(
+    utterances: list[Utterance], shares: dict[str, float], seed: int, repeated: Repeated = Repeated.drop
+) -> tuple[Assignment, Assignment]:
+    """Split by shares of the duration such that no speaker and, unless `repeated` ones are kept, no sentence is in two.
 
     Speakers are assigned in descending order of duration (in powers of two, then at random), each to the split that
     lacks most: the most active end in train, so that validation and test hold many voices. Then a sentence read in
@@ -64,6 +84,8 @@ def split_by_speaker(utterances: list[Utterance], shares: dict[str, float], seed
         empty = [split for split in SPLITS if split not in split_of.values()] if remaining <= len(SPLITS) else []
         split_of[speaker] = max(empty if remaining <= len(empty) else SPLITS, key=lambda split: lacking[split])
         lacking[split_of[speaker]] -= seconds[speaker]
+    if repeated is Repeated.keep:
+        return {u.audio_filepath: split_of[u.speaker] for u in utterances}, {}
     return _separate_sentences(utterances, split_of, shares, seed)
 
 
@@ -86,20 +108,20 @@ def _separate_sentences(
     return assigned, lost
 
 
-def separate_sources(splits: dict[str, list[Utterance]], by: SplitBy) -> dict[str, tuple[str, str]]:
+def separate_sources(splits: dict[str, list[Utterance]], split: Split) -> dict[str, tuple[str, str]]:
     """Return, for `by: speaker`, which utterances of train and validation must go, with the reason and a detail.
 
     A source that is all for training, or a test set, is in no other split; its speakers and sentences may be.
     """
     lost: dict[str, tuple[str, str]] = {}
-    if by is not SplitBy.speaker:
+    if split.by is not SplitBy.speaker:
         return lost
     tests = [name for name in splits if name.startswith(SPLITS[-1])]
     for name, others in (("validation", tests), ("train", ["validation", *tests])):
         speakers = {u.speaker: other for other in others for u in splits[other] if u.speaker}
         sentences = {u.text: other for other in others for u in splits[other]}
         for u in splits[name]:
-            if u.text in sentences:
+            if u.text in sentences and split.repeated is Repeated.drop:
                 lost[u.audio_filepath] = "sentence_in_other_split", f"also read in {sentences[u.text]}"
             elif u.speaker in speakers:
                 lost[u.audio_filepath] = "speaker_in_other_split", f"also speaks in {speakers[u.speaker]}"

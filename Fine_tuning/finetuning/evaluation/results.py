@@ -17,7 +17,7 @@ from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError, printable
 from finetuning.evaluation.bootstrap import ResamplingUnits, percentile_interval
 from finetuning.evaluation.scoring import Score
-from finetuning.files import read_json, write_json
+from finetuning.files import atomic_open, read_json, write_json
 
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
 WITH_LM = "+LM"  # ends the name of the row of a model decoded with the language model
@@ -184,6 +184,23 @@ def write_result(folder: Path, row: Result) -> Path:
     """Write `<folder>/<model>.json` and return its path."""
     path = folder / f"{row['model']}.json"
     write_json(path, row)
+    return path
+
+
+def write_ranking(folder: Path, row: Row) -> Path:
+    """Write `<folder>/<model>.by_loss.tsv` and return its path: the utterances whose text is hardest to believe first.
+
+    Ranked by the loss per character; a line holds the wav, that loss, the text and what the model writes instead.
+    """
+
+    def doubt(prediction: Prediction) -> float:
+        return math.inf if prediction.loss is None else prediction.loss / len(prediction.text)
+
+    path = folder / f"{row.result['model']}.by_loss.tsv"
+    with atomic_open(path) as lines:
+        for prediction in sorted(row.predictions, key=lambda p: (-doubt(p), p.audio_filepath)):
+            fields = (prediction.audio_filepath, f"{doubt(prediction):.3f}", prediction.text, prediction.pred_text)
+            lines.write("\t".join(fields) + "\n")
     return path
 
 
