@@ -59,3 +59,41 @@ def test_the_mboshi_corpus_becomes_a_release(tmp_path: Path, run_script: Script)
     next((tmp_path / "clone" / "full_corpus_newsplit" / "dev").glob("*.mb")).unlink()
     wrong = subprocess.run([*command, str(tmp_path / "clone")], capture_output=True, text=True)
     assert_refused(wrong, "the text of", "fetch the corpus again")
+
+
+def test_english_human_speech_becomes_a_table(tmp_path: Path, run_script: Script) -> None:
+    """A LibriSpeech folder whose wavs are mp3, and Kaldi's tables, of which children are left out."""
+    from releases import good_rows, sample_files
+
+    mp3s = [sample_files()[row["path"]] for row in good_rows(12)]
+    chapter = tmp_path / "libri" / "data" / "LibriSpeech" / "dev-clean" / "84" / "121123"
+    chapter.mkdir(parents=True)
+    lines = [f"84-121123-{number:04} MISTER QUILTER'S MANNER {'AND ' * number}MATTER" for number in range(6)]
+    (chapter / "84-121123.trans.txt").write_text("\n".join(lines) + "\n")
+    for line, mp3 in zip(lines, mp3s[:6], strict=True):
+        (chapter / f"{line.split()[0]}.wav").write_bytes(mp3)
+    for part, ages in (("train", {"0001": 6, "0002": 16}), ("test", {"0003": 40})):
+        folder = tmp_path / "ocean" / part
+        folder.mkdir(parents=True)
+        tables: dict[str, list[str]] = {"text": [], "wav.scp": [], "utt2spk": [], "spk2age": []}
+        for number, (speaker, age) in enumerate(ages.items()):
+            tables["spk2age"].append(f"{speaker}\t{age}")
+            tables["text"].append(f"{speaker}1\tWE CALL IT {'BEAR ' * int(speaker)}")
+            tables["wav.scp"].append(f"{speaker}1\tWAVE/{speaker}1.WAV")
+            tables["utt2spk"].append(f"{speaker}1\t{speaker}")
+            (tmp_path / "ocean" / "WAVE").mkdir(exist_ok=True)
+            (tmp_path / "ocean" / "WAVE" / f"{speaker}1.WAV").write_bytes(mp3s[6 + number])
+        for name, rows in tables.items():
+            (folder / name).write_text("\n".join(rows) + "\n")
+    command = [sys.executable, str(ROOT / "benchmarks" / "english_speech.py"), "--table", str(tmp_path / "table.jsonl")]
+    made = subprocess.run([*command, str(tmp_path / "libri"), str(tmp_path / "ocean")], capture_output=True, text=True)
+    assert "8 recordings of 3 speakers" in made.stdout, made.stderr
+    places = (f"dataset.source={tmp_path}/table.jsonl", f"dataset.output={tmp_path}/data")
+    done = run_script("dataset_creation.py", "--config", "configs/english_speech.yaml", *places)
+    assert done.returncode == 0 and "rejected: 0 of 8 rows" in done.stdout, done.stderr
+    texts = {u.text for split in SPLITS for u in read_manifest(tmp_path / "data" / f"{split}_manifest.json")}
+    assert "mister quilter's manner and and matter" in texts and "we call it bear bear" in texts
+    wrong = subprocess.run([*command, str(tmp_path), str(tmp_path / "ocean")], capture_output=True, text=True)
+    assert_refused(wrong, "there is no */*/*.trans.txt in", "name the folder of the clone")
+    wrong = subprocess.run([*command, str(tmp_path / "libri"), str(tmp_path)], capture_output=True, text=True)
+    assert_refused(wrong, "train/text cannot be read", "name the folder of the clone")
