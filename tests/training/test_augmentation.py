@@ -111,6 +111,24 @@ def test_loudness_changes_by_as_much_as_is_allowed() -> None:
 
 
 @pytest.mark.nemo
+def test_a_telephone_takes_what_is_above_its_band() -> None:
+    """Of white noise what is below 3.4 kHz stays, with the noise of the codec; each of the codecs is drawn."""
+    from finetuning.training.augmentation import build_augmentor
+
+    augmentor, clip = build_augmentor(training("training.telephone=1"), RATE), noise(2)[:, 0].astype(np.float32)
+    before = np.abs(np.fft.rfft(clip)) ** 2
+    heard = [changed(augmentor, clip, seed) for seed in range(12)]
+    for each in heard:
+        after = np.abs(np.fft.rfft(each)) ** 2
+        assert each.shape == clip.shape and each.dtype == clip.dtype
+        assert 0.3 < after[600:6800].sum() / before[600:6800].sum() < 1.5  # 0.3 to 3.4 kHz, in steps of 0.5 Hz
+        assert after[8800:].sum() < 0.001 * before[8800:].sum()  # above 4.4 kHz
+        assert 0.3 < np.corrcoef(each, clip)[0, 1] < 0.8  # GSM keeps less of a noise than G.711 does
+    assert len({each.tobytes() for each in heard}) == 3
+    assert np.array_equal(heard[0], changed(augmentor, clip, 0))
+
+
+@pytest.mark.nemo
 def test_a_room_is_heard_without_its_delay_and_its_length(folder: Path) -> None:
     from finetuning.training.augmentation import build_augmentor
 

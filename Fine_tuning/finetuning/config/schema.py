@@ -346,6 +346,7 @@ class Training:
     gain_db: float = key(0.0, at_least=0)
     noise: Noise = field(default_factory=Noise)
     room: Room = field(default_factory=Room)
+    telephone: float = key(0.0, at_least=0, at_most=1)
     dropout: float | None = key(None, at_least=0, below=1)
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
     optimizer: Optimizer = field(default_factory=Optimizer)

@@ -181,6 +181,7 @@ def _added_sound(training: dict[str, Any]) -> dict[str, str]:
     ratio = f"{noise['min_snr_db']:g} to {noise['max_snr_db']:g} dB below the speech"
     used = {
         "Loudness": f"± {training['gain_db']:g} dB" if training["gain_db"] else "",
+        "Telephone": f"{training['telephone']:.0%} of the clips" if training.get("telephone") else "",
         "Noise": f"in {noise['probability']:.0%} of the clips, {ratio}" if noise["folder"] else "",
         "Rooms": f"in {room['probability']:.0%} of the clips" if room["folder"] else "",
     }
