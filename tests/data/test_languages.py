@@ -21,6 +21,7 @@ from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
 from finetuning.data.row_filters import ForeignCharacter, filter_by_text
 from finetuning.data.text_normalization import NUMBER_WORDS, TRANSLITERATION, Language
 from finetuning.errors import UserError
+from finetuning.export import model_card
 from releases import good_rows, release_files, sample_files, write_folder
 
 CODES = {
@@ -31,6 +32,10 @@ CODES = {
     "portuguese": "pt",
     "russian": "ru",
     "turkish": "tr",
+    "catalan": "ca",
+    "polish": "pl",
+    "ukrainian": "uk",
+    "welsh": "cy",
 }
 SHIPPED = {*CODES, "demo", "demo_domain", "demo_english"}  # what their rules have made they leave as it is
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
@@ -81,6 +86,35 @@ TEXTS = {
         "Gül-ü rana (şiir)": "gül ü rana şiir",
         "Windows kullanıyorum": None,
     },
+    "catalan": {
+        "L’home s’estimava l'aŀlot d’“Il·lusions”…": "l'home s'estimava l'al·lot d'il·lusions",
+        "—Què fas? —va dir-li l''amic, l`any passat.": "què fas va dir li l'amic l'any passat",
+        "El ‘COL•LEGI’ de la plaça; l'òpera 'Güell'": "el col·legi de la plaça l'òpera güell",
+        "Les cel.les · Els pingüins d'«Avui»": "les cel·les els pingüins d'avui",
+        "Això és el final.Lluny, IL.LÍCIT i b.o.l.l.": "això és el final lluny il·lícit i b o l l",
+        "Begoña": None,
+    },
+    "polish": {
+        "„Zażółć gęślą jaźń” – powiedział Łukasz.": "zażółć gęślą jaźń powiedział łukasz",
+        "Książka Kennedy’ego; ‚północno-zachodni’ wiatr…": "książka kennedyego północno zachodni wiatr",
+        '»Ćma« i "żółw" (śpi)': "ćma i żółw śpi",
+        "Xawery i Violetta": None,
+    },
+    "ukrainian": {
+        "П’ять об'єктів, сімʼя й подвір`я": "п'ять об'єктів сім'я й подвір'я",
+        "«Ґанок» — це за\u0301мок чи замо\u0301к? Її\u0301 ‘дім’!": "ґанок це замок чи замок її дім",
+        "Невже вiн i вона — у КИЄВI, з ïхнiх iсторiй, ïï мрiï…": "невже він і вона у києві з їхніх історій її мрії",
+        'I все-таки, на здоров"я!': "і все таки на здоров'я",
+        "За часів Карла I було інакше": None,
+        "Мій iPhone": None,
+    },
+    "welsh": {
+        "Mae’r gŵr o’r tŷ ’ma wedi’i weld yng Nghymru.": "mae'r gŵr o'r tŷ 'ma wedi'i weld yng nghymru",
+        "Dwi ‘di bod i’r siop, y peth cynta’ bore ‘ma!": "dwi 'di bod i'r siop y peth cynta' bore 'ma",
+        "Dywedodd ‘Dydw i ddim’ – ‘na’ eto – a 'croeso' wedyn": "dywedodd dydw i ddim na eto a croeso wedyn",
+        "Sgïo, caniatáu, mẁg, CÔR; ydi 'r llên-gwerin": "sgïo caniatáu mẁg côr ydi'r llên gwerin",
+        "Dvořák": None,
+    },
 }
 FOREIGN = {  # the characters that reject a sentence
     "italian": {"Søren ha 8 anni @ casa": "8@ø", "Привет": "веипрт", "東京": "京東"},
@@ -90,9 +124,13 @@ FOREIGN = {  # the characters that reject a sentence
     "portuguese": {"Citroën, n.º 5": "5ºë"},
     "turkish": {"Citroën ile 8 taxi": "8xë"},
     "russian": {"Жанна д’Арк": "’", "cтол": "c", "Київ": "ї", "фо\u0302н": "\u0302"},
+    "catalan": {"Núñez, 3 ŀ": "3ñŀ", "Sánchez @": "@á"},
+    "polish": {"Quo vadis, 5 × x": "5qvx×", "Müller": "ü"},
+    "ukrainian": {"Людовік I": "ⅰ", "cтіл": "c", "Объект № 5": "5ъ№", "Google": "eglo"},
+    "welsh": {"£5 i Dvořák": "5£ř"},
 }
 # Signs that rules look for, letters of several languages, marks, spaces, digits: what makes rules meet.
-TRICKY = "ab zàéíúñüßøłœæçyаеиӧ'’‘´`''\"“«»‚ʼ-–_/.,;…¿?!(&80\u0301\u0300\u0302\u00ad\u200b\u00a0\tİıſΣǅÅ"
+TRICKY = "abil zŀ·ŵіїяIàéíúñüßøłœæçyаеиӧ'’‘´`''\"“«»‚ʼ-–_/.,;…¿?!(&80\u0301\u0300\u0302\u00ad\u200b\u00a0\tİıſΣǅÅ"
 sentences = st.text(max_size=40) | st.text(st.sampled_from(TRICKY), max_size=16)
 thoroughly = settings(max_examples=400, deadline=None, derandomize=True, database=None)
 
@@ -177,6 +215,7 @@ def test_a_language_is_an_experiment_of_its_own(name: str) -> None:
     urls = {model: download.url for model, download in config.model.registry.items()}
     assert all(f"/{model}/" in url and url.endswith(f"/{model}.nemo") for model, url in urls.items())
     assert bool(config.evaluation.published) == bool(config.evaluation.published_on) == (name == "italian")
+    assert model_card.LANGUAGES[code].lower() == name
     assert config.text.numbers is None
     assert config.text.foreign is (Foreign.transliterate if name == "italian" else Foreign.reject)
 
@@ -191,7 +230,13 @@ def test_alphabets() -> None:
     assert own["german"] == set(" äöüß")
     assert own["portuguese"] == set(" ãáàâçéêíõóôúü")
     assert own["russian"] == {" ", *CYRILLIC}
-    assert not set(CONFIGS["russian"].text.alphabet) & set(latin)
+    assert own["catalan"] == set(" '·àçéèíïóòúü")
+    assert own["polish"] == set(" ąćęłńóśźż") and not set(CONFIGS["polish"].text.alphabet) & set("qvx")
+    assert own["ukrainian"] == {" ", "'", *CYRILLIC, *"ґєії"} - set("ёъыэ")
+    marked = {unicodedata.normalize("NFC", vowel + mark) for vowel in "aeiouwy" for mark in "\u0300\u0301\u0302\u0308"}
+    assert own["welsh"] == {" ", "'", *marked}
+    for name in ("russian", "ukrainian"):
+        assert not set(CONFIGS[name].text.alphabet) & set(latin)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +250,9 @@ def test_alphabets() -> None:
         ("spanish", "Barça, façana, à São", "barca facana a sao"),
         ("portuguese", "Señor Citroën", "senor citroen"),
         ("turkish", "Citroën, São İstanbul", "citroen sao istanbul"),
+        ("catalan", "Núñez, São Paulo", "núnez sao paulo"),
+        ("polish", "Café Müller à Paris", "cafe muller a paris"),
+        ("welsh", "Dvořák, São Paulo", "dvorák sao paulo"),
     ],
 )
 def test_transliteration(name: str, sentence: str, text: str) -> None:
@@ -213,9 +261,16 @@ def test_transliteration(name: str, sentence: str, text: str) -> None:
     assert normalised == text and not language.foreign(normalised) and TRANSLITERATION in rules
 
 
-def test_scripts_are_not_transliterated_into_each_other() -> None:
-    language = Language.of(shipped("russian", "text.foreign=transliterate").text)
-    for sentence, foreign in {"Київ": "ї", "cтол": "c", "été": "té"}.items():  # ї would be і, which is foreign too
+@pytest.mark.parametrize(
+    ("name", "foreigners"),
+    [
+        ("russian", {"Київ": "ї", "cтол": "c", "été": "té"}),  # ї would be і, which is foreign too
+        ("ukrainian", {"объект": "ъ", "cтіл": "c", "été": "té"}),
+    ],
+)
+def test_scripts_are_not_transliterated_into_each_other(name: str, foreigners: dict[str, str]) -> None:
+    language = Language.of(shipped(name, "text.foreign=transliterate").text)
+    for sentence, foreign in foreigners.items():
         text, rules = language.trace(sentence)
         assert text == sentence.lower() and language.foreign(text) == foreign and TRANSLITERATION not in rules
 
@@ -254,6 +309,10 @@ def test_transliteration_makes_nothing_foreign(name: str) -> None:
         ("portuguese", "pt", "São 123 pães", "são cento e vinte e três pães"),
         ("russian", "ru", "Мне 45 лет", "мне сорок пять лет"),
         ("turkish", "tr", "Saat 5 mi?", "saat beş mi"),
+        ("catalan", "ca", "Tinc 21 anys", "tinc vint i un anys"),
+        ("polish", "pl", "Mam 45 lat", "mam czterdzieści pięć lat"),
+        ("ukrainian", "uk", "Мені 45 років", "мені сорок п'ять років"),
+        ("welsh", "cy", "Mae 21 yma", "mae un ar hugain yma"),
     ],
 )
 def test_numbers_become_words_where_that_is_wanted(name: str, numbers: str, sentence: str, text: str) -> None:

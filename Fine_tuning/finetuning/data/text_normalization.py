@@ -20,7 +20,9 @@ NOTES = (
     "inaudible|unintelligible|indistinct|unclear|crosstalk|noise|music|applause|breath|breathing|laugh|laughs|laughing|"
     "laughter|cough|coughs|coughing|sigh|sighs|inudibile|incomprensibile|risata|risate|applausi|ininteligible|risas|"
     "aplausos|inintelligible|rires|applaudissements|unverständlich|gelächter|lachen|lacht|applaus|inaudível|"
-    "ininteligível|risos|неразборчиво|смех|аплодисменты|anlaşılmıyor|gülüşmeler|alkış"
+    "ininteligível|risos|неразборчиво|смех|аплодисменты|anlaşılmıyor|gülüşmeler|alkış|"
+    "inintel·ligible|rialles|aplaudiments|niezrozumiałe|śmiech|oklaski|нерозбірливо|сміх|оплески|annealladwy|chwerthin|"
+    "cymeradwyaeth"
 )
 LETTER = r"[^\W\d_]"
 OPENING = re.compile(r"[\[{<*(]")

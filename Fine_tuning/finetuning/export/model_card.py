@@ -12,13 +12,18 @@ from finetuning.export.trained_model import TrainedModel
 from finetuning.model.vocabulary import WORD_START
 
 LANGUAGES = {
+    "ca": "Catalan",
+    "cy": "Welsh",
     "de": "German",
     "en": "English",
     "es": "Spanish",
     "fr": "French",
     "it": "Italian",
+    "pl": "Polish",
     "pt": "Portuguese",
     "ru": "Russian",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
 }  # those of configs/; another one is called by its code
 
 
