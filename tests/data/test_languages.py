@@ -425,7 +425,7 @@ def test_a_russian_release_from_rows_to_manifests(run_script: Script, tmp_path: 
         (source / "validated.tsv").write_text("".join([lines[0], *lines[1:][::order]]), encoding="utf-8")
         output = tmp_path / f"data{order}"
         arguments = ("--config", "configs/russian.yaml", f"dataset.source={source}", f"dataset.output={output}")
-        done = run_script("dataset_creation.py", *arguments, "dataset.workers=1")
+        done = run_script("dataset_creation.py", *arguments, "dataset.workers=1", "dataset.split.by=clip")
         assert done.returncode == 0, done.stderr[-2000:]
         made.append((output / "dataset.json").read_bytes())
     assert made[0] == made[1]
