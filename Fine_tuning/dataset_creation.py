@@ -81,7 +81,8 @@ def create(config: Config, language: Language, source: Path, output: Path) -> No
     chosen = split(config, candidates, rejected)
 
     assert row_count == len(rejected) + sum(len(chosen[name]) for name in SPLITS), "a row was lost"
-    about = dataset_files.describe_dataset(config, listing.name, row_count, chosen, rejected, report)
+    sounds = {c.audio_filepath: c.converted.sound for c in candidates}
+    about = dataset_files.describe_dataset(config, listing.name, row_count, chosen, rejected, report, sounds)
     with dataset_files.keep_rejections_on_error(output, rejected):
         splits.check_splits_not_empty(chosen, rejected)
     written = dataset_files.write_dataset(output, chosen, rejected, about)

@@ -39,7 +39,8 @@ class Candidate:
         """Return the line of the manifest for a clip that has been converted."""
         clip = self.clip
         about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
-        return Utterance(self.audio_filepath, self.converted.duration_s, self.text, *about)
+        bandwidth_hz = self.converted.sound.bandwidth_hz if self.converted.sound else None
+        return Utterance(self.audio_filepath, self.converted.duration_s, self.text, *about, bandwidth_hz=bandwidth_hz)
 
 
 @dataclass(frozen=True)
