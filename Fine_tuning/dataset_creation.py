@@ -100,7 +100,8 @@ def create(config: Config, sources: list[Source], output: Path) -> None:
 
     assert row_count == len(rejected) + sum(map(len, chosen.values())), "a row was lost"
     report = row_filters.merge_reports([report for _, report in chosen_rows])
-    about = dataset_files.describe_dataset(config, name, row_count, chosen, rejected, report)
+    sounds = {c.audio_filepath: c.converted.sound for c in candidates}
+    about = dataset_files.describe_dataset(config, name, row_count, chosen, rejected, report, sounds)
     with dataset_files.keep_rejections_on_error(output, rejected):
         splits.check_splits_not_empty(chosen, rejected)
     written = dataset_files.write_dataset(output, chosen, rejected, about)

@@ -1,4 +1,5 @@
 import fcntl
+import io
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import wave
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from conftest import ROOT, Script, assert_refused
 from finetuning.audio.decoding import Part
@@ -115,6 +118,7 @@ def test_a_rerun_does_nothing_and_a_missing_wav_alone_is_made_again(make, sample
     assert again.returncode == 0 and "nothing to do" in again.stdout
     assert digest(sample_dataset) == before
     assert {p: p.stat().st_mtime_ns for p in sample_dataset.rglob("*")} == times
+    assert "recordings" not in again.stdout, "nothing of it is notable"
     gone, cut, edited, touched = sorted((sample_dataset / "wavs").iterdir())[:4]
     gone.unlink()
     edited.write_bytes(edited.read_bytes()[:-2] + b"\1\2")
@@ -155,6 +159,14 @@ def test_other_splits_texts_and_filters_convert_nothing_again(make, sample_datas
     assert "'" in {line["detail"] for line in lines_of(output / "rejected.jsonl")}
 
 
+def silence(seconds: float) -> bytes:
+    """An mp3 of what a muted microphone records: less than the last bit, and a click."""
+    samples, buffer = np.random.default_rng(0).normal(0, 2e-5, round(seconds * 48000)), io.BytesIO()
+    samples[9000:9010] = 0.5
+    soundfile.write(buffer, samples, 48000, format="MP3")
+    return buffer.getvalue()
+
+
 def defective() -> tuple[dict[str, bytes], dict[str, str]]:
     """A release of 12 good clips and one of each defect, and the reason expected for each path."""
     files, rows = small_release(12), good_rows(12)
@@ -177,6 +189,8 @@ def defective() -> tuple[dict[str, bytes], dict[str, str]]:
             "Una frase più lunga del suo suono.",
             "too_many_characters",
         ),
+        "hasty.mp3": (tone(440, 16000, 1, 1.0, "WAV"), "Una frase lunga per un secondo di suono.", "too_fast"),
+        "silent.mp3": (silence(3.0), "Dodici.", "no_speech"),
         "foreign.mp3": (good, "Søren 8.", "foreign_character"),
         "blank.mp3": (good, "  ", "empty_sentence"),
         "marks.mp3": (good, "?!", "empty_sentence"),

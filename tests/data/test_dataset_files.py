@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from finetuning.audio.measurement import Measurement
 from finetuning.config.loading import load_config
 from finetuning.config.schema import Config
 from finetuning.data import dataset_files
@@ -17,9 +18,11 @@ from finetuning.data.row_filters import ForeignCharacter, TextReport
 REASONS = (
     *("malformed_row", "path_outside_clips", "duplicate_clip", "empty_sentence", "foreign_character", "clip_missing"),
     *("not_in_release_split", "clip_empty", "clip_unreadable", "clip_undecodable", "clip_truncated", "too_short"),
-    *("too_long", "too_many_characters", "sentence_in_other_split"),
+    *("too_long", "no_speech", "too_many_characters", "too_fast", "sentence_in_other_split"),
 )
 PLAIN = TextReport({}, [])  # no rule changed a text
+CALL = Measurement(8000, 1, "gsm", 3875, -30.0, 0.01, 0.9)  # too loud, and hardly a word
+SOUNDS = {f"wavs/{name}{i}.wav": CALL for name in SPLITS for i in range(6)}
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +30,12 @@ def config() -> Config:
     return load_config("configs/demo.yaml", [])
 
 
-def small(speaker: str = "s") -> dict[str, list[Utterance]]:
+def small(speaker: str = "s", bandwidth_hz: int | None = None) -> dict[str, list[Utterance]]:
     """Six clips of two seconds a split, by two speakers."""
+    about = {"bandwidth_hz": bandwidth_hz}
     return {
         name: [
-            Utterance(f"wavs/{name}{i}.wav", 2.0, f"frase {i}", speaker=speaker and speaker + str(i % 2))
+            Utterance(f"wavs/{name}{i}.wav", 2.0, f"frase {i}", speaker=speaker and speaker + str(i % 2), **about)
             for i in range(6)
         ]
         for name in SPLITS
@@ -45,20 +49,23 @@ def rejected(*reasons: str) -> list[RejectedRow]:
 def write(output: Path, config: Config, chosen: dict[str, list[Utterance]], left_out: list[RejectedRow]) -> bool:
     rows = sum(map(len, chosen.values())) + len(left_out)
     return dataset_files.write_dataset(
-        output, chosen, left_out, dataset_files.describe_dataset(config, "cv/it", rows, chosen, left_out, PLAIN)
+        output, chosen, left_out, dataset_files.describe_dataset(config, "cv/it", rows, chosen, left_out, PLAIN, SOUNDS)
     )
 
 
 def test_the_summary_of_the_worst_release_fits_one_page(config: Config) -> None:
     foreign = [ForeignCharacter(chr(0x2100 + i), 12_345_678, "una frase molto lunga " * 9) for i in range(30)]
     texts = TextReport({"a rule with a very long name " * 3 + str(i): 12_345_678 for i in range(30)}, foreign)
-    about = dataset_files.describe_dataset(config, "cv/it", 18 + len(REASONS), small(), rejected(*REASONS), texts)
+    about = dataset_files.describe_dataset(
+        config, "cv/it", 18 + len(REASONS), small(), rejected(*REASONS), texts, SOUNDS
+    )
     for split in about["splits"].values():
         split |= {"hours": 12345.678, "clips": 12_345_678, "speakers": 123_456, "sentences": 12_345_678}
     for both in about["overlap"].values():
         both |= {"speakers": 123_456, "sentences": 12_345_678}
     for known in about["known_from_train"].values():
         known |= {what: {"clips": 12_345_678, "share": 1.0} for what in known}
+    about["recordings"] |= dict.fromkeys(("measured", "telephone", "clipped", "mostly_silent"), 12345678)
     lines = dataset_files.format_summary(about).splitlines()
     assert len(lines) <= 45 and max(map(len, lines)) <= 100
     assert all(any(reason in line for line in lines) for reason in REASONS)
@@ -69,14 +76,14 @@ def test_the_summary_of_the_worst_release_fits_one_page(config: Config) -> None:
 
 def test_the_summary_says_how_much_of_test_training_knows(config: Config) -> None:
     lines = dataset_files.format_summary(
-        dataset_files.describe_dataset(config, "cv/it", 18, small(), [], PLAIN)
+        dataset_files.describe_dataset(config, "cv/it", 18, small(), [], PLAIN, {})
     ).splitlines()
     (known,) = [line.split() for line in lines if line.startswith("  test ")]
     assert known == ["test", "6", "(100.0%)", "6", "(100.0%)", "0", "(0.0%)"]
     (both,) = [line.split() for line in lines if line.startswith("  train and test")]
     assert both[-2:] == ["2", "6"]
     assert "unknown" in dataset_files.format_summary(
-        dataset_files.describe_dataset(config, "cv/it", 18, small(""), [], PLAIN)
+        dataset_files.describe_dataset(config, "cv/it", 18, small(""), [], PLAIN, {})
     )
 
 
@@ -107,9 +114,12 @@ write(pathlib.Path(sys.argv[1]), load_config("configs/demo.yaml", []), small(), 
 @pytest.mark.slow
 @pytest.mark.parametrize("speaker", ["s", ""])
 @pytest.mark.parametrize("left_out", [[], rejected("too_long")])
-def test_any_dataset_can_be_drawn(config: Config, tmp_path: Path, speaker: str, left_out: list[RejectedRow]) -> None:
+@pytest.mark.parametrize("bandwidth_hz", [None, 0, 8000])
+def test_any_dataset_can_be_drawn(
+    config: Config, tmp_path: Path, speaker: str, left_out: list[RejectedRow], bandwidth_hz: int | None
+) -> None:
     """A name may hold what matplotlib takes for mathematics."""
-    one_each = {name: group[:1] for name, group in small(speaker).items()}
+    one_each = {name: group[:1] for name, group in small(speaker, bandwidth_hz).items()}
     assert write(tmp_path, replace(config, name="$^$ 100 %"), one_each, left_out)
     assert (tmp_path / "dataset.png").stat().st_size > 10_000
 

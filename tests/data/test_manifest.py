@@ -22,6 +22,7 @@ def test_what_other_tools_write_is_understood() -> None:
     assert read() == Utterance("wavs/a.wav", 1.5, "ciao")
     assert read(speaker=5, gender=None, offset=0, lang="it") == Utterance("wavs/a.wav", 1.5, "ciao", speaker="5")
     assert read(duration=2, accents="", shard_id=None) == Utterance("wavs/a.wav", 2, "ciao")
+    assert read(bandwidth_hz=3875).bandwidth_hz == 3875 and read(bandwidth_hz=None).bandwidth_hz is None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,10 @@ def test_what_other_tools_write_is_understood() -> None:
         json.dumps({**LINE, "speaker": ["a"]}),
         json.dumps({**LINE, "gender": {"a": 1}}),
         json.dumps({**LINE, "age": True}),
+        json.dumps({**LINE, "bandwidth_hz": "4000"}),
+        json.dumps({**LINE, "bandwidth_hz": True}),
+        json.dumps({**LINE, "bandwidth_hz": -1}),
+        json.dumps({**LINE, "bandwidth_hz": float("nan")}),
         json.dumps({**LINE, "shard_id": 0}),
         json.dumps({**LINE, "shard_id": True, "shard_offset": 1024}),
         json.dumps({**LINE, "shard_id": 0, "shard_offset": 1 << 70}),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from test_languages import SHIPPED
 
 from conftest import shipped
+from finetuning.audio.measurement import Measurement
 from finetuning.config.loading import load_config
 from finetuning.config.schema import ROOT, Split, SplitBy
 from finetuning.data import common_voice, dataset_files, release_tables, row_filters, shard_reader, shard_writer, splits
@@ -192,7 +193,8 @@ JUNK += [b"\xff", b"\0", b"\n"]
 TABLE = b"path\tsentence\n0.mp3\tCiao\n"
 DEEP = [b"9" * 5000, b"[" * 100_000]  # more than Python's reader of JSON takes
 KEY = {"source": {"name": "it"}, "trim_silence_db": None}
-ENTRY = ConvertedClip("0.mp3", "1 1", 3.0, 3.0, wav_mtime_ns=5, wav_crc32=7)
+SOUND = Measurement(48000, 1, "mp3", 7250, -20.5, 0.0, 0.25)
+ENTRY = ConvertedClip("0.mp3", "1 1", 3.0, 3.0, wav_mtime_ns=5, wav_crc32=7, sound=SOUND)
 hasty = settings(thorough, max_examples=100)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import shipped
+from finetuning.audio.measurement import Measurement
 from finetuning.config.schema import Repeated, Split, SplitBy
 from finetuning.data import row_filters, splits
 from finetuning.data.conversion_pool import ConvertedClip
@@ -183,8 +184,12 @@ def test_frames_that_ctc_needs(text: str, frames: int) -> None:
         (1.79, 1.79, 2.0, "ciao", "clip_truncated"),
         (1.0, 1.0, 0.0, "ciao", None),  # nothing is stated
         (0.09, 0.09, 0.0, "a", "too_short"),
-        (0.1, 0.1, 0.0, "anno", None),  # 5 frames for a-n-blank-n-o
-        (0.1, 0.1, 0.0, "annoi", "too_many_characters"),
+        (0.12, 0.12, 0.0, "occa", None),  # 5 frames for o-c-blank-c-a
+        (0.12, 0.12, 0.0, "aabb", None),  # 6 frames, and there are no more
+        (0.12, 0.12, 0.0, "aabbi", "too_many_characters"),
+        (0.1, 0.1, 0.0, "anno", "too_fast"),  # 40 characters per second
+        (2.0, 2.0, 0.0, "ab" * 35, None),
+        (1.99, 1.99, 0.0, "ab" * 35, "too_fast"),
         (16.7, 16.7, 16.7, "ciao", None),
         (16.71, 16.71, 16.71, "ciao", "too_long"),
     ],
@@ -196,6 +201,19 @@ def test_filters(duration_s: float, decoded_s: float, stated_s: float, text: str
     passed = row_filters.filter_by_audio([candidate], shipped("italian").dataset, rejected)
     assert [r.reason for r in rejected] == ([reason] if reason else [])
     assert passed == ([] if reason else [candidate])
+
+
+@pytest.mark.parametrize(("silent_share", "reason"), [(0.98, None), (0.981, "no_speech"), (None, None)])
+def test_silent_clips_are_rejected_where_silence_was_measured(silent_share: float | None, reason: str | None) -> None:
+    sound = None if silent_share is None else Measurement(16000, 1, "mp3", 0, -75.0, 0.0, silent_share)
+    converted = ConvertedClip("a.mp3", "1 1", 3.0, 3.0, sound=sound)
+    rejected: list[RejectedRow] = []
+    row_filters.filter_by_audio(
+        [row_filters.Candidate(Clip("a.mp3", "ciao"), "ciao", converted=converted)],
+        shipped("italian").dataset,
+        rejected,
+    )
+    assert [(r.reason, r.detail) for r in rejected] == [(reason, "98.1% of it is silent, at -75.0 dBFS")] * bool(reason)
 
 
 @pytest.mark.parametrize(

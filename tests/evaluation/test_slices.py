@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 
 from finetuning.data.manifest import Utterance
@@ -28,6 +30,18 @@ def test_every_utterance_is_in_one_group_of_every_slice() -> None:
         "gender": {"female_feminine": [0, 1, 3], "male_masculine": [2]},
         "accents": {"not stated": [1, 2, 3], "Toscana": [0]},
     }
+
+
+def test_telephone_and_wide_band_are_told_apart_where_bandwidths_are_stated() -> None:
+    stated = [replace(u, bandwidth_hz=hz) for u, hz in zip(TEST, (3875, 4250, 4375.5, None), strict=True)]
+    groups = slices.make_groups(stated, TRAIN)
+    assert members(groups)["bandwidth"] == {"telephone": [0, 1], "wide": [2], "not stated": [3]}
+    rows = [{"model": "a", "utterances": 4, "slices": slices.score_slices(groups, SCORE)}]
+    assert "| bandwidth telephone           |    2 (50%) |     2 | 0.5000 |" in slices.format_slices(rows)
+    alike = slices.make_groups([replace(u, bandwidth_hz=8000) for u in TEST], TRAIN)
+    assert members(alike)["bandwidth"] == {"wide": [0, 1, 2, 3]}
+    rows = [{"model": "a", "utterances": 4, "slices": slices.score_slices(alike, SCORE)}]
+    assert "bandwidth" not in slices.format_slices(rows)
 
 
 def test_what_is_not_known_is_left_out() -> None:

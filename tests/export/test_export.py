@@ -82,7 +82,7 @@ evaluation:
     for split, utterances in chosen.items():
         write_manifest(manifest_path(data, split), utterances)
     write_json(
-        data / "dataset.json", dataset_files.describe_dataset(config, release, 30, chosen, [], TextReport({}, []))
+        data / "dataset.json", dataset_files.describe_dataset(config, release, 30, chosen, [], TextReport({}, []), {})
     )
 
     model = output / "Model-IT-finetuned.nemo"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 from finetuning.audio import ffmpeg, libsndfile
+from finetuning.audio.measurement import Measurement, measure
 from finetuning.audio.stream import AudioError, AudioStream, to_mono
 from finetuning.errors import UserError
 from finetuning.files import create_temp_file
@@ -30,6 +31,15 @@ class Part:
     start_s: float = 0.0
     end_s: float | None = None  # None: the end of the recording
     channel: str = "mix"  # 0, 1, …, or mix: their mean; "": the only one
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedPart:
+    """The wav of a part, and what was decoded for it."""
+
+    duration_s: float  # of the wav
+    decoded_s: float  # more, when silence was trimmed
+    sound: Measurement
 
 
 def check_not_truncated(duration_s: float, stated_s: float) -> None:
@@ -71,25 +81,25 @@ def convert_to_wav(clip: bytes | Path, wav: Path, trim_silence_db: float | None)
     [outcome] = convert_parts(clip, [Part(wav)], trim_silence_db)
     if isinstance(outcome, AudioError):
         raise outcome
-    return outcome
+    return outcome.duration_s, outcome.decoded_s
 
 
 def convert_parts(
     recording: bytes | Path, parts: Sequence[Part], trim_silence_db: float | None
-) -> list[tuple[float, float] | AudioError]:
+) -> list[ConvertedPart | AudioError]:
     """Write the wav of each part while the recording is decoded once.
 
-    Return for each the seconds written and decoded, or its AudioError. Raises AudioError when the recording cannot be
-    opened, and OSError when a wav cannot be written.
+    Return what became of each, or its AudioError. Raises AudioError when the recording cannot be opened, and OSError
+    when a wav cannot be written.
     """
-    outcomes: list[tuple[float, float] | AudioError] = [AudioError("clip_empty", "0 samples")] * len(parts)
+    outcomes: list[ConvertedPart | AudioError] = [AudioError("clip_empty", "0 samples")] * len(parts)
     sound, written = _open_recording(recording), set[int]()
     try:
         for number, samples in _iter_parts(sound, parts):
             written.add(number)
             part = parts[number]
             try:
-                outcomes[number] = _convert(samples, sound.rate, part, trim_silence_db)
+                outcomes[number] = _convert(samples, sound, part, trim_silence_db)
             except AudioError as error:
                 outcomes[number] = error
     except AudioError as error:  # the recording is damaged there
@@ -132,16 +142,17 @@ def _iter_parts(sound: AudioStream, parts: Sequence[Part]) -> Iterator[tuple[int
         yield number, np.concatenate(pieces)
 
 
-def _convert(samples: "np.ndarray", rate: int, part: Part, trim_silence_db: float | None) -> tuple[float, float]:
-    """Write samples (time, channels) to the part's wav; return the seconds written and decoded."""
-    mono = to_mono_16k(_chosen_channel(samples, part.channel), rate)
-    decoded_samples = len(mono)
+def _convert(samples: "np.ndarray", sound: AudioStream, part: Part, trim_silence_db: float | None) -> ConvertedPart:
+    """Write samples (time, channels) of `sound` to the part's wav; raise AudioError when that would hold nothing."""
+    samples = _chosen_channel(samples, part.channel)
+    mono = to_mono_16k(samples, sound.rate)
+    decoded_samples, measurement = len(mono), measure(sound, samples, mono, SAMPLE_RATE)
     if trim_silence_db is not None:
         mono = _trim_silence(mono, trim_silence_db)
     if not len(mono):
         raise AudioError("clip_empty", "holds no sound")
     _write_wav(mono, part.wav)
-    return len(mono) / SAMPLE_RATE, decoded_samples / SAMPLE_RATE
+    return ConvertedPart(len(mono) / SAMPLE_RATE, decoded_samples / SAMPLE_RATE, measurement)
 
 
 def _chosen_channel(samples: "np.ndarray", channel: str) -> "np.ndarray":

@@ -34,6 +34,7 @@ GUARD = (
     CONTAINERS,
 )  # so that no file can open another one
 JOINT = "failed to create or replace stream"  # logged where recordings were joined; all of them are read
+LAYOUTS = {"mono": 1, "quad": 4, "hexagonal": 6, "octagonal": 8}  # whose names hold no number; others are of two
 TRACK = re.compile(r"^ +Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.+)$", re.MULTILINE)
 CLOCK = (  # filter that continues timestamps which start over; the next filter would drop that audio
     f"asetpts='st(1,if(between(PTS+ld(1),ld(0)-0.1/TB,ld(0)+{MAX_GAP_S}/TB),ld(1),ld(0)-PTS))*0"
@@ -72,7 +73,8 @@ class _Track:
     container: str
     codec: str  # its names
     rate: int  # Hz
-    channels: int  # 1, or 2 for any higher number, which ffmpeg mixes down
+    channels: int  # of the file
+    mixed_channels: int  # 1, or 2 for any higher number, which ffmpeg mixes down
     duration_s: float  # of the file; 0: unknown
     is_alone: bool  # the file contains nothing else and states its duration
     notes: list[str]  # for the user
@@ -97,7 +99,8 @@ def open_sound(source: bytes | Path, libsndfile_error: str, counted_s: float | N
     log = subprocess.run(command, capture_output=True, check=False).stderr.decode(errors="replace")
     track = _choose_track(log, libsndfile_error)
     blocks = _blocks(command, track, counted_s, temporary)
-    return AudioStream(track.rate, counted_s or track.duration_s, checked_blocks(blocks), track.notes)
+    duration_s, codec = counted_s or track.duration_s, track.codec.split()[0]
+    return AudioStream(track.rate, track.channels, codec, duration_s, checked_blocks(blocks), track.notes)
 
 
 def _choose_track(log: str, libsndfile_error: str) -> _Track:
@@ -110,6 +113,7 @@ def _choose_track(log: str, libsndfile_error: str) -> _Track:
     number, _, description = tracks[index]
     layout = re.search(r"(\d+) Hz, ([^,\n]+)", description)
     duration = re.search(r"Duration: (\d+):(\d+):([\d.]+)", log)
+    channels = _count_channels(layout[2]) if layout else 2
     notes = []
     if len(tracks) > 1:
         languages = ", ".join(language or "no language stated" for _, language, _ in tracks)
@@ -122,11 +126,18 @@ def _choose_track(log: str, libsndfile_error: str) -> _Track:
         container=re.search(r"^Input #0, (\S+), from ", log, re.MULTILINE)[1],
         codec=description.split(",")[0],
         rate=int(layout[1]) if layout and int(layout[1]) else 48000,
-        channels=1 if layout and layout[2] in ("mono", "1 channels") else 2,
+        channels=channels,
+        mixed_channels=min(channels, 2),
         duration_s=float(duration[1]) * 3600 + float(duration[2]) * 60 + float(duration[3]) if duration else 0.0,
         is_alone=log.count("\n  Stream #0:") == 1 and "Estimating duration" not in log,
         notes=notes,
     )
+
+
+def _count_channels(layout: str) -> int:
+    """Return the number of channels of a layout as ffmpeg names it, such as mono, 5.1(side) and 6 channels."""
+    numbers = re.findall(r"\d+", layout.partition("(")[0])
+    return sum(map(int, numbers)) or LAYOUTS.get(layout, 2)
 
 
 def _blocks(
@@ -140,17 +151,17 @@ def _blocks(
 
     options = ["-v", "error", "-map", f"0:{track.number}"]
     options += ["-af", f"{CLOCK},aresample={track.rate}:async=1:first_pts=0"]
-    options += ["-ac", str(track.channels), "-ar", str(track.rate), "-f", "f32le", "-"]
+    options += ["-ac", str(track.mixed_channels), "-ar", str(track.rate), "-f", "f32le", "-"]
     if track.container in BROADCAST:  # whose clock starts with the audio unless the video is read, too
         options += ["-map", "0:v?", "-c:v", "copy", "-f", "null", os.devnull]
-    frame, done = 4 * track.channels, 0
+    frame, done = 4 * track.mixed_channels, 0
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log)
         try:
             while data := process.stdout.read(frame * BLOCK):
-                samples = np.frombuffer(data, "<f4", len(data) // frame * track.channels)
+                samples = np.frombuffer(data, "<f4", len(data) // frame * track.mixed_channels)
                 done += len(data) // frame
-                yield samples.reshape(-1, track.channels)
+                yield samples.reshape(-1, track.mixed_channels)
             process.wait()
         finally:
             process.kill()

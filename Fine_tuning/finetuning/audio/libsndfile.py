@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import soundfile
 
 UNKNOWN = 1 << 62  # frames that libsndfile reports for a file that was written into a pipe
+CODECS = {  # libsndfile's names, where ffmpeg has another one for the same
+    **{"MPEG_LAYER_I": "mp1", "MPEG_LAYER_II": "mp2", "MPEG_LAYER_III": "mp3", "GSM610": "gsm"},
+    **{"ULAW": "pcm_mulaw", "ALAW": "pcm_alaw", "MS_ADPCM": "adpcm_ms", "IMA_ADPCM": "adpcm_ima_wav"},
+}
 UNKNOWN_SIZES = (1 << 31, 1 << 32, 1 << 63, 1 << 64)  # bytes; a size within 64 KiB of these means "unknown"
 
 
@@ -55,9 +59,15 @@ def open_sound(source: bytes | Path) -> AudioStream:
         fault = "its last page is cut off" if sound.format == "OGG" and _ends_within_page(data) else ""
     if is_complete:
         duration_s = min(sound.frames, promised_frames) / sound.samplerate
-        return AudioStream(sound.samplerate, duration_s, checked_blocks(_blocks(sound, promised_frames, fault)))
+        blocks = checked_blocks(_blocks(sound, promised_frames, fault))
+        return AudioStream(sound.samplerate, sound.channels, _codec(sound), duration_s, blocks)
     sound.close()
     raise UnsupportedError("It does not say where it ends.", stream.duration_s if stream else None)
+
+
+def _codec(sound: "soundfile.SoundFile") -> str:
+    """Return the name of the encoding; flac is stored as whole numbers, which libsndfile would name."""
+    return "flac" if sound.format == "FLAC" else CODECS.get(sound.subtype, sound.subtype.lower())
 
 
 @contextmanager

@@ -44,6 +44,8 @@ class AudioStream:
     """Audio that is open, to be read once."""
 
     rate: int  # Hz
+    channels: int  # of the recording; the blocks have two of them where ffmpeg mixed more down
+    codec: str  # as ffmpeg or libsndfile names it: mp3, pcm_16
     duration_s: float  # stated or estimated by its header
     blocks: Iterator["np.ndarray"]  # (time, channels) float32, full scale 1; raises AudioError where it is damaged
     notes: list[str] = field(default_factory=list)  # for the user; complete once all blocks are read

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from finetuning.audio import decoding
-from finetuning.audio.decoding import Part
+from finetuning.audio.decoding import ConvertedPart, Part
+from finetuning.audio.measurement import Measurement
 from finetuning.audio.stream import AudioError
 from finetuning.data.listing import Clip, Listing
 from finetuning.errors import UserError
@@ -42,16 +43,18 @@ class ConvertedClip:
     passing: bool = False  # a fault of this machine, not of the clip: the next run tries again
     wav_mtime_ns: int = 0  # of the wav; 0: converted before this was recorded
     wav_crc32: int = 0
+    sound: Measurement | None = None  # None: converted before it was measured
 
     @classmethod
     def read(cls, fields: Any) -> Self | None:
         """Return the entry that a line of the log holds; None when it is not one."""
         try:
-            entry = cls(**fields)
+            sound = fields.get("sound")
+            entry = cls(**fields | {"sound": Measurement.read(sound) if sound is not None else None})
             "".join((entry.path, entry.stamp, entry.reason, entry.detail)).encode()  # a lone surrogate is not text
             numbers = (entry.duration_s, entry.decoded_s, entry.wav_mtime_ns, entry.wav_crc32)
             return entry if all(0 <= number < LARGE for number in numbers) else None
-        except (TypeError, UnicodeEncodeError):
+        except (AttributeError, TypeError, UnicodeEncodeError):
             return None
 
 
@@ -141,8 +144,12 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _line(entry: ConvertedClip) -> str:
-    fields = {name: getattr(entry, name) for name in ConvertedClip.__slots__}
-    return json.dumps({k: v for k, v in fields.items() if v not in ("", False)}, ensure_ascii=False) + "\n"
+    stated = {name: value for name, value in _fields(entry).items() if value not in ("", False, None)}
+    return json.dumps(stated, ensure_ascii=False, default=_fields) + "\n"
+
+
+def _fields(row: ConvertedClip | Measurement) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__}
 
 
 def convert_all(
@@ -284,7 +291,7 @@ def _convert_recording(
 
     Errors become results, except OSError (the disk), which ends the run.
     """
-    outcomes: list[tuple[float, float] | AudioError]
+    outcomes: list[ConvertedPart | AudioError]
     try:
         outcomes = decoding.convert_parts(recording, parts, trim)
     except AudioError as error:
@@ -298,11 +305,11 @@ def _convert_recording(
     return [_result(*name, part.wav, outcome) for name, part, outcome in zip(names, parts, outcomes, strict=True)]
 
 
-def _result(path: str, stamp: str, wav: Path, outcome: tuple[float, float] | AudioError) -> ConvertedClip:
+def _result(path: str, stamp: str, wav: Path, outcome: ConvertedPart | AudioError) -> ConvertedClip:
     if isinstance(outcome, AudioError):
         return ConvertedClip(path, stamp, reason=outcome.reason, detail=outcome.detail, passing=outcome.passing)
     about = {"wav_mtime_ns": wav.stat().st_mtime_ns, "wav_crc32": zlib.crc32(wav.read_bytes())}
-    return ConvertedClip(path, stamp, *outcome, **about)
+    return ConvertedClip(path, stamp, outcome.duration_s, outcome.decoded_s, **about, sound=outcome.sound)
 
 
 def _prepare_worker() -> None:

@@ -1,4 +1,4 @@
-"""The figure of a dataset: hours, durations, speakers and rejected rows."""
+"""The figure of a dataset: hours, durations, speakers, rejected rows and, where it is known, bandwidth."""
 
 from collections import Counter
 from itertools import accumulate
@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from finetuning.audio.measurement import TELEPHONE_HZ, is_telephone
 from finetuning.data.manifest import Utterance
 from finetuning.files import atomic_path
 from finetuning.metrics.loss_curve import COLOURS
@@ -14,10 +15,12 @@ from finetuning.metrics.loss_curve import COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 REJECTED = "#d55e00"
+MAX_BANDWIDTH_HZ = 8000  # at 16 kHz
+BANDWIDTH_STEP_HZ = 250  # of the histogram: two of the measurement, the upper of which are multiples of it
 
 
 def save_dataset_figure(about: dict[str, Any], chosen: dict[str, list[Utterance]], path: Path) -> None:
-    """Draw hours, durations, speakers and rejections of a dataset as a PNG.
+    """Draw hours, durations, speakers, rejections and, below them, the bandwidth of a dataset as a PNG.
 
     `about` is the content of dataset.json, `chosen` that of the manifests; the same numbers give the same bytes.
     """
@@ -26,17 +29,21 @@ def save_dataset_figure(about: dict[str, Any], chosen: dict[str, list[Utterance]
 
     style = {"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
     with mpl.rc_context(mpl.rcParamsDefault | style):  # whatever the user's matplotlibrc says
-        figure = Figure(figsize=(11, 8), layout="constrained")
+        hertz = {name: [u.bandwidth_hz for u in chosen[name] if u.bandwidth_hz is not None] for name in COLOURS}
+        rows = [["hours", "durations"], ["speakers", "rejections"]] + [["bandwidths"] * 2] * any(hertz.values())
+        figure = Figure(figsize=(11, 4 * len(rows)), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
         total = sum(split["hours"] for split in about["splits"].values())
         title = f"{about['name']}: {_hours(total)} h in {about['utterances']:,} clips"
         by = about["config"]["dataset.split"]["by"]
         figure.suptitle(f"{title}\n{about['release']}, split by {by}", fontsize=13)
-        (hours, durations), (speakers, rejections) = figure.subplots(2, 2)
-        _draw_hours(hours, about["splits"])
-        _draw_durations(durations, {name: [u.duration for u in chosen[name]] for name in COLOURS})
-        _draw_speakers(speakers, {name: [u.speaker for u in chosen[name] if u.speaker] for name in COLOURS})
-        _draw_rejections(rejections, about)
+        panels = figure.subplot_mosaic(rows)
+        _draw_hours(panels["hours"], about["splits"])
+        _draw_durations(panels["durations"], {name: [u.duration for u in chosen[name]] for name in COLOURS})
+        _draw_speakers(panels["speakers"], {name: [u.speaker for u in chosen[name] if u.speaker] for name in COLOURS})
+        _draw_rejections(panels["rejections"], about)
+        if "bandwidths" in panels:
+            _draw_bandwidths(panels["bandwidths"], hertz)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
 
@@ -118,6 +125,24 @@ def _draw_rejections(axes: "Axes", about: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="x", alpha=0.3)
     return None
+
+
+def _draw_bandwidths(axes: "Axes", hertz: dict[str, list[float]]) -> None:
+    """Draw a stacked histogram of bandwidths in Hz, with the limit up to which it is a telephone's."""
+    pooled = [hz for group in hertz.values() for hz in group]
+    edges = [BANDWIDTH_STEP_HZ * (number + 0.25) for number in range(-1, MAX_BANDWIDTH_HZ // BANDWIDTH_STEP_HZ + 1)]
+    stacks, *_ = axes.hist(list(hertz.values()), edges, stacked=True, color=COLOURS.values(), label=list(COLOURS))
+    telephone = sum(map(is_telephone, pooled))
+    limit_hz = TELEPHONE_HZ + BANDWIDTH_STEP_HZ / 4  # the edge of its bar
+    axes.axvline(limit_hz, color=REJECTED, linestyle="--", label=f"telephone: up to {TELEPHONE_HZ:,} Hz")
+    axes.set(title=f"Bandwidth: {telephone:,} of {len(pooled):,} clips have a telephone's")
+    axes.set(xlabel="highest frequency of a clip's sound (Hz)", ylabel=f"clips in {BANDWIDTH_STEP_HZ} Hz")
+    axes.set(xlim=(0, edges[-1]), ylim=(0, 1.2 * stacks.max()))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, loc="upper left")
 
 
 def _draw_nothing(axes: "Axes", title: str, why: str) -> None:

@@ -3,14 +3,15 @@
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from finetuning.audio.measurement import Measurement
 from finetuning.config.schema import Config, Dataset, Repeated, Source, free_keys
-from finetuning.data import dataset_figure, splits
+from finetuning.data import dataset_figure, sound_summary, splits
 from finetuning.data.listing import RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance, find_test_sets, manifest_path, read_manifest, write_manifest
 from finetuning.data.row_filters import TextReport
@@ -47,8 +48,12 @@ def describe_dataset(
     chosen: dict[str, list[Utterance]],
     rejected: list[RejectedRow],
     texts: TextReport,
+    sounds: Mapping[str, Measurement | None],
 ) -> dict[str, Any]:
-    """Return the content of dataset.json; the same dataset gives the same bytes in any folder."""
+    """Return the content of dataset.json; the same dataset gives the same bytes in any folder.
+
+    `sounds` are the measurements of the clips by `audio_filepath`; those of clips outside `chosen` do not count.
+    """
     return {
         "name": config.name,
         "release": release,
@@ -59,6 +64,9 @@ def describe_dataset(
         "splits": splits.describe_splits(chosen),
         "overlap": splits.split_overlap(chosen),
         "known_from_train": splits.seen_in_train(chosen),
+        "recordings": sound_summary.describe_sounds(
+            sounds.get(utterance.audio_filepath) for utterances in chosen.values() for utterance in utterances
+        ),
         "alphabet": config.text.alphabet,
         **asdict(texts),
         "config": content_settings(config),
@@ -179,6 +187,7 @@ def format_summary(about: dict[str, Any]) -> str:
     lines.append(f"rejected: {about['rejected']:,} of {about['rows']:,} rows")
     by_count = sorted(about["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     lines += [f"  {reason:30}{count:11,}{count / about['rows']:10.2%}" for reason, count in by_count]
+    lines += sound_summary.format_notable(about["recordings"])
     lines += _foreign_characters(about["foreign_characters"])
     rules = sorted(((rule, count) for rule, count in about["rules"].items() if count), key=lambda item: -item[1])
     lines.append("texts changed by rule" + (f", {SHOWN_RULES} of {len(rules)}" if len(rules) > SHOWN_RULES else ""))

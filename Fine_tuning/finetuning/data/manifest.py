@@ -15,6 +15,7 @@ from finetuning.files import atomic_open, parse_json
 
 SPLITS = ("train", "validation", "test")
 OPTIONAL = {"sentence", "speaker", "gender", "age", "accents", "source"}  # fields that may be empty or missing
+MAX_HZ = 1e6  # of a bandwidth: beyond those of microphones
 MAX_DURATION_S = 1e6  # of an utterance: eleven days, more than any clip's
 
 
@@ -22,7 +23,7 @@ MAX_DURATION_S = 1e6  # of an utterance: eleven days, more than any clip's
 class Utterance:
     """One line of a manifest. The first three fields are what NeMo reads; the others may be empty.
 
-    The last two are set when the wav is in a shard; `shard_id` is NeMo's name for its number.
+    The last two fields are set when the wav is in a shard; `shard_id` is NeMo's name for its number.
     """
 
     audio_filepath: str  # relative to the manifest; in a shard: the member's name
@@ -34,6 +35,7 @@ class Utterance:
     age: str = ""
     accents: str = ""
     source: str | None = None  # which of several the clip is from
+    bandwidth_hz: float | None = None  # the highest frequency of the recording
     shard_id: int | None = None  # the number of the tar
     shard_offset: int | None = None  # bytes in the shard before the wav's header
 
@@ -116,6 +118,9 @@ def parse_line(line: str, where: str) -> Utterance:
             raise TypeError("audio_filepath and text must be strings")
         if not (_is_number(utterance.duration, int | float) and 0 < utterance.duration <= MAX_DURATION_S):
             raise TypeError("duration must be a number of seconds")
+        bandwidth_hz = utterance.bandwidth_hz
+        if bandwidth_hz is not None and not (_is_number(bandwidth_hz, int | float) and 0 <= bandwidth_hz <= MAX_HZ):
+            raise TypeError("bandwidth_hz must be a number of hertz")
         place = (utterance.shard_id, utterance.shard_offset)
         if place != (None, None) and not all(_is_number(number, int) and 0 <= number < 1 << 62 for number in place):
             raise TypeError("shard_id and shard_offset must both be numbers, as step 1 writes them")

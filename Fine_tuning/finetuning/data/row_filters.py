@@ -41,7 +41,8 @@ class Candidate:
         """Return the line of the manifest; before the clip is converted, with the duration that is stated, or 1 s."""
         clip, duration_s = self.clip, self.converted.duration_s if self.converted else self.stated_s or 1.0
         about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
-        return Utterance(self.audio_filepath, duration_s, self.text, *about, self.source or None)
+        bandwidth_hz = self.converted.sound.bandwidth_hz if self.converted and self.converted.sound else None
+        return Utterance(self.audio_filepath, duration_s, self.text, *about, self.source or None, bandwidth_hz)
 
 
 @dataclass(frozen=True)
@@ -206,20 +207,30 @@ def filter_by_audio(candidates: list[Candidate], dataset: Dataset, rejected: lis
 
 def _audio_fault(candidate: Candidate, dataset: Dataset) -> tuple[str, str] | None:
     """Return the first reason why a clip and its text make no utterance, with the figures behind it."""
-    sound, stated_s = candidate.converted, candidate.stated_s
-    frames, needed = floor(sound.duration_s * dataset.encoder_frames_per_second + 1e-6), min_ctc_frames(candidate.text)
-    if sound.reason:
-        return sound.reason, sound.detail
-    if sound.decoded_s < stated_s * (1 - dataset.max_missing_share):
+    converted, stated_s = candidate.converted, candidate.stated_s
+    duration_s, sound = converted.duration_s, converted.sound
+    if converted.reason:
+        return converted.reason, converted.detail
+    if converted.decoded_s < stated_s * (1 - dataset.max_missing_share):
         table = "the table" if candidate.clip.cut else "clip_durations.tsv"
-        return "clip_truncated", f"{sound.decoded_s:.2f} s of the {stated_s:.2f} s that {table} states"
-    if sound.duration_s < dataset.min_duration_s:
-        return "too_short", f"{sound.duration_s:.2f} s"
-    if sound.duration_s > dataset.max_duration_s:
+        return "clip_truncated", f"{converted.decoded_s:.2f} s of the {stated_s:.2f} s that {table} states"
+    if duration_s < dataset.min_duration_s:
+        return "too_short", f"{duration_s:.2f} s"
+    if duration_s > dataset.max_duration_s:
         is_whole = candidate.clip.cut and candidate.clip.cut.end_s is None
-        return "too_long", f"{sound.duration_s:.2f} s{'; cut it: state start and end' if is_whole else ''}"
+        return "too_long", f"{duration_s:.2f} s{'; cut it: state start and end' if is_whole else ''}"
+    if sound and sound.silent_share > dataset.max_silence:
+        return "no_speech", f"{sound.silent_share:.1%} of it is silent, at {sound.level_dbfs:.1f} dBFS"
+    return _text_fault(candidate.text, duration_s, dataset)
+
+
+def _text_fault(text: str, duration_s: float, dataset: Dataset) -> tuple[str, str] | None:
+    """Return the reason why a text cannot be what is said in `duration_s`, with the figures behind it."""
+    frames, needed = floor(duration_s * dataset.encoder_frames_per_second + 1e-6), min_ctc_frames(text)
     if needed > frames:
         return "too_many_characters", f"needs {needed} encoder frames and has {frames}"
+    if len(text) > dataset.max_characters_per_second * duration_s:
+        return "too_fast", f"{len(text)} characters in {duration_s:.2f} s, {len(text) / duration_s:.1f} per second"
     return None
 
 

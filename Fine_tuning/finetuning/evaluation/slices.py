@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from finetuning.audio.measurement import is_telephone
 from finetuning.data.manifest import Utterance
 from finetuning.errors import printable
 from finetuning.evaluation.results import Result, round_or_none
@@ -14,6 +15,7 @@ from finetuning.evaluation.scoring import Score
 from finetuning.metrics.error_rates import sum_counts
 
 SEEN, UNSEEN = "seen in training", "not seen in training"
+TELEPHONE, WIDE = "telephone", "wide"
 TOPIC, WITH_WORDS, WITHOUT_WORDS = "topic ", "with its words", "without"
 DURATIONS_S = {"under 2 s": 2, "2 to 4 s": 4, "4 to 6 s": 6, "6 to 10 s": 10, "10 s and more": np.inf}
 MOST_VALUES = 20  # of gender, age or accents; the rarer ones are grouped as others
@@ -48,6 +50,9 @@ def make_groups(
             known = {value: value or "not stated" for value in frequent[:MOST_VALUES]}
             members[field] = [known.get(value, "others") for value in values]
             order[field] = [*known.values(), "others"]
+    if any(u.bandwidth_hz is not None for u in utterances):
+        members["bandwidth"] = [_bandwidth(u.bandwidth_hz) for u in utterances]
+        order["bandwidth"] = [TELEPHONE, WIDE, "not stated"]
     for topic, words in (topics or {}).items():
         members[TOPIC + topic] = [WITH_WORDS if set(words) & set(u.text.split()) else WITHOUT_WORDS for u in utterances]
         order[TOPIC + topic] = [WITH_WORDS, WITHOUT_WORDS]
@@ -60,6 +65,12 @@ def _group_numbers(order: Sequence[str], groups: Sequence[str]) -> dict[str, np.
     for number, group in enumerate(groups):
         numbers[group].append(number)
     return {group: np.array(chosen) for group, chosen in numbers.items() if chosen}
+
+
+def _bandwidth(hertz: float | None) -> str:
+    if hertz is None:
+        return "not stated"
+    return TELEPHONE if is_telephone(hertz) else WIDE
 
 
 def _seen(is_seen: bool) -> str:
@@ -86,10 +97,15 @@ def _score_group(score: Score, numbers: np.ndarray) -> dict[str, Any]:
 
 
 def format_slices(rows: Sequence[Result]) -> str:
-    """Return the table of WER by slice, a column for each model: of gender the most frequent, no age, no accents."""
+    """Return the table of WER by slice, a column for each model: of gender the most frequent, no age, no accents.
+
+    Bandwidth is there where it differs.
+    """
     first = rows[0]["slices"]
+    topics = [name for name in first if name.startswith(TOPIC)]
+    bandwidth = ["bandwidth"] * (len(first.get("bandwidth", {})) > 1)
     lines = []
-    for name in ("speaker", "sentence", "duration", "gender", *(name for name in first if name.startswith(TOPIC))):
+    for name in ("speaker", "sentence", "duration", "gender", *bandwidth, *topics):
         for group, size in list(first.get(name, {}).items())[: SHOWN_VALUES if name == "gender" else None]:
             share = f"{size['utterances']:,} ({size['utterances'] / rows[0]['utterances']:.0%})"
             rates = [f"{row['slices'][name][group]['wer']:.4f}" for row in rows]
