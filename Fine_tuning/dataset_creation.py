@@ -10,7 +10,7 @@ import finetuning.startup  # noqa: F401  first: it reports what ends the script 
 
 # isort: split
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,55 +60,50 @@ def main() -> None:
         raise
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What is taken of a source."""
+
+    source: Source
+    listing: Listing
+    candidates: list[Candidate]
+    report: row_filters.TextReport
+
+
 def create(config: Config, sources: list[Source], output: Path) -> None:
     """Make the dataset while this run holds the locks of `output` and of dataset.shards."""
     listings = [list_source(config, source, output) for source in sources]
     name = " + ".join(listing.name for listing in listings)
     if config.dataset.shards:
         shard_writer.check_shard_folder(resolve_path(config.dataset.shards), name)
-    row_count = sum(len(listing.rows) + len(listing.rejected) for listing in listings)
     for listing in listings:
-        rows = len(listing.rows) + len(listing.rejected)
-        print(f"{listing.name}: {rows:,} rows in {listing.table}, {len(listing.stamps):,} clips")
+        print(f"{listing.name}: {listing.row_count:,} rows in {listing.table}, {len(listing.stamps):,} clips")
     if changed := dataset_files.changed_settings(output, config, name):
         print(f"changed since the last run: {', '.join(changed)}; texts, filters, splits and manifests are made again")
 
     rejected: list[RejectedRow] = []
-    dropped = row_filters.read_dropped(resolve_path(config.dataset.drop)) if config.dataset.drop else {}
-    chosen_rows = [
-        choose_rows(config, source, listing, output, dropped, rejected)
-        for source, listing in zip(sources, listings, strict=True)
-    ]
-    if unknown := [name for name, is_found in dropped.items() if not is_found]:
-        print(printable(f"dataset.drop names {len(unknown):,} clips that there are not, such as {unknown[0]!r}"))
-    speakers = {c.clip.speaker for found, _ in chosen_rows for c in found}
-    with dataset_files.keep_rejections_on_error(output, rejected):
-        for source, listing in zip(sources, listings, strict=True):
-            if source.role is Role.split:
-                splits.validate_split(config.dataset.split, speakers, listing)
-    shared = [found for source, (found, _) in zip(sources, chosen_rows, strict=True) if source.role is Role.split]
-    if warning := splits.foretell_losses(config.dataset.split, [c.to_utterance() for found in shared for c in found]):
-        print(f"warning: {warning}")
-
+    chosen_rows = choose_rows(config, sources, listings, output, rejected)
+    check_split(config, chosen_rows, output, rejected)
     candidates, stamps, new_clips = [], dict[str, Any](), 0
-    for source, listing, (found, _) in zip(sources, listings, chosen_rows, strict=True):
-        log, new = convert_clips(config, source, listing, found, output)
-        stamps |= {c.audio_filepath: [log.key, c.converted.stamp] for c in found}
-        candidates += row_filters.filter_by_audio(found, config.dataset, rejected)
+    for chosen in chosen_rows:
+        log, new = convert_clips(config, chosen, output)
+        stamps |= {c.audio_filepath: [log.key, c.converted.stamp] for c in chosen.candidates}
+        candidates += row_filters.filter_by_audio(chosen.candidates, config.dataset, rejected)
         new_clips += new
-    chosen = split(config, sources, candidates, rejected)
+    utterances = split(config, sources, candidates, rejected)
 
-    assert row_count == len(rejected) + sum(map(len, chosen.values())), "a row was lost"
-    report = row_filters.merge_reports([report for _, report in chosen_rows])
+    row_count = sum(listing.row_count for listing in listings)
+    assert row_count == len(rejected) + sum(map(len, utterances.values())), "a row was lost"
+    report = row_filters.merge_reports([chosen.report for chosen in chosen_rows])
     sounds = {c.audio_filepath: c.converted.sound for c in candidates}
-    about = dataset_files.describe_dataset(config, name, row_count, chosen, rejected, report, sounds)
+    about = dataset_files.describe_dataset(config, name, row_count, utterances, rejected, report, sounds)
     with dataset_files.keep_rejections_on_error(output, rejected):
-        splits.check_splits_not_empty(chosen, rejected)
-    written = dataset_files.write_dataset(output, chosen, rejected, about)
+        splits.check_splits_not_empty(utterances, rejected)
+    written = dataset_files.write_dataset(output, utterances, rejected, about)
     print(dataset_files.format_summary(about))
     print(f"{'written to' if written or new_clips else 'nothing to do, all is up to date in'} {output}")
     if config.dataset.shards:
-        pack(output, chosen, stamps, about, resolve_path(config.dataset.shards))
+        pack(output, utterances, stamps, about, resolve_path(config.dataset.shards))
 
 
 def pack(
@@ -154,46 +149,56 @@ def list_source(config: Config, source: Source, output: Path) -> Listing:
 
 
 def choose_rows(
-    config: Config,
-    source: Source,
-    listing: Listing,
-    output: Path,
-    dropped: dict[str, bool],
-    rejected: list[RejectedRow],
-) -> tuple[list[Candidate], row_filters.TextReport]:
-    """Return the rows of a source that are worth converting, and what the rules for texts did."""
-    language = Language.of(config.text, source.rules)
-    own = list(listing.rejected)
-    candidates, report = row_filters.filter_by_text(listing.rows, language, own, source.name)
-    candidates = row_filters.filter_by_name(candidates, dropped, own)
-    candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, own)
-    if listing.splits is not None:
-        candidates = row_filters.filter_by_release_split(candidates, listing.splits, own)
-    if listing.durations_s is not None:
-        for candidate in candidates:
+    config: Config, sources: list[Source], listings: list[Listing], output: Path, rejected: list[RejectedRow]
+) -> list[Chosen]:
+    """Return the rows of each source that are worth converting, and what the rules for texts did."""
+    dropped = row_filters.read_dropped(resolve_path(config.dataset.drop)) if config.dataset.drop else {}
+    chosen = []
+    for source, listing in zip(sources, listings, strict=True):
+        own = list(listing.rejected)
+        language = Language.of(config.text, source.rules)
+        candidates, report = row_filters.filter_by_text(listing.rows, language, own, source.name)
+        candidates = row_filters.filter_by_name(candidates, dropped, own)
+        candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, own)
+        if listing.splits is not None:
+            candidates = row_filters.filter_by_release_split(candidates, listing.splits, own)
+        for candidate in candidates if listing.durations_s else ():
             candidate.stated_s = listing.durations_s.get(candidate.clip.path, 0.0)
-    rows = len(listing.rows) + len(listing.rejected)
-    for note in [*listing.notes, *row_filters.rejection_warnings(own, rows)]:
-        print(printable(note))
-    rejected += [replace(row, path=row_filters.source_path(source.name, row.path)) for row in own]
+        for note in [*listing.notes, *row_filters.rejection_warnings(own, listing.row_count)]:
+            print(printable(note))
+        rejected += [replace(row, path=row_filters.source_path(source.name, row.path)) for row in own]
+        with dataset_files.keep_rejections_on_error(output, rejected):
+            row_filters.check_rows_left(candidates, own, report, config.text.alphabet, listing)
+        chosen.append(Chosen(source, listing, candidates, report))
+    if unknown := [name for name, is_found in dropped.items() if not is_found]:
+        print(printable(f"dataset.drop names {len(unknown):,} clips that there are not, such as {unknown[0]!r}"))
+    return chosen
+
+
+def check_split(config: Config, chosen_rows: list[Chosen], output: Path, rejected: list[RejectedRow]) -> None:
+    """Raise UserError where dataset.split cannot work, and say what it will cost, before any clip is converted."""
+    shared = [chosen for chosen in chosen_rows if chosen.source.role is Role.split]
+    speakers = {candidate.clip.speaker for chosen in shared for candidate in chosen.candidates}
     with dataset_files.keep_rejections_on_error(output, rejected):
-        row_filters.check_rows_left(candidates, own, report, config.text.alphabet, listing)
-    return candidates, report
+        for chosen in shared:
+            splits.validate_split(config.dataset.split, speakers, chosen.listing)
+    utterances = (candidate.to_utterance() for chosen in shared for candidate in chosen.candidates)
+    if warning := splits.foretell_losses(config.dataset.split, utterances):
+        print(f"warning: {warning}")
 
 
-def convert_clips(
-    config: Config, source: Source, listing: Listing, candidates: list[Candidate], output: Path
-) -> tuple[ConversionLog, int]:
+def convert_clips(config: Config, chosen: Chosen, output: Path) -> tuple[ConversionLog, int]:
     """Convert what is not converted yet and give each candidate its result; return the log and how many were new."""
-    trim, folder = config.dataset.trim_silence_db, ensure_writable_dir(output / source.name)
+    listing, candidates, name = chosen.listing, chosen.candidates, chosen.source.name
+    trim, folder = config.dataset.trim_silence_db, ensure_writable_dir(output / name)
     log = ConversionLog(folder, {"source": listing.identity, "trim_silence_db": trim}, output)
     missing = log.missing([candidate.clip for candidate in candidates], listing.stamps)
     if log.old_key and log.old_key.get("source") != listing.identity:
         raise UserError(f"{folder} holds another source; give another dataset.output=…, or delete that folder")
     if log.old_key not in (None, log.key):
         print("dataset.trim_silence_db changed: every clip is converted again")
-    name, wanted, done = f"{source.name}: " if source.name else "", len(candidates), len(candidates) - len(missing)
-    print(f"{name}{wanted:,} clips wanted, {done:,} converted already, {len(missing):,} to convert", flush=True)
+    wanted, done, of = len(candidates), len(candidates) - len(missing), f"{name}: " if name else ""
+    print(f"{of}{wanted:,} clips wanted, {done:,} converted already, {len(missing):,} to convert", flush=True)
     if missing:
         paths = {clip.path for clip in missing}
         needed = estimate_disk_bytes(c.stated_s for c in candidates if c.clip.path in paths)

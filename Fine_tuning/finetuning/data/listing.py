@@ -64,6 +64,11 @@ class Listing:
     notes: list[str] = field(default_factory=list)  # for the user
 
     @property
+    def row_count(self) -> int:
+        """Return how many rows there are, the malformed ones included."""
+        return len(self.rows) + len(self.rejected)
+
+    @property
     def where(self) -> str:
         """Return where the recordings lie, for messages."""
         return "clips/" if self.table == "validated.tsv" else "the folder of the table"

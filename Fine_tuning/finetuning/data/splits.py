@@ -39,15 +39,16 @@ def assign_splits(split: Split, utterances: list[Utterance]) -> tuple[Assignment
     return split_by_speaker(utterances, shares, split.seed, split.repeated)
 
 
-def foretell_losses(split: Split, utterances: list[Utterance]) -> str:
+def foretell_losses(split: Split, utterances: Iterable[Utterance]) -> str:
     """Return a warning where `by: speaker` will leave out many clips for their sentence; "" where it will not.
 
     The durations may be estimates: the clips need not be converted yet.
     """
-    if split.by is not SplitBy.speaker or split.repeated is Repeated.keep or not utterances:
+    if split.by is not SplitBy.speaker or split.repeated is Repeated.keep:
         return ""
+    utterances = list(utterances)
     lost = len(assign_splits(split, utterances)[1])
-    if lost < MANY_LOST * len(utterances):
+    if not lost or lost < MANY_LOST * len(utterances):
         return ""
     return (
         f"the split by speaker will leave out about {lost:,} of {len(utterances):,} clips "
