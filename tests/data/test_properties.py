@@ -155,7 +155,7 @@ def test_every_row_is_an_utterance_or_rejected_once(rows: list[Clip], data: st.D
     in_splits = st.sampled_from([["train"], ["train"], ["validation"], ["test"], [], ["train", "test"]])
     rejected: list[RejectedRow] = []
     candidates, _ = row_filters.filter_by_text(rows, ITALIAN, rejected)
-    candidates = row_filters.filter_by_clip(candidates, {row.path for row in rows} - absent, rejected)
+    candidates = row_filters.filter_by_clip(candidates, {row.path for row in rows} - absent, "clips/", rejected)
     candidates = row_filters.filter_by_release_split(
         candidates, {row.path: data.draw(in_splits) for row in rows}, rejected
     )

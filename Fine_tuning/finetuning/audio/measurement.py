@@ -65,23 +65,24 @@ def is_telephone(bandwidth_hz: float) -> bool:
 def measure(sound: "AudioStream", samples: "np.ndarray", mono: "np.ndarray", mono_rate: int) -> Measurement:
     """Return what samples (time, channels) of `sound` are; `mono` (time,) is their mean, resampled to `mono_rate` Hz.
 
-    Takes a tenth of a millisecond for three seconds.
+    Takes about half a millisecond for three seconds, a tenth of what decoding and writing them does.
     """
     import numpy as np
 
     whole = mono if len(mono) >= FRAME else np.pad(mono, (0, FRAME - len(mono)))
     frames = whole[: len(whole) // FRAME * FRAME].reshape(-1, FRAME)
-    power = np.vecdot(frames, frames) / FRAME  # (frames,), full scale 1
-    loud = float(np.sort(power)[int(LOUD_QUANTILE * (len(power) - 1))])
+    energy = np.vecdot(frames, frames)  # (frames,)
+    power = [each / FRAME for each in energy.tolist()]  # full scale 1; a list, since a call of numpy costs more here
+    loud = sorted(power)[int(LOUD_QUANTILE * (len(power) - 1))]
     silence = max(loud * 10 ** (-SILENCE_DB / 10), 10 ** (SILENCE_DBFS / 10))
     return Measurement(
         rate_hz=sound.rate,
         channels=sound.channels,
         codec=sound.codec,
-        bandwidth_hz=_bandwidth(frames, power, mono_rate),
-        level_dbfs=_dbfs(float(power.mean(dtype=np.float64))),
+        bandwidth_hz=_bandwidth(frames, energy, mono_rate),
+        level_dbfs=_dbfs(sum(power) / len(power)),
         clipped_share=round(_clipped_share(samples), 5),
-        silent_share=round(float((power < silence).mean()), 3),
+        silent_share=round(sum(each < silence for each in power) / len(power), 3),
     )
 
 
@@ -90,22 +91,21 @@ def _dbfs(power: float) -> float:
     return round(max(10 * math.log10(power), MIN_DBFS), 1) if power > 0 else MIN_DBFS
 
 
-def _bandwidth(frames: "np.ndarray", power: "np.ndarray", rate: int) -> int:
+def _bandwidth(frames: "np.ndarray", energy: "np.ndarray", rate: int) -> int:
     """Return the frequency in Hz at which the spectrum of frames (frames, time) ends, 0 for digital silence.
 
     That is the upper edge of the highest band within EDGE_DB of the strongest one above REFERENCE_HZ, in the mean over
-    the frames with the largest steps from sample to sample. `power` (frames,) is that of all frames.
+    the frames with the largest steps from sample to sample. `energy` (frames,) is that of all frames.
     """
     import numpy as np
 
-    steps = power * FRAME - np.vecdot(frames[:, 1:], frames[:, :-1])  # half their squares, but for the frame's ends
+    steps = energy - np.vecdot(frames[:, 1:], frames[:, :-1])  # half their squares, but for the frame's ends
     chosen = frames[np.argsort(steps, kind="stable")[-SPECTRA:]]
-    spectra = np.fft.rfft(chosen * _window())[:, :-1]  # (frames, FRAME / 2)
-    bands = (np.square(spectra.real) + np.square(spectra.imag)).mean(axis=0).reshape(-1, BAND).mean(axis=1)
+    spectra = np.fft.rfft(chosen * _window()).view(np.float32)[:, :FRAME]  # (frames, real and imaginary parts by turns)
+    bands = np.square(spectra).sum(axis=0).reshape(-1, 2 * BAND).sum(axis=1).tolist()
     band_hz = BAND * rate / FRAME
-    strongest = bands[round(REFERENCE_HZ / band_hz) :].max()
-    above = np.flatnonzero(bands > strongest * 10 ** (-EDGE_DB / 10))
-    return round((above[-1] + 1) * band_hz) if len(above) else 0
+    weakest = max(bands[round(REFERENCE_HZ / band_hz) :]) * 10 ** (-EDGE_DB / 10)
+    return round(max((number for number, band in enumerate(bands, start=1) if band > weakest), default=0) * band_hz)
 
 
 @cache
