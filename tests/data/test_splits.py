@@ -107,7 +107,7 @@ def test_too_few_speakers_or_none_named_is_refused() -> None:
 def test_what_a_split_by_speaker_leaves_out_is_foretold_and_can_be_kept() -> None:
     """Each sentence read by five speakers: most readers of a sentence are in train, and the others lose it."""
     utterances = [Utterance(f"{n}.wav", 3.0, f"text {n // 5}", speaker=f"speaker {n * 7 % 50}") for n in range(500)]
-    split = Split(SplitBy.speaker, 0.7, 0.15, 0.15, Repeated.drop, 0)
+    split = Split(SplitBy.speaker, 0.7, 0.15, 0.15, 0, Repeated.drop)
     assigned, lost = splits.assign_splits(split, utterances)
     foretold = splits.foretell_losses(split, [replace(u, duration=1.0) for u in utterances])
     assert 0.3 < len(lost) / 500 < 0.7

@@ -172,8 +172,8 @@ class Split:
     train: float = key(above=0)
     validation: float = key(above=0)
     test: float = key(above=0)
-    repeated: Repeated = MISSING
     seed: int = MISSING
+    repeated: Repeated = MISSING
 
 
 @dataclass
