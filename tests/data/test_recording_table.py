@@ -152,6 +152,7 @@ def test_what_is_beyond_a_recording_or_behind_its_damage_is_no_utterance(tmp_pat
         assert beyond.reason == "clip_empty" if reason is None else beyond.reason.startswith(reason)
 
 
+@pytest.mark.slow
 def test_channels_are_never_mixed_unasked(make: Make, tmp_path: Path) -> None:
     found = clips(8)
     rows = []
@@ -180,6 +181,7 @@ def test_channels_are_never_mixed_unasked(make: Make, tmp_path: Path) -> None:
     np.testing.assert_allclose(samples(wavs / "3.wav"), found[3][0], atol=1 / 32768)
 
 
+@pytest.mark.slow
 def test_a_manifest_of_nemo_is_a_table(make: Make, tmp_path: Path) -> None:
     """Relative and absolute paths; an offset makes a segment, a duration alone is what the file should last."""
     found = clips(5)
@@ -207,6 +209,7 @@ def test_a_manifest_of_nemo_is_a_table(make: Make, tmp_path: Path) -> None:
     assert of[f"wavs/2_0.500-{seconds[2]:.3f}.wav"].duration == pytest.approx(seconds[2] - 0.5, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("csv", ";"), ("tsv", "\t")])
 def test_columns_may_be_called_anything(make: Make, tmp_path: Path, suffix: str, delimiter: str) -> None:
     found = clips(4)
@@ -233,6 +236,7 @@ def test_columns_may_be_called_anything(make: Make, tmp_path: Path, suffix: str,
     assert of["test"][0].sentence == rows[2]["trascrizione"]
 
 
+@pytest.mark.slow
 def test_a_row_that_means_no_part_of_a_recording_has_its_reason(make: Make, tmp_path: Path) -> None:
     found = clips(3)
     long = np.concatenate([part for part, _ in clips(12)])
@@ -295,6 +299,7 @@ def test_a_row_that_means_no_part_of_a_recording_has_its_reason(make: Make, tmp_
         ("a.csv", "path,text\ndata/wavs/a.wav,Ciao\n", (), ["lies where step 1 writes its wavs", "dataset.output="]),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_table_that_cannot_be_used_is_refused(
     make: Make, tmp_path: Path, name: str, content: str | bytes, overrides: tuple[str, ...], words: list[str]
 ) -> None:

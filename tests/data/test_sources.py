@@ -87,6 +87,7 @@ def test_the_same_audio_and_what_a_test_set_has_is_not_in_training(
     assert not [u for u in others if u.text in heard or u.speaker in voices]
 
 
+@pytest.mark.slow
 def test_each_source_resumes_by_itself(make: Make, tmp_path: Path) -> None:
     listed = sources(tmp_path)
     made = make(tmp_path, listed)
@@ -113,6 +114,7 @@ def test_each_source_resumes_by_itself(make: Make, tmp_path: Path) -> None:
             assert soundfile.info(io.BytesIO(tar.extractfile(wavs[0].name).read())).samplerate == 16000
 
 
+@pytest.mark.slow
 def test_clips_that_a_file_names_are_left_out(make: Make, tmp_path: Path) -> None:
     """By the path of the row or of the wav, and with what by_loss.tsv says behind it."""
     listed = sources(tmp_path)
@@ -128,6 +130,7 @@ def test_clips_that_a_file_names_are_left_out(make: Make, tmp_path: Path) -> Non
     assert_refused(make(tmp_path, listed, f"dataset.drop={tmp_path}/none.tsv"), "cannot read dataset.drop=", "none.tsv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -142,6 +145,7 @@ def test_clips_that_a_file_names_are_left_out(make: Make, tmp_path: Path) -> Non
         ([{"name": "a", "source": "nowhere.csv"}], ["cannot read", "nowhere.csv"]),
     ],
 )
+@pytest.mark.slow
 def test_sources_that_cannot_be_used_are_refused(
     make: Make, tmp_path: Path, change: list[dict[str, object]], words: list[str]
 ) -> None:
