@@ -60,6 +60,7 @@ TEXTS = {
         "Qu’est-ce que c’est ? L’œuf d’Æthelred !": "qu'est ce que c'est l'oeuf d'aethelred",
         "« Où est l'Haÿ-les-Roses ? » dit-il à Noël.": "où est l'haÿ les roses dit il à noël",
         "Les “élèves” ont reçu, hélas, l‘aïeule…": "les élèves ont reçu hélas l'aïeule",
+        "Il dit 'oui' « non » à l’« Auberge »": "il dit oui non à l'auberge",
         "São Paulo": None,
     },
     "german": {
