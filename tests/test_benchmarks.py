@@ -97,3 +97,17 @@ def test_english_human_speech_becomes_a_table(tmp_path: Path, run_script: Script
     assert_refused(wrong, "there is no */*/*.trans.txt in", "name the folder of the clone")
     wrong = subprocess.run([*command, str(tmp_path / "libri"), str(tmp_path)], capture_output=True, text=True)
     assert_refused(wrong, "train/text cannot be read", "name the folder of the clone")
+
+
+def test_the_recipes_on_human_speech_differ_from_a_stated_baseline() -> None:
+    """The baseline states every key of training that configs/mboshi.yaml, or what it extends, may change some day."""
+    import yaml
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import recipes
+
+    stated = {override.partition("=")[0].removeprefix("training.") for override in recipes.SHORT}
+    changed = set()
+    for name in ("mboshi", "demo"):
+        changed |= set(yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))["training"])
+    assert changed - {"name", "workers", "accelerator"} <= stated
