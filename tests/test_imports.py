@@ -1,6 +1,7 @@
 """Arrows point one way: scripts -> packages in the order of LAYERS -> NeMo."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,17 @@ assert "openvino" not in sys.modules
 
 def test_datasets_is_not_a_package() -> None:
     assert not list((ROOT / "datasets").rglob("__init__.py")), "it would shadow the library of that name"
+
+
+@pytest.mark.slow
+def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """It sends a message when it is imported, from a process that it forks: unasked, and two forks at once may hang."""
+    code = (
+        "import finetuning, openvino, sys, threading; from openvino.tools.ovc import telemetry_utils; "
+        "print(telemetry_utils.tm.__name__, [thread.name for thread in threading.enumerate()])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "CI"}  # where it would send nothing anyway
+    env |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "Fine_tuning")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "openvino.tools.ovc.telemetry_stub ['MainThread']\n"
+    assert not list(tmp_path.iterdir())  # nor does it give the user a number

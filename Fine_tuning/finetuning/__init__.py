@@ -5,5 +5,7 @@ language_model, data, audio, metrics, model and config, and all of them on downl
 """
 
 import logging
+import sys
 
+sys.modules["openvino_telemetry"] = None  # OpenVINO reports its import to Google Analytics unless it cannot import this
 logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry writes to the screen while it is imported
