@@ -349,7 +349,7 @@ def test_the_recipes_do_not_change_with_the_demo(monkeypatch: pytest.MonkeyPatch
     assert set(variants) == set(RECIPES)
     demo = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))["training"]
     stated = {override.partition("=")[0].removeprefix("training.") for override in LONG}
-    assert demo.keys() - stated == {"output", "workers", "accelerator"}
+    assert demo.keys() - stated == {"workers", "accelerator"}
     training = load_config("configs/demo.yaml", list(variants["0 frozen epochs"])).training
     assert (training.max_epochs, training.frozen_epochs, training.optimizer.lr) == (36, 0, 3e-3)
 
