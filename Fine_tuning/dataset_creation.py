@@ -137,6 +137,11 @@ def list_source(config: Config, source: Source, output: Path) -> Listing:
         listing = recording_table.read_table(path, source.columns, source.channel, with_splits, recordings)
         recording_table.check_recordings_outside(listing, output / source.name)
         return listing
+    if source.columns or source.recordings or source.channel:
+        raise UserError(
+            f"columns, recordings and channel describe a table ({', '.join(recording_table.SUFFIXES)}), and {path} is "
+            "none; leave them out"
+        )
     here = "" if Path(source.source).is_absolute() else f", nor {source.source} in the current folder"
     name = source.archive.name
     if not path.exists() and source.download and path.name == name:

@@ -80,13 +80,14 @@ def load_config(file: str, overrides: list[str]) -> Config:
     try:
         tree = OmegaConf.merge(OmegaConf.structured(Config), stated)
         missing = sorted(OmegaConf.missing_keys(tree))
-        if missing:
-            raise UserError(f"{file} does not state {', '.join(missing)}; add it there or type {missing[0]}=…")
-        config = OmegaConf.to_object(tree)
+        config = None if missing else OmegaConf.to_object(tree)
     except (OmegaConfBaseException, TypeError, ValueError) as error:  # what the checks above let through
         problem = str(error).splitlines()[0]
         problem = problem.replace("Recursive interpolation detected", "refers to itself; write it out")
         raise UserError(f"{file}: {getattr(error, 'full_key', '')}: {problem}") from error
+    if missing:
+        typed = "" if "[" in missing[0] else f" or type {missing[0]}=…"
+        raise UserError(f"{file} does not state {', '.join(missing)}; add it there{typed}")
     config.file = file
     validate(config)
     config.text.alphabet = "".join(dict.fromkeys(unicodedata.normalize("NFC", config.text.alphabet)))
