@@ -112,6 +112,9 @@ def test_each_source_resumes_by_itself(make: Make, tmp_path: Path) -> None:
         wavs = [u.wav(tmp_path / "shards") for u in read_manifest(manifest_path(tmp_path / "shards", name))]
         with tarfile.open(wavs[0].shard) as tar:
             assert soundfile.info(io.BytesIO(tar.extractfile(wavs[0].name).read())).samplerate == 16000
+    trained_on = [*listed[:2], {**listed[2], "role": "train"}]
+    assert make(tmp_path, trained_on, f"dataset.shards={tmp_path / 'shards'}").returncode == 0
+    assert list(find_test_sets(tmp_path / "shards")) == ["test"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetuning.data import dataset_files, tar_stream
-from finetuning.data.manifest import Utterance, manifest_path, shard_path
+from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, shard_path
 from finetuning.data.shard_reader import HEADER, ShardMember
 from finetuning.errors import UserError
 from finetuning.files import atomic_path, check_disk_space, read_json, remove_stale_temp_files, sha256_of, write_json
@@ -129,8 +129,9 @@ def pack_dataset(
     changed = {s: u for s, u in packed.items() if dataset_files.read_manifest_or_none(manifest_path(folder, s)) != u}
     about_stale = read_json(folder / "dataset.json") != about
     _check_disk_space(folder, stale)
-    for split in changed:
-        manifest_path(folder, split).unlink(missing_ok=True)
+    former = [manifest for name, manifest in find_test_sets(folder).items() if name not in chosen]
+    for manifest in (*former, *(manifest_path(folder, split) for split in changed)):
+        manifest.unlink(missing_ok=True)
     for path in surplus:
         path.unlink()
     _write_shards(stale)
