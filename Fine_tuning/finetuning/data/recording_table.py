@@ -37,8 +37,8 @@ Row = Mapping[str, Any]
 
 
 def is_table(source: Path) -> bool:
-    """Return whether a path is that of a table, by its suffix."""
-    return source.suffix.lower() in SUFFIXES and not source.is_dir()
+    """Return whether a path is that of a table, by its suffix; that of a release is named by its folder."""
+    return source.suffix.lower() in SUFFIXES and source.name != "validated.tsv" and not source.is_dir()
 
 
 def read_table(
