@@ -29,6 +29,7 @@ from finetuning.data import (
 from finetuning.data.conversion_pool import ConversionLog, convert_all, estimate_disk_bytes
 from finetuning.data.listing import Listing, RejectedRow
 from finetuning.data.manifest import SPLITS, Utterance
+from finetuning.data.repeated_audio import drop_repeated_audio
 from finetuning.data.row_filters import Candidate
 from finetuning.data.text_normalization import Language
 from finetuning.errors import UserError, printable, run_script
@@ -219,13 +220,13 @@ def split(
 ) -> dict[str, list[Utterance]]:
     """Return the utterances of each split and of each further test set, sorted by path.
 
-    Rejected are clips that an earlier source has too, and those whose sentence or speaker must be in another split.
+    Rejected are clips whose audio another has too, and those whose sentence or speaker must be in another split.
     """
     roles = {source.name: source.role for source in sources}
     names = {source.name: f"{SPLITS[-1]}_{source.name}" for source in sources if source.role is Role.test}
     order = {name: number for number, name in enumerate(sorted(roles, key=lambda name: roles[name] is not Role.test))}
     first = sorted(candidates, key=lambda c: (order[c.source], c.audio_filepath))  # a test set keeps its clips
-    candidates = row_filters.drop_repeated_audio(first, rejected) if len(sources) > 1 else first
+    candidates = drop_repeated_audio(first, config.dataset.repeated_audio, rejected)
     candidates = sorted(candidates, key=lambda candidate: candidate.audio_filepath)
     utterances = {candidate.audio_filepath: candidate.to_utterance() for candidate in candidates}
     shared = [c for c in candidates if roles[c.source] is Role.split]

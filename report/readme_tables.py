@@ -96,13 +96,12 @@ def published(others: dict[str, Any], evaluation: Evaluation) -> str:
     run, clips = others["run"], others["common_voice"]["validated_clips"]
     steps, frozen, knee = round(run["steps"] / run["epochs"]), run["frozen_epochs"], run["second_knee_epoch"]
     known = (
-        f"Known of their fine-tuning run, the second row: their text states a split of {run['split']['text']}, "
-        f"their code {run['split']['code']}; the log fits neither ({steps * run['batch'] / clips:.0%} of the clips an "
-        f"epoch). Silence was trimmed in training, not in the test, where it matters little (WER "
-        f"{run['test_wer_trimmed']} with it). The vocabulary had {run['labels']} labels, a stray `_` among them. The "
-        f"run was resumed at epoch {knee}, where its validation loss has a second knee: the script unfreezes the "
-        f"encoder only when epoch {frozen + 1} begins, so probably only about {knee - frozen - 1} of {run['epochs']} "
-        "epochs trained it."
+        f"Known of the second row's training: the text states a split of {run['split']['text']}, the code "
+        f"{run['split']['code']}, the log fits neither ({steps * run['batch'] / clips:.0%} of the clips an epoch); "
+        f"silence was trimmed, as it was not in the test (with it: WER {run['test_wer_trimmed']}); a stray `_` was "
+        f"among the {run['labels']} labels. It was resumed at epoch {knee}, where the validation loss has a second "
+        f"knee: the script unfreezes the encoder only when epoch {frozen + 1} begins, so probably only about "
+        f"{knee - frozen - 1} of {run['epochs']} epochs trained it."
     )
     return "\n".join(
         [

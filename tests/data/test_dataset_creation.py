@@ -75,15 +75,11 @@ def test_every_row_of_the_sample_is_an_utterance_or_has_its_reason(sample_datase
         "common_voice_it_49000000.mp3": "clip_missing",
         "common_voice_it_49000001.mp3": "clip_empty",
         "common_voice_it_49000002.mp3": "clip_truncated",
+        "common_voice_it_49000003.mp3": "duplicate_clip",
         "common_voice_it_49000004.mp3": "foreign_character",
         "common_voice_it_49000005.mp3": "empty_sentence",
     }
-    assert len(utterances) + 5 == 446
-    (quoted,) = [u for u in utterances if u.sentence.startswith('"')]
-    assert (quoted.audio_filepath, quoted.text) == (
-        "wavs/common_voice_it_49000003.wav",
-        "il biglietto costerà tre euro",
-    )
+    assert len(utterances) + 6 == 446
     assert sum(u.duration for u in utterances) / 60 == pytest.approx(24.4, abs=0.3)
     for u in utterances[::50]:
         with wave.open(str(sample_dataset / u.audio_filepath)) as wav:
@@ -107,7 +103,7 @@ def test_dataset_json_agrees_with_the_manifests_and_names_no_place(sample_datase
     for split, known in about["known_from_train"].items():
         assert known["neither"] == {"clips": about["splits"][split]["clips"], "share": 1.0}
         assert known["speaker"] == known["sentence"] == {"clips": 0, "share": 0.0}
-    assert (about["rows"], about["utterances"], about["rejected"]) == (446, 441, 5)
+    assert (about["rows"], about["utterances"], about["rejected"]) == (446, 440, 6)
     assert about["release"] == "cv-corpus-sample-1.0-2026-11-22/it"
     assert str(sample_dataset.parent) not in json.dumps(about)
 
@@ -175,8 +171,8 @@ def defective() -> tuple[dict[str, bytes], dict[str, str]]:
     added = {  # path: clip, sentence, reason (None: an utterance)
         "stereo.mp3": (tone(440, 44100, 2, 3.0), "Uno.", None),
         "fast.mp3": (tone(440, 48000, 1, 3.0), "Due.", None),
-        "decomposed.mp3": (good, unicodedata.normalize("NFD", "Perché è più là."), None),
-        "quote.mp3": (good, '"Ciao', None),
+        "decomposed.mp3": (tone(500, 24000, 1, 3.0), unicodedata.normalize("NFD", "Perché è più là."), None),
+        "quote.mp3": (tone(600, 24000, 1, 3.0), '"Ciao', None),
         "wav in disguise.mp3": (tone(440, 22050, 1, 3.0, "WAV"), "Tre.", None),
         "missing.mp3": (None, "Quattro.", "clip_missing"),
         "empty.mp3": (b"", "Cinque.", "clip_empty"),

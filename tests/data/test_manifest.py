@@ -22,6 +22,7 @@ def test_what_other_tools_write_is_understood() -> None:
     assert read() == Utterance("wavs/a.wav", 1.5, "ciao")
     assert read(speaker=5, gender=None, offset=0, lang="it") == Utterance("wavs/a.wav", 1.5, "ciao", speaker="5")
     assert read(duration=2, accents="", shard_id=None) == Utterance("wavs/a.wav", 2, "ciao")
+    assert read(level_dbfs=-20.5, clipped_share=0, silent_share=1).level_dbfs == -20.5
     assert read(bandwidth_hz=3875).bandwidth_hz == 3875 and read(bandwidth_hz=None).bandwidth_hz is None
 
 
@@ -52,6 +53,9 @@ def test_what_other_tools_write_is_understood() -> None:
         json.dumps({**LINE, "bandwidth_hz": True}),
         json.dumps({**LINE, "bandwidth_hz": -1}),
         json.dumps({**LINE, "bandwidth_hz": float("nan")}),
+        json.dumps({**LINE, "level_dbfs": "loud"}),
+        json.dumps({**LINE, "clipped_share": 1.5}),
+        json.dumps({**LINE, "silent_share": -0.1}),
         json.dumps({**LINE, "shard_id": 0}),
         json.dumps({**LINE, "shard_id": True, "shard_offset": 1024}),
         json.dumps({**LINE, "shard_id": 0, "shard_offset": 1 << 70}),

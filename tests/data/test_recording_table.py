@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import wave
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 import soxr
 
-from conftest import Script, assert_refused
+from conftest import ROOT, Script, assert_refused
 from finetuning.audio import decoding
 from finetuning.data import recording_table
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
@@ -22,6 +23,7 @@ from releases import good_rows, lines_of, sample_files
 Make = Callable[..., subprocess.CompletedProcess[str]]
 BY_CLIP = ("dataset.split={by: clip, train: 0.34, validation: 0.33, test: 0.33}", "dataset.workers=2")
 RATE = 16000
+DOCUMENTATION = ROOT / "docs" / "data.md"
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +327,71 @@ def test_a_table_of_many_segments_is_read_in_a_moment(tmp_path: Path) -> None:
     assert len(listing.rows) == 100_000
     with pytest.raises(UserError, match="no column split"):
         recording_table.read_table(tmp_path / "a.csv", {}, None, True)
+
+
+def test_the_same_recording_under_several_names_is_taken_once_or_not_at_all(make: Make, tmp_path: Path) -> None:
+    """Not at all where its texts differ: one of them is wrong, and which cannot be told."""
+    found = clips(5)
+    rows = [{"path": f"{n}.wav", "text": text} for n, (_, text) in enumerate(found)]
+    rows += [{"path": "5.wav", "text": rows[0]["text"].upper()}, {"path": "6.wav", "text": "tutt'altro"}]
+    for row, (part, _) in zip(rows, [*found, found[0], found[1]], strict=True):
+        soundfile.write(tmp_path / row["path"], part, RATE)
+    table = write_csv(tmp_path / "t.csv", rows)
+    made = make(table)
+    assert made.returncode == 0, made.stderr
+    assert set(utterances(tmp_path / "data")) == {f"wavs/{n}.wav" for n in (0, 2, 3, 4)}
+    reasons = rejected(tmp_path / "data")
+    assert reasons["5.wav"] == ("duplicate_clip", "the same audio as wavs/0.wav")
+    assert reasons["1.wav"] == ("audio_with_other_text", 'the same audio as wavs/6.wav, whose text is "tutt\'altro"')
+    assert reasons["6.wav"][0] == "audio_with_other_text" and "wavs/1.wav" in reasons["6.wav"][1]
+    kept = make(table, "dataset.repeated_audio=keep")
+    assert kept.returncode == 0 and len(utterances(tmp_path / "data")) == 7, kept.stderr
+
+
+@pytest.mark.slow
+def test_what_other_libraries_hold_becomes_a_table_by_the_lines_of_the_documentation(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    of_datasets, of_lhotse = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+        if "table.jsonl" in block
+    )
+    rows = good_rows(3)
+    audio = [{"bytes": sample_files()[row["path"]], "path": row["path"]} for row in rows]
+    (tmp_path / "OWNER" / "NAME").mkdir(parents=True)
+    held = pyarrow.table({"audio": audio, "text": [row["sentence"] for row in rows]})
+    parquet.write_table(held, tmp_path / "OWNER" / "NAME" / "train-00000-of-00001.parquet")
+    exec(of_datasets, {})
+    made = make(tmp_path / "table.jsonl")
+    assert made.returncode == 0, made.stderr
+    of = utterances(tmp_path / "data")
+    assert [of[name].sentence for name in sorted(of)] == [row["sentence"] for row in rows]
+
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+    times = call(tmp_path, "call.wav", [part for part, _ in clips(3)], RATE)
+    recording = Recording.from_file(tmp_path / "call.wav")
+    cuts = []
+    for n, (begin, end) in enumerate(times):  # a cut that begins before what is said, which it counts from there
+        side, start = n % 2, begin - 0.1 * (n > 0)
+        said = SupervisionSegment(
+            str(n), "call", begin - start, end - begin, side, rows[n]["sentence"], speaker=f"{side}"
+        )
+        cuts.append(MonoCut(str(n), start, recording.duration - start, side, [said], recording=recording))
+    exec(of_lhotse, {"cuts": CutSet.from_cuts(cuts), "json": json})
+    made = make(tmp_path / "table.jsonl", f"dataset.output={tmp_path / 'of lhotse'}")
+    assert made.returncode == 0, made.stderr
+    of = utterances(tmp_path / "of lhotse")
+    assert sorted((u.speaker, u.sentence) for u in of.values()) == sorted(
+        (f"{n % 2}", row["sentence"]) for n, row in enumerate(rows)
+    )
+    assert sorted(u.duration for u in of.values()) == pytest.approx(
+        sorted(end - begin for begin, end in times), abs=0.002
+    )

@@ -44,6 +44,18 @@ def test_telephone_and_wide_band_are_told_apart_where_bandwidths_are_stated() ->
     assert "bandwidth" not in slices.format_slices(rows)
 
 
+def test_level_clipping_and_silence_are_groups_where_they_are_stated() -> None:
+    levels, clipped, silent = (-60.0, -35.0, -20.5, -3.0), (0.0, 0.001, 0.0011, 1.0), (0.0, 0.75, 0.76, None)
+    stated = [
+        replace(u, level_dbfs=level, clipped_share=share, silent_share=quiet)
+        for u, level, share, quiet in zip(TEST, levels, clipped, silent, strict=True)
+    ]
+    found = members(slices.make_groups(stated, TRAIN))
+    assert found["level"] == {"up to -35 dBFS": [0, 1], "-35 to -20 dBFS": [2], "above -20 dBFS": [3]}
+    assert found["clipping"] == {"not clipped": [0, 1], "clipped": [2, 3]}
+    assert found["silence"] == {"mostly sound": [0, 1], "mostly silent": [2], "not stated": [3]}
+
+
 def test_what_is_not_known_is_left_out() -> None:
     bare = [Utterance(u.audio_filepath, u.duration, u.text) for u in TEST]
     assert list(slices.make_groups(bare, None)) == ["duration"]

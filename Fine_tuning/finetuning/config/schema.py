@@ -88,7 +88,7 @@ class SplitBy(StrEnum):
 
 
 class Repeated(StrEnum):
-    """A sentence whose readers are in several splits stays in one of them, or in all."""
+    """What is there several times, a sentence in several splits or a recording, stays once or as often as it is."""
 
     drop = auto()
     keep = auto()
@@ -230,6 +230,7 @@ class Dataset:
     max_silence: float = key(above=0, at_most=1)
     encoder_frames_per_second: float = key(above=0)
     max_characters_per_second: float = key(above=0)
+    repeated_audio: Repeated = MISSING
     trim_silence_db: float | None = key(None, above=0)
     workers: int = key(0, free=True, at_least=0, at_most=MAX_PROCESSES)
     drop: str | None = key(None, free=True, **PATH)

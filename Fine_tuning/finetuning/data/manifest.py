@@ -15,7 +15,12 @@ from finetuning.files import atomic_open, parse_json
 
 SPLITS = ("train", "validation", "test")
 OPTIONAL = {"sentence", "speaker", "gender", "age", "accents", "source"}  # fields that may be empty or missing
-MAX_HZ = 1e6  # of a bandwidth: beyond those of microphones
+SOUND = {  # what a recording was measured to be, and the smallest and largest value
+    "bandwidth_hz": (0, 1e6),
+    "level_dbfs": (-1e3, 1e3),
+    "clipped_share": (0, 1),
+    "silent_share": (0, 1),
+}
 MAX_DURATION_S = 1e6  # of an utterance: eleven days, more than any clip's
 
 
@@ -35,7 +40,10 @@ class Utterance:
     age: str = ""
     accents: str = ""
     source: str | None = None  # which of several the clip is from
-    bandwidth_hz: float | None = None  # the highest frequency of the recording
+    bandwidth_hz: float | None = None  # of the recording, as the three below: its highest frequency
+    level_dbfs: float | None = None
+    clipped_share: float | None = None  # of the samples
+    silent_share: float | None = None  # of the time
     shard_id: int | None = None  # the number of the tar
     shard_offset: int | None = None  # bytes in the shard before the wav's header
 
@@ -118,9 +126,10 @@ def parse_line(line: str, where: str) -> Utterance:
             raise TypeError("audio_filepath and text must be strings")
         if not (_is_number(utterance.duration, int | float) and 0 < utterance.duration <= MAX_DURATION_S):
             raise TypeError("duration must be a number of seconds")
-        bandwidth_hz = utterance.bandwidth_hz
-        if bandwidth_hz is not None and not (_is_number(bandwidth_hz, int | float) and 0 <= bandwidth_hz <= MAX_HZ):
-            raise TypeError("bandwidth_hz must be a number of hertz")
+        for name, (least, most) in SOUND.items():
+            value = getattr(utterance, name)
+            if value is not None and not (_is_number(value, int | float) and least <= value <= most):
+                raise TypeError(f"{name} must be a number from {least:g} to {most:g}")
         place = (utterance.shard_id, utterance.shard_offset)
         if place != (None, None) and not all(_is_number(number, int) and 0 <= number < 1 << 62 for number in place):
             raise TypeError("shard_id and shard_offset must both be numbers, as step 1 writes them")

@@ -14,7 +14,7 @@ from typing import Any
 from finetuning.config.schema import Dataset
 from finetuning.data.conversion_pool import ConvertedClip
 from finetuning.data.listing import Clip, Listing, RejectedRow
-from finetuning.data.manifest import Utterance
+from finetuning.data.manifest import SOUND, Utterance
 from finetuning.data.text_normalization import Language
 from finetuning.errors import UserError
 
@@ -41,8 +41,9 @@ class Candidate:
         """Return the line of the manifest; before the clip is converted, with the duration that is stated, or 1 s."""
         clip, duration_s = self.clip, self.converted.duration_s if self.converted else self.stated_s or 1.0
         about = (clip.sentence, clip.speaker, clip.gender, clip.age, clip.accents)
-        bandwidth_hz = self.converted.sound.bandwidth_hz if self.converted and self.converted.sound else None
-        return Utterance(self.audio_filepath, duration_s, self.text, *about, self.source or None, bandwidth_hz)
+        measured = self.converted.sound if self.converted else None
+        sound = {name: getattr(measured, name) for name in SOUND} if measured else {}
+        return Utterance(self.audio_filepath, duration_s, self.text, *about, self.source or None, **sound)
 
 
 @dataclass(frozen=True)
@@ -145,20 +146,6 @@ def filter_by_name(
             rejected.append(RejectedRow(candidate.clip.path, "dropped", "named by dataset.drop"))
         else:
             passed.append(candidate)
-    return passed
-
-
-def drop_repeated_audio(candidates: list[Candidate], rejected: list[RejectedRow]) -> list[Candidate]:
-    """Return the candidates without those whose wav is, to the last sample, one of another source before them."""
-    passed, first = [], dict[tuple[int, float], Candidate]()
-    for candidate in candidates:
-        audio = (candidate.converted.wav_crc32, candidate.converted.duration_s)
-        same = first.setdefault(audio, candidate)
-        if same.source == candidate.source:
-            passed.append(candidate)
-        else:
-            detail = f"the same audio as {same.audio_filepath}"
-            rejected.append(RejectedRow(source_path(candidate.source, candidate.clip.path), "duplicate_clip", detail))
     return passed
 
 

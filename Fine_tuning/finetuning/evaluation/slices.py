@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from finetuning.audio.measurement import is_telephone
+from finetuning.audio.measurement import TELEPHONE_HZ
 from finetuning.data.manifest import Utterance
+from finetuning.data.sound_summary import CLIPPED, MOSTLY_SILENT
 from finetuning.errors import printable
 from finetuning.evaluation.results import Result, round_or_none
 from finetuning.evaluation.results_table import markdown_table
@@ -15,9 +16,14 @@ from finetuning.evaluation.scoring import Score
 from finetuning.metrics.error_rates import sum_counts
 
 SEEN, UNSEEN = "seen in training", "not seen in training"
-TELEPHONE, WIDE = "telephone", "wide"
 TOPIC, WITH_WORDS, WITHOUT_WORDS = "topic ", "with its words", "without"
 DURATIONS_S = {"under 2 s": 2, "2 to 4 s": 4, "4 to 6 s": 6, "6 to 10 s": 10, "10 s and more": np.inf}
+SOUND = {  # slice: the field of the manifest, and the largest value of each group
+    "bandwidth": ("bandwidth_hz", {"telephone": TELEPHONE_HZ, "wide": np.inf}),
+    "level": ("level_dbfs", {"up to -35 dBFS": -35, "-35 to -20 dBFS": -20, "above -20 dBFS": np.inf}),
+    "clipping": ("clipped_share", {"not clipped": CLIPPED, "clipped": np.inf}),
+    "silence": ("silent_share", {"mostly sound": MOSTLY_SILENT, "mostly silent": np.inf}),
+}
 MOST_VALUES = 20  # of gender, age or accents; the rarer ones are grouped as others
 SHOWN_VALUES = 3  # of gender, in the printed table
 
@@ -50,9 +56,11 @@ def make_groups(
             known = {value: value or "not stated" for value in frequent[:MOST_VALUES]}
             members[field] = [known.get(value, "others") for value in values]
             order[field] = [*known.values(), "others"]
-    if any(u.bandwidth_hz is not None for u in utterances):
-        members["bandwidth"] = [_bandwidth(u.bandwidth_hz) for u in utterances]
-        order["bandwidth"] = [TELEPHONE, WIDE, "not stated"]
+    for name, (field, largest) in SOUND.items():
+        measured = [getattr(u, field) for u in utterances]
+        if any(value is not None for value in measured):
+            members[name] = [_sound_group(value, largest) for value in measured]
+            order[name] = [*largest, "not stated"]
     for topic, words in (topics or {}).items():
         members[TOPIC + topic] = [WITH_WORDS if set(words) & set(u.text.split()) else WITHOUT_WORDS for u in utterances]
         order[TOPIC + topic] = [WITH_WORDS, WITHOUT_WORDS]
@@ -67,10 +75,8 @@ def _group_numbers(order: Sequence[str], groups: Sequence[str]) -> dict[str, np.
     return {group: np.array(chosen) for group, chosen in numbers.items() if chosen}
 
 
-def _bandwidth(hertz: float | None) -> str:
-    if hertz is None:
-        return "not stated"
-    return TELEPHONE if is_telephone(hertz) else WIDE
+def _sound_group(value: float | None, largest: Mapping[str, float]) -> str:
+    return "not stated" if value is None else next(name for name, most in largest.items() if value <= most)
 
 
 def _seen(is_seen: bool) -> str:
@@ -99,13 +105,13 @@ def _score_group(score: Score, numbers: np.ndarray) -> dict[str, Any]:
 def format_slices(rows: Sequence[Result]) -> str:
     """Return the table of WER by slice, a column for each model: of gender the most frequent, no age, no accents.
 
-    Bandwidth is there where it differs.
+    What the recordings are is there where it differs.
     """
     first = rows[0]["slices"]
     topics = [name for name in first if name.startswith(TOPIC)]
-    bandwidth = ["bandwidth"] * (len(first.get("bandwidth", {})) > 1)
+    sound = [name for name in SOUND if len(first.get(name, {})) > 1]
     lines = []
-    for name in ("speaker", "sentence", "duration", "gender", *bandwidth, *topics):
+    for name in ("speaker", "sentence", "duration", "gender", *sound, *topics):
         for group, size in list(first.get(name, {}).items())[: SHOWN_VALUES if name == "gender" else None]:
             share = f"{size['utterances']:,} ({size['utterances'] / rows[0]['utterances']:.0%})"
             rates = [f"{row['slices'][name][group]['wer']:.4f}" for row in rows]
