@@ -28,8 +28,9 @@ from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
 from finetuning.evaluation.results import Comparison, Row, release_name
-from finetuning.evaluation.results_table import format_table
+from finetuning.evaluation.results_table import comparison_note, format_table
 from finetuning.evaluation.scoring import Score
+from finetuning.evaluation.significance import verdict
 from finetuning.files import atomic_open
 from finetuning.metrics import confusions
 from finetuning.metrics.confusions import Confusion, Pair
@@ -122,7 +123,8 @@ def report_content(
         "models": [_model_content(row, models[row.result["model"]], speakers, shown) for row in rows],
         "published": [asdict(p) for p in config.evaluation.published],
         "published_on": config.evaluation.published_on,
-        "comparisons": list(comparisons),
+        "comparisons": [{**pair, "verdict": verdict(pair)} for pair in comparisons],
+        "comparison_note": comparison_note(comparisons),
         "audio": audio,
         "worst": (MOST_UTTERANCES - SAMPLE_SIZE) // len(rows) if sample else None,  # of each model; None: all are shown
         "shown": [
