@@ -320,7 +320,7 @@ def score_model(
         **results.make_result(name, score, test.hours, missing, hashes),
         **results.interval_fields(by_speaker),
         "nemo_wer": results.round_or_none(nemo_wer),
-        **results.dataset_origin(experiment.manifest_folder(config)),
+        **results.origin_fields(name, config),
         "slices": slices.score_slices(groups, score),
     }
     if with_rules:

@@ -28,7 +28,7 @@ from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
 from finetuning.evaluation.results import Comparison, Row, release_name
-from finetuning.evaluation.results_table import comparison_note, format_table
+from finetuning.evaluation.results_table import KNOWS_TEST_SET, comparison_note, format_table
 from finetuning.evaluation.scoring import Score
 from finetuning.evaluation.significance import verdict
 from finetuning.files import atomic_open
@@ -124,6 +124,7 @@ def report_content(
         "published": [asdict(p) for p in config.evaluation.published],
         "published_on": config.evaluation.published_on,
         "comparisons": [{**pair, "verdict": verdict(pair)} for pair in comparisons],
+        "knows_test_set": KNOWS_TEST_SET,
         "comparison_note": comparison_note(comparisons),
         "audio": audio,
         "worst": (MOST_UTTERANCES - SAMPLE_SIZE) // len(rows) if sample else None,  # of each model; None: all are shown

@@ -2,8 +2,8 @@
 
 import math
 import platform
+import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from finetuning.config.schema import Config
+from finetuning.config.schema import Config, manifest_folder
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError, printable
 from finetuning.evaluation.bootstrap import MIN_SPEAKERS, bootstrap_t
 from finetuning.evaluation.scoring import Score
 from finetuning.files import atomic_open, read_json, write_json
+from finetuning.model import pretrained
 
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
 WITH_LM = "+LM"  # ends the name of the row of a model decoded with the language model
 MAX_NAME_BYTES = 200  # a file system allows 255, and .json and the marks of a temporary file are added
 MAX_NUMBER = 1e15  # counts, rates and losses beyond it are damage
 INTERVAL_KEYS = {"cer_interval", "wer_interval", "speakers", "no_interval"}  # keys of a result: all or none
+COMMON_VOICE = re.compile(r"cv-corpus-\d[^/]*/([a-z]{2,3})\b")  # of its releases' names; the group is the language
 Result = dict[str, Any]  # as results/<experiment>/<model>.json
 Comparison = dict[str, Any]  # one of comparisons.json
 
@@ -149,6 +151,19 @@ def dataset_origin(folder: Path) -> Result:
     except (KeyError, TypeError):  # no such file, or not from step 1
         release = split = None
     return {"release": release, "split": split} if isinstance(split, str) else {"release": None, "split": None}
+
+
+def origin_fields(row: str, config: Config) -> Result:
+    """Return `dataset_origin` and whether clips of the test set may be among what the row's model was trained on.
+
+    That is so where the test set is of Common Voice and NVIDIA published the model, or its base: which clips these were
+    trained on is not stated, and releases share most of theirs.
+    """
+    origin = dataset_origin(manifest_folder(config))
+    names = [row, config.model.base or ""] if row.removesuffix(WITH_LM) == config.training.name else [row]
+    languages = COMMON_VOICE.findall(origin["release"] or "")
+    known = any(pretrained.knows_common_voice(name, language) for name in names for language in languages)
+    return {**origin, "may_know_test_set": known}
 
 
 def release_name(folder: Path) -> str:

@@ -8,6 +8,10 @@ from finetuning.evaluation.results import Comparison, Result
 from finetuning.evaluation.significance import verdict
 
 COLUMNS = ("Model", "Test loss", "CER", "WER")
+KNOWS_TEST_SET = (
+    "Published by NVIDIA, or fine-tuned from such a model: trained on Common Voice, maybe on clips of this test set; "
+    "its error rates may be too low."
+)
 
 
 def format_table(rows: Sequence[Result], evaluation: Evaluation, comparisons: Sequence[Comparison] = ()) -> str:
@@ -62,7 +66,7 @@ def format_published(evaluation: Evaluation) -> str:
 
 
 def _footnotes(row: Result) -> list[str]:
-    """Return what a reader of the row must know: characters and utterances left out of the loss, and NeMo's own WER."""
+    """Return what a reader of the row must know before comparing it with others."""
     footnotes = []
     nemo = row.get("nemo_wer")
     differs = nemo is not None and _figure(nemo) != _figure(row["wer"])
@@ -83,6 +87,8 @@ def _footnotes(row: Result) -> list[str]:
             f"The loss leaves out {row['loss_left_out']} of {row['utterances']} utterances: more tokens than frames. "
             "CER and WER are over all."
         )
+    if row.get("may_know_test_set"):
+        footnotes.append(KNOWS_TEST_SET)
     if row.get("no_interval"):
         missing = " and ".join(name.upper() for name in ("cer", "wer") if row[f"{name}_interval"] is None)
         footnotes.append(f"No interval of {missing}: {row['no_interval']}.")
