@@ -322,13 +322,10 @@ def score_model(
         "nemo_wer": results.round_or_none(nemo_wer),
         **results.origin_fields(name, config),
         "slices": slices.score_slices(groups, score),
+        **({"text_rules": True} if with_rules else {}),
+        **({"decoder": {"name": "lm", **asdict(settings)}} if settings else {}),
+        **({"test_set": test.part} if test.part else {}),
     }
-    if with_rules:
-        result["text_rules"] = True
-    if settings:
-        result["decoder"] = {"name": "lm", **asdict(settings)}
-    if test.part:
-        result["test_set"] = test.part
     results.write_result(ensure_writable_dir(experiment.resolve_path(config.evaluation.results) / test.part), result)
     speed = results_table.format_real_time_factor(name, output.timing)
     return results.Row(result, output.predictions, score, by_speaker, speed)
@@ -336,13 +333,17 @@ def score_model(
 
 def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config: Config) -> None:
     """Print the tables, and write the comparisons and the report page; `sources`: the model behind each row."""
-    from finetuning.evaluation import report_page, results, results_table, significance, slices
+    from finetuning.evaluation import recipes, report_page, results, results_table, significance, slices
 
     folder, table = experiment.resolve_path(config.evaluation.results) / test.part, [row.result for row in rows]
-    comparisons = significance.compare_models(rows)
+    pooled = recipes.pool_recipes(rows, config.evaluation.recipes)
+    for row in pooled:
+        results.write_result(folder, row.result)
+    comparisons = significance.compare_models(pooled)
     write_json(folder / f"{results.COMPARISONS}.json", comparisons)
     print(f"\n{test.part}" if test.part else "")
-    print(f"{results_table.format_table(table, config.evaluation, comparisons)}\n\n{slices.format_slices(table)}")
+    print(results_table.format_table([row.result for row in pooled], config.evaluation, comparisons))
+    print(f"\n{slices.format_slices(table)}")
     if config.evaluation.decoder == "lm":
         print(f"\n{results_table.format_decoder_table(table)}")
     speeds = ", ".join(row.real_time_factor for row in rows)

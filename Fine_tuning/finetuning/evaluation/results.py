@@ -4,6 +4,7 @@ import math
 import platform
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,20 +54,37 @@ def row_names(config: Config) -> dict[str, str]:
     cannot be that of a file.
     """
     models: dict[str, str] = {}
-    taken: dict[str, str] = {}
-    for model in config.evaluation.models:
-        name = model if model in config.model.registry else Path(model).name.removesuffix(".nemo")
+    taken: dict[str, tuple[str, str]] = {}
+    for name, model in _named_models(config):
         validate_row_name(name, model)
         alike = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
         if alike in taken:
-            where = "" if name in models else ", where capitals and the ways to write an accent are not told apart"
-            raise UserError(
-                f"evaluation.models: {taken[alike]} and {model} would both be called {name}{where}; rename a file"
-            )
-        models[name] = taken[alike] = model
+            other, its_name = taken[alike]
+            where = "" if name == its_name else ", where capitals and the ways to write an accent are not told apart"
+            raise UserError(f"evaluation.models: {other} and {model} would both be called {name}{where}; rename a file")
+        taken[alike] = model, name
+        if name not in config.evaluation.recipes:
+            models[name] = model
     if not models:
         raise UserError(f"{config.file} names no model; type evaluation.models=[runs/…/NAME.nemo]")
     return models
+
+
+def _named_models(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the name of each row and its model: the models, then each recipe and its runs, numbered."""
+    for model in config.evaluation.models:
+        yield model if model in config.model.registry else Path(model).name.removesuffix(".nemo"), model
+    for recipe, models in config.evaluation.recipes.items():
+        if not models:
+            raise UserError(f"evaluation.recipes: {printable(recipe)} names no run; list the .nemo files of its runs")
+        yield recipe, f"the recipe {recipe}"
+        for number, model in enumerate(models, start=1):
+            yield run_name(recipe, number), model
+
+
+def run_name(recipe: str, number: int) -> str:
+    """Return the name of the row of a recipe's run; `number`: from 1."""
+    return f"{recipe}-{number}"
 
 
 def lm_row_name(name: str) -> str:

@@ -96,10 +96,13 @@ def _footnotes(row: Result) -> list[str]:
 
 
 def _interval_note(rows: Sequence[Result]) -> str:
-    """Return the sentence on what stands in brackets; empty where no row has an interval."""
+    """Return what stands in brackets and behind ±; empty where no row has either."""
     speakers = {row["speakers"] for row in rows if row.get("wer_interval") or row.get("cer_interval")}
     counts = " or ".join(f"{count:,}" for count in sorted(speakers))
-    return f"In brackets: 95 % interval, bootstrap-t over {counts} speakers." if speakers else ""
+    brackets = f"In brackets: 95 % interval, bootstrap-t over {counts} speakers." if speakers else ""
+    runs = ", ".join(f"{row['model']} of {row['runs']}" for row in rows if "runs" in row)
+    means = f"Means of several runs: {runs}; ±: how far a new run may lie from it (95 %, Student's t)." if runs else ""
+    return " ".join(filter(None, (brackets, means)))
 
 
 def _difference_line(pair: Comparison) -> str:
@@ -148,11 +151,10 @@ def format_real_time_factor(name: str, timing: dict[str, Any] | None) -> str:
 
 
 def _rate(row: Result, name: str) -> str:
-    """Return a rate and, where there is one, its interval."""
-    if row.get(f"{name}_interval") is None:
-        return _figure(row[name])
-    low, high = row[f"{name}_interval"]
-    return f"{_figure(row[name])} [{low:.3f}, {high:.3f}]"
+    """Return a rate and, where they are known, how far a new run may lie from it and its interval."""
+    distance, interval = row.get(f"{name}_new_run"), row.get(f"{name}_interval")
+    new_run = "" if distance is None else f" ± {distance:.3f}"
+    return _figure(row[name]) + new_run + ("" if interval is None else " [{:.3f}, {:.3f}]".format(*interval))
 
 
 def _figure(value: float | None) -> str:

@@ -37,9 +37,10 @@ def compare_models(rows: Sequence[Row]) -> list[Comparison]:
     pairs = [(one, other) for one, other in combinations(rows, 2) if _are_comparable(one, other)]
     if not pairs:
         return []
-    # (speakers, pairs, 4): word errors, words, character errors, characters; of the references, alike in both rows
-    totals = np.stack([one.by_speaker for one, _ in pairs], axis=1)
-    differences = totals - np.stack([other.by_speaker for _, other in pairs], axis=1)
+    # (speakers, pairs, 4): word errors, words, character errors, characters; as many runs in one row as in the other
+    sides = [(one.by_speaker * _runs(other), other.by_speaker * _runs(one)) for one, other in pairs]
+    totals = np.stack([one for one, _ in sides], axis=1)
+    differences = totals - np.stack([other for _, other in sides], axis=1)
     wer, cer = (bootstrap_t(differences[..., column], totals[..., column + 1]) for column in (0, 2))
     flips = sign_flip_test(differences[..., 0])
     segments, matched = zip(
@@ -62,6 +63,10 @@ def compare_models(rows: Sequence[Row]) -> list[Comparison]:
         }
         for k, (one, other) in enumerate(pairs)
     ]
+
+
+def _runs(row: Row) -> int:
+    return row.result.get("runs", 1)
 
 
 def _are_comparable(one: Row, other: Row) -> bool:
@@ -104,7 +109,7 @@ def matched_pairs_test(one: np.ndarray, other: np.ndarray) -> tuple[int, float |
     either model between words, at least CLEAR_WORDS, that both have right with nothing inserted between; the statistic
     is the mean difference of errors of a segment by its standard error.
     """
-    positions = np.flatnonzero(one + other)
+    positions = np.flatnonzero(one + other) if len(one) == len(other) else ()  # a row of several runs has none
     if len(positions) == 0:
         return 0, None
     clear = positions[1:] // 2 - (positions[:-1] + 1) // 2  # words without an error between one position and the next
