@@ -18,13 +18,13 @@ from finetuning.errors import UserError, printable
 from finetuning.evaluation.bootstrap import MIN_SPEAKERS, bootstrap_t
 from finetuning.evaluation.scoring import Score
 from finetuning.files import atomic_open, read_json, write_json
-from finetuning.model import pretrained
 
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
 WITH_LM = "+LM"  # ends the name of the row of a model decoded with the language model
 MAX_NAME_BYTES = 200  # a file system allows 255, and .json and the marks of a temporary file are added
 MAX_NUMBER = 1e15  # counts, rates and losses beyond it are damage
 INTERVAL_KEYS = {"cer_interval", "wer_interval", "speakers", "no_interval"}  # keys of a result: all or none
+NVIDIA = re.compile(r"stt_([a-z]+(?:_[a-z]{2})?)_|parakeet")  # of its models' names; the group is their languages
 COMMON_VOICE = re.compile(r"cv-corpus-\d[^/]*/([a-z]{2,3})\b")  # of its releases' names; the group is the language
 Result = dict[str, Any]  # as results/<experiment>/<model>.json
 Comparison = dict[str, Any]  # one of comparisons.json
@@ -180,8 +180,15 @@ def origin_fields(row: str, config: Config) -> Result:
     origin = dataset_origin(manifest_folder(config))
     names = [row, config.model.base or ""] if row.removesuffix(WITH_LM) == config.training.name else [row]
     languages = COMMON_VOICE.findall(origin["release"] or "")
-    known = any(pretrained.knows_common_voice(name, language) for name in names for language in languages)
+    known = any(_knows_common_voice(name, language) for name in names for language in languages)
     return {**origin, "may_know_test_set": known}
+
+
+def _knows_common_voice(name: str, language: str) -> bool:
+    """Return whether a model has a name of those that NVIDIA trained on Common Voice in `language`, among others."""
+    named = NVIDIA.match(name.rpartition("/")[2])
+    languages = (named[1] or "en") if named else ""
+    return language in languages or languages == "multilingual"
 
 
 def release_name(folder: Path) -> str:

@@ -58,7 +58,7 @@ def compare_models(rows: Sequence[Row]) -> list[Comparison]:
             "cer_interval": cer[k] and list(map(round_or_none, cer[k])),
             "speakers": len(differences),
             "pairs": len(pairs),
-            **{name: round_or_none(values[k]) for name, values in tests.items()},
+            **{name: values[k] and float(f"{values[k]:.4g}") for name, values in tests.items()},
             "mapsswe_segments": segments[k],
         }
         for k, (one, other) in enumerate(pairs)

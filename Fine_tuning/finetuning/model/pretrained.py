@@ -20,7 +20,6 @@ from finetuning.errors import UserError
 from finetuning.files import ensure_writable_dir, exclusive_lock, sha256
 
 PUBLIC_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
-TRAINED_ON_COMMON_VOICE = re.compile(r"stt_([a-z]+(?:_[a-z]{2})?)_|parakeet")  # NVIDIA's names, with the languages
 MAX_UNPACKED_BYTES = 20e9  # of a .nemo; the largest known ones are a few 1e9
 
 
@@ -49,13 +48,6 @@ def locate_model(name_or_path: str, model: experiment.Model) -> Path:
         f"base: make demo-base), or give the path of a .nemo file, a name of model.registry ({known}) or of NeMo's own "
         "list, or OWNER/NAME of the Hugging Face Hub"
     )
-
-
-def knows_common_voice(name: str, language: str) -> bool:
-    """Return whether a model has a name of those that NVIDIA trained on Common Voice in `language`, among others."""
-    named = TRAINED_ON_COMMON_VOICE.match(name.rpartition("/")[2])
-    languages = (named[1] or "en") if named else ""
-    return language in languages or languages == "multilingual"
 
 
 def _file_name(name: str) -> str:
