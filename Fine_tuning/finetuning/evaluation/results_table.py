@@ -119,7 +119,7 @@ def comparison_note(comparisons: Sequence[Comparison]) -> str:
     holm = f" Both are corrected for {pairs} pairs (Holm)." if pairs > 1 else ""
     return (
         "p: sign-flip test over speakers; MAPSSWE: NIST's test, which takes parts of utterances for independent."
-        f"{holm} One run is one run: how another training would differ is in none of these figures."
+        f"{holm} One run is one run: neither says how another training would differ."
     )
 
 
