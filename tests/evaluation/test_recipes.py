@@ -45,6 +45,8 @@ def test_runs_of_a_recipe_are_one_row_of_their_mean(tmp_path: Path) -> None:
     assert compared["wer_difference"] == pytest.approx(372 / 700 - 86 / 1400, abs=1e-6)
     low, high = compared["wer_interval"]
     assert low < compared["wer_difference"] < high
+    (turned,) = significance.compare_models(pooled[::-1])
+    assert turned["wer_interval"] == pytest.approx([-high, -low], abs=0.02)
     assert (compared["p"], compared["mapsswe_p"]) == (0.01562, None)  # 2 of 128
     table = results_table.format_table([each.result for each in pooled], Evaluation(), [compared])
     assert f"| 0.0614 ± {mean['wer_new_run']:.3f} [" in table

@@ -45,8 +45,8 @@ def bootstrap_t(errors: np.ndarray, totals: np.ndarray) -> list[Interval | None]
     if len(errors) < MIN_SPEAKERS:
         return [None] * errors.shape[1]
     columns = np.stack([errors, totals, errors**2, errors * totals, totals**2]).astype(float)
-    rate, deviation = _rate_and_standard_error(columns.sum(axis=1), len(errors))
-    resampled_rate, resampled_deviation = _rate_and_standard_error(_resample(columns), len(errors))
+    rate, deviation = _rate_and_standard_error(columns.sum(axis=1))
+    resampled_rate, resampled_deviation = _rate_and_standard_error(_resample(columns))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.nan_to_num((resampled_rate - rate) / resampled_deviation, nan=0.0, posinf=np.inf, neginf=-np.inf)
     high, low = np.quantile(t, (0.975, 0.025), axis=0, method="inverted_cdf")
@@ -75,15 +75,15 @@ def _draw_counts(rng: np.random.Generator, resamples: int, speakers: int) -> np.
     return np.bincount(draws.ravel(), minlength=resamples * speakers).reshape(resamples, speakers).astype(float)
 
 
-def _rate_and_standard_error(sums: np.ndarray, speakers: int) -> tuple[np.ndarray, np.ndarray]:
+def _rate_and_standard_error(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rates and their standard errors; `sums`: of errors, totals, and their squares and products, (5, …).
 
-    A rate R is a ratio of two sums over speakers. Linearised, its deviation is the mean of (errors - R * total) / mean
-    total, which has the variance sum of (errors - R * total)² / (n (n - 1) (mean total)²), for n speakers (the delta
-    method: Cochran 1977, "Sampling Techniques", section 2.11).
+    A rate R is a ratio of two sums over n speakers. Linearised, its deviation is the mean of (errors - R * total) /
+    mean total; the variance is the sum of (errors - R * total)² / (sum of totals)² (the delta method: Cochran 1977,
+    "Sampling Techniques", section 2.11). The factor n / (n - 1) is left out: it cancels in bootstrap-t.
     """
     errors, totals, errors_squared, products, totals_squared = sums
     rate = errors / totals
     squares = errors_squared - 2 * rate * products + rate**2 * totals_squared
     squares[squares < NOISE * (errors_squared + rate**2 * totals_squared)] = 0
-    return rate, np.sqrt(squares * speakers / (speakers - 1)) / totals
+    return rate, np.sqrt(squares) / totals
