@@ -25,6 +25,7 @@ from finetuning.data import shard_writer
 from finetuning.data.manifest import SPLITS, Utterance, read_manifest, write_manifest
 from finetuning.decoding.predictions import Prediction
 from finetuning.evaluation import report_page, results
+from finetuning.evaluation.bootstrap import sum_by_speaker
 from finetuning.evaluation.scoring import Score, score_predictions
 from finetuning.metrics.confusions import accent_confusions, char_diff, most_frequent
 from finetuning.metrics.history import COLUMNS
@@ -84,7 +85,7 @@ def evaluated(folder: Path, said: dict[str, list[str]], texts: list[str], second
         ]
         score = score_predictions(found)
         result = results.make_result(name, score, 0.1, "", {"model": "0" * 64, "manifest": "1" * 64})
-        rows.append(results.Row(result, found, score, np.zeros((1000, 2)), ""))
+        rows.append(results.Row(result, found, score, sum_by_speaker(score, utterances), ""))
         (folder / "run" / f"{name}.nemo").touch()
     metrics = [",".join(COLUMNS), "1,frozen,90.5,80.5,1,1,0", "2,unfrozen,9,,1,1,0", ""]
     (folder / "run" / "metrics.csv").write_text("\n".join(metrics))
@@ -369,6 +370,20 @@ def test_intervals_groups_and_differences_are_shown(in_groups: Evaluated, browse
     assert widths[:2] == ["50%", "25%"], "the widest is the speaker with a WER of 1"
     assert shown.texts("#training figcaption b") == ["one", "other"]
     assert shown.run("document.querySelector('#training .frozen').getBoundingClientRect().width") > 20
+    assert shown.complaints() == []
+
+
+@in_a_browser
+def test_the_mean_of_several_runs_is_a_row(tmp_path: Path, browser: chromium.Browser) -> None:
+    runs = evaluated(tmp_path, {"warm-1": ["a", "b c", "d"], "warm-2": ["a", "b", "x"]}, ["a", "b c", "d"])
+    runs.config.evaluation.recipes = {"warm": ["1.nemo", "2.nemo"]}
+    shown = browser.open(runs.write())
+    assert shown.texts("#table tbody tr:last-child th") == ["warm (mean of 2 runs)"]
+    assert shown.texts("#table tbody tr:last-child td:nth-child(4)") == [
+        "0.2500± 5.502"
+    ]  # 0 and 2 of 4; 12.706 · 0.354 · √1.5
+    assert "±: how far a new run may lie" in shown.texts("#footnotes")[0]
+    assert shown.texts("#model option") == ["warm-1", "warm-2"]
     assert shown.complaints() == []
 
 

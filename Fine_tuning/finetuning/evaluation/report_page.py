@@ -27,6 +27,7 @@ from finetuning.data.manifest import Utterance, manifest_path
 from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
+from finetuning.evaluation.recipes import pool_recipes
 from finetuning.evaluation.results import Comparison, Row, release_name
 from finetuning.evaluation.results_table import KNOWS_TEST_SET, comparison_note, format_table
 from finetuning.evaluation.scoring import Score
@@ -59,10 +60,12 @@ def write_report(
     name = f"report_{test_set}.html" if test_set else "report.html"
     path = resolve_path(config.evaluation.predictions).parent / name
     content = report_content(config, models, rows, utterances, comparisons, path.parent)
+    table = [row.result for row in pool_recipes(rows, config.evaluation.recipes)]
+    content["means"] = [result for result in table if "runs" in result]
     if test_set:
         content["title"] += f", {test_set}"
     with atomic_open(path) as text:
-        text.write(fill_template(content, format_table([row.result for row in rows], config.evaluation, comparisons)))
+        text.write(fill_template(content, format_table(table, config.evaluation, comparisons)))
     return path
 
 
