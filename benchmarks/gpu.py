@@ -44,7 +44,7 @@ from training import MEAN_S, RATE, durations, loss, noise
 RESULT = ROOT / "results" / "reference" / "gpu.json"
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-PRECISIONS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+PRECISIONS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16} if CUDA else {"32-true": torch.float32}
 BATCHES = (32, 64, 128, 256, 512)  # utterances; until the memory ends
 WORKERS = (0, 1, 2, 4, 8)
 FIT_WORKERS = 4 if CUDA else 0
@@ -161,7 +161,7 @@ def whole_epochs(small: bool) -> dict[str, float]:
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        utterances = list(noise_files(folder, 12 if small else 600))
+        utterances = list(noise_files(folder, 5 if small else 600))
         for split, rows in (("train", utterances), ("validation", utterances[:4])):
             write_manifest(manifest_path(folder, split), rows)
         for way, run in (("NeMo", nemo_fit), ("this", our_fit)):
@@ -228,7 +228,7 @@ def inference(small: bool) -> dict[str, Any]:
     """Seconds of audio a second by step 3's inference and by NeMo's transcribe()."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        utterances = list(noise_files(Path(folder), 6 if small else 512))
+        utterances = list(noise_files(Path(folder), 3 if small else 512))
         seconds, files = sum(u.duration for u in utterances), [str(Path(folder, u.audio_filepath)) for u in utterances]
         for name in ("QuartzNet15x5", "FastConformer-large"):
             stock = NETWORKS[name](16 if small else 1).eval().to(DEVICE)

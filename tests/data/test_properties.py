@@ -39,6 +39,7 @@ AWKWARD = "\"'\\ ,;#\ufeff\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\x00\r\u200b\u0301
 thorough = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150
 )
+hasty = settings(thorough, max_examples=60)  # where an example takes long
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +147,7 @@ paths = st.sampled_from(["0.mp3", "../0.mp3", "/0.mp3", "", ".", ".0.mp3", "é" 
 odd = st.builds(Clip, paths, st.just("Ciao")) | st.builds(Clip, paths, st.sampled_from(["?!", "8", ""]) | fields)
 
 
-@thorough
+@hasty
 @given(st.lists(plain | odd, max_size=12), st.data())
 def test_every_row_is_an_utterance_or_rejected_once(rows: list[Clip], data: st.DataObject) -> None:
     """Through all that chooses; what the converter says about a clip may be anything."""
@@ -195,7 +196,6 @@ DEEP = [b"9" * 5000, b"[" * 100_000]  # more than Python's reader of JSON takes
 KEY = {"source": {"name": "it"}, "trim_silence_db": None}
 SOUND = Measurement(48000, 1, "mp3", 7250, -20.5, 0.0, 0.25)
 ENTRY = ConvertedClip("0.mp3", "1 1", 3.0, 3.0, wav_mtime_ns=5, wav_crc32=7, sound=SOUND)
-hasty = settings(thorough, max_examples=100)
 
 
 @st.composite

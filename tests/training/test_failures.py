@@ -383,9 +383,9 @@ def test_too_little_memory_for_a_batch_is_one_sentence(tiny_config: Path, tiny_d
 
 
 def test_too_little_memory_for_a_model_is_one_sentence(tiny_config: Path, tiny_run: Path, tmp_path: Path) -> None:
-    script = ROOT / "Fine_tuning/evaluate.py"
+    script, limited = ROOT / "Fine_tuning/evaluate.py", tmp_path / "limited.py"
     arguments = [str(script), "--config", str(tiny_config), f"evaluation.predictions={tmp_path / 'new'}"]
-    code = f"""
+    limited.write_text(f"""
 import resource, runpy, sys
 sys.path[:0] = {[str(script.parent), str(ROOT / "tests"), str(Path(__file__).parent)]}
 import finetuning.decoding.inference
@@ -396,8 +396,9 @@ try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-"""
-    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+""")
+    process = Forked(str(limited))
+    refused = subprocess.CompletedProcess(process.args, process.wait(), *process.communicate())
     assert_refused(refused, "not enough memory: finished work is kept")
 
 
