@@ -311,39 +311,39 @@ def score_model(
         output = scoring.apply_text_rules(output, config.text)
     characters = set(config.text.alphabet).union(*(utterance.text for utterance in test.utterances))
     missing = "".join(sorted(characters - output.vocabulary.characters))
-    units = bootstrap.resampling_units(test.utterances)
     bar = tqdm(output.predictions, desc="scoring", unit=" utterances", delay=2, leave=False)
     score = scoring.score_predictions(bar)
-    resampled = bootstrap.resample(score, units)
+    by_speaker = bootstrap.sum_by_speaker(score, test.utterances)
     has_nemo_wer = not (settings or with_rules or output.vocabulary.sentencepiece)
     nemo_wer = scoring.nemo_word_error_rate(output.predictions, score, output.vocabulary) if has_nemo_wer else None
     result = {
         **results.make_result(name, score, test.hours, missing, hashes),
-        **results.interval_fields(resampled, units),
+        **results.interval_fields(by_speaker),
         "nemo_wer": results.round_or_none(nemo_wer),
-        **results.dataset_origin(experiment.manifest_folder(config)),
+        **results.origin_fields(name, config),
         "slices": slices.score_slices(groups, score),
+        **({"text_rules": True} if with_rules else {}),
+        **({"decoder": {"name": "lm", **asdict(settings)}} if settings else {}),
+        **({"test_set": test.part} if test.part else {}),
     }
-    if with_rules:
-        result["text_rules"] = True
-    if settings:
-        result["decoder"] = {"name": "lm", **asdict(settings)}
-    if test.part:
-        result["test_set"] = test.part
     results.write_result(ensure_writable_dir(experiment.resolve_path(config.evaluation.results) / test.part), result)
     speed = results_table.format_real_time_factor(name, output.timing)
-    return results.Row(result, output.predictions, score, resampled, speed)
+    return results.Row(result, output.predictions, score, by_speaker, speed)
 
 
 def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config: Config) -> None:
     """Print the tables, and write the comparisons and the report page; `sources`: the model behind each row."""
-    from finetuning.evaluation import report_page, results, results_table, slices
+    from finetuning.evaluation import recipes, report_page, results, results_table, significance, slices
 
     folder, table = experiment.resolve_path(config.evaluation.results) / test.part, [row.result for row in rows]
-    comparisons = results.compare_models(table, [row.resampled for row in rows])
+    pooled = recipes.pool_recipes(rows, config.evaluation.recipes)
+    for row in pooled:
+        results.write_result(folder, row.result)
+    comparisons = significance.compare_models(pooled)
     write_json(folder / f"{results.COMPARISONS}.json", comparisons)
     print(f"\n{test.part}" if test.part else "")
-    print(f"{results_table.format_table(table, config.evaluation, comparisons)}\n\n{slices.format_slices(table)}")
+    print(results_table.format_table([row.result for row in pooled], config.evaluation, comparisons))
+    print(f"\n{slices.format_slices(table)}")
     if config.evaluation.decoder == "lm":
         print(f"\n{results_table.format_decoder_table(table)}")
     speeds = ", ".join(row.real_time_factor for row in rows)

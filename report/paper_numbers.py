@@ -4,12 +4,14 @@ They come from results/reference/, the configurations and paper/published.json (
 measured is not among them, and the paper then says nothing of it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from finetuning.config.schema import Config
 from finetuning.evaluation.bootstrap import RESAMPLES
+from finetuning.evaluation.significance import format_p
 from paper_speed import decoding, speed
 from wording import OF_DEMO, RECIPES, minutes, powers_of_ten, short, spread
 
@@ -131,7 +133,6 @@ def _language_model(of: dict[str, Any], demo: Config) -> dict[str, str]:
 
 
 def _results(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    drawn = [row for row in rows if "resampled" in row]
     return {
         "rows": [
             {
@@ -146,8 +147,8 @@ def _results(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for row in rows
         ],
         "resamples": f"{RESAMPLES:,}",
-        "interval": "95",  # %, of scoring.interval
-        "resampled": f"{drawn[0]['resampled_units']} {drawn[0]['resampled']}" if drawn else "",
+        "interval": "95",  # %, of bootstrap.bootstrap_t
+        "speakers": str(rows[0]["speakers"]),
         "words": f"{rows[0]['words']:,}",
         "utterances": f"{rows[0]['utterances']:,}",
     }
@@ -158,14 +159,17 @@ def _interval(bounds: Sequence[float] | None) -> str:
 
 
 def _difference(pair: dict[str, Any]) -> dict[str, str]:
-    low, high = pair["wer_interval"]
     return {
         "one": pair["one"],
         "other": pair["other"],
         "wer": _signed(pair["wer_difference"]),
-        "interval": f"[{_signed(low)}, {_signed(high)}]",
-        "zero": "outside" if low > 0 or high < 0 else "inside",
+        "interval": "" if pair["wer_interval"] is None else "[{}, {}]".format(*map(_signed, pair["wer_interval"])),
+        **{key: _p(pair[key]) for key in ("p_holm", "mapsswe_p_holm")},
     }
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else re.sub("p (= )?", "", format_p(value))
 
 
 def _signed(value: float) -> str:

@@ -3,8 +3,8 @@
     python report/report.py
 
 Reads the committed files in results/reference/, which the scripts in benchmarks/ write, and paper/'s own; writes
-README.md, docs/benchmarks.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`. The same input
-gives the same bytes.
+README.md, docs/benchmarks.md, docs/metrics.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`.
+The same input gives the same bytes.
 """
 
 import argparse
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 import yaml
 
+import interval_tables
 import paper_figures
 import paper_pdf
 import readme_tables
@@ -36,7 +37,7 @@ from wording import minutes
 if TYPE_CHECKING:
     import pandas as pd
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")  # where the tables are
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "metrics")))  # with the tables
 REFERENCE = ROOT / "results" / "reference"
 PAPER = ROOT / "paper"
 BASE = ROOT / "models" / "demo" / "quartznet_small_en.run.json"
@@ -53,6 +54,7 @@ MEASURED = {  # in results/reference/, and what writes it
     "evaluation": "evaluation.py",
     "domain": "domain.py",
     "decoding": "decoding.py",
+    "interval_coverage": "interval_coverage.py",
 }
 
 
@@ -180,6 +182,8 @@ def build_parts() -> dict[str, str]:
         "training": on_each_processor(readme_tables.training, "training"),
         "memory": readme_tables.memory(inputs["memory"]),
         "evaluation": on_each_processor(readme_tables.evaluation, "evaluation"),
+        "coverage": interval_tables.coverage(inputs["interval_coverage"]),
+        "told_apart": interval_tables.equal_models(inputs["interval_coverage"]),
         "anchors": readme_tables.anchors(inputs["published"]["italian"]),
     }
 

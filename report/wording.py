@@ -1,10 +1,9 @@
 """How the README and the paper call what was measured, and write its numbers."""
 
-import math
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from scipy.stats import t
+from finetuning.evaluation.recipes import new_run_distance
 
 RECIPES = {
     "demo": "the demo",
@@ -78,5 +77,4 @@ def spread(measured: dict[str, Any], key: str) -> str:
     values = [run[key] for run in measured["runs"]]
     if len(values) == 1:
         return f"{values[0]:.3f}"
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) * math.sqrt(1 + 1 / len(values))
-    return f"{fmean(values):.3f} ± {half:.3f}"
+    return f"{fmean(values):.3f} ± {new_run_distance(values):.3f}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import interval_tables
 import paper_figures
 import paper_pdf
 import readme_tables
@@ -49,7 +50,7 @@ def test_what_follows_from_the_results_is_not_stale(made: dict[Path, bytes]):
 
 def test_a_figure_that_is_edited_by_hand_is_put_back():
     pages = {page: page.read_text(encoding="utf-8") for page in report.PAGES}
-    edited = {page: text.replace("| Model-IT-finetuned ", "| Model-IT-finetuned!") for page, text in pages.items()}
+    edited = {page: re.sub(r"\| (Model-IT-finetuned|6) ", r"| \1!", text) for page, text in pages.items()}
     assert all(edited[page] != text for page, text in pages.items())
     assert report.fill_pages(edited) == pages
 
@@ -92,6 +93,19 @@ def test_other_architectures_stand_beside_the_demo():
         "| Citrinet, random decoder | 0.200 ± 2.201 | 0.050 ± 0.550 | 0.100, 0.300 |" in table
     )  # 12.706 · 0.1414 · √1.5
     assert "over 2 seeds" in table and "Validation WER of the English bases: 0.12 (c)." in table
+
+
+def test_how_well_intervals_hold_up_is_told_as_simulated():
+    case = {"speakers": 6, "skewed": True, "bootstrap_t": 0.948, "percentile": 0.8, "percentile_of_utterances": 0.5}
+    found = {
+        "test_sets": 2000, "tables": 500, "models": 6, "utterances": 10, "words": 8, "wer": 0.15, "spread": 0.5,
+        "own_spread": 0.3, "coverage": [{**case, "without": 3}],
+        "told_apart": [{"speakers": 9, "percentile": 0.612, "sign_flip_holm": 0.0, "sign_flip_one_pair": 0.044}],
+    }  # fmt: skip
+    table = interval_tables.coverage(found)
+    assert "| 6 | skewed | 94.8% | 80.0% | 50.0% | 0.1% |" in table and "2,000 test sets a line: 10 utt" in table
+    table = interval_tables.equal_models(found)
+    assert "| 9 | 61.2% | 0.0% | 4.4% |" in table and "500 tables a line of 6 models" in table
 
 
 def test_the_memory_of_a_gpu_holds_what_is_left_of_it():

@@ -108,7 +108,8 @@ def test_the_models_that_are_there_are_evaluated(evaluated: tuple[Path, subproce
     ]
     for line in ("| Model ", "| english [1] [2]", "| italian [", "The vocabulary lacks: à è é ì í î ò ó ù ú.",
                  "leaves out 1 of 24 utterances", "Published figures, on other data, drawn",
-                 "NeMo's own test would say WER ", "95 % interval, bootstrap with 1,000 resamples of 4 speakers.",
+                 "NeMo's own test would say WER ", "No interval of CER and WER: 4 speakers, fewer than 6.",
+                 "undecided: with 4 speakers p is at least 0.12",
                  "english minus italian: WER ", "| speaker seen in training      |    6 (25%) |",
                  "| sentence seen in training     |    3 (12%) |", "Real-time factor, processing time / duration",
                  "italian, ours minus published: ", "Untrained.", f"results in {out}/results",
@@ -138,9 +139,7 @@ def test_predictions_are_in_manifest_order_with_the_manifests_own_text(
         assert result["characters"] == sum(len(line["text"]) for line in manifest)
         losses = [line["loss"] for line in lines if line["loss"] is not None]
         assert result["loss"] == pytest.approx(sum(losses) / 23, abs=1e-4)
-        for key in ("wer", "cer"):
-            assert result[f"{key}_interval"][0] <= result[key] <= result[f"{key}_interval"][1]
-        assert (result["resampled"], result["resampled_units"]) == ("speakers", 4)
+        assert (result["speakers"], result["wer_interval"], result["cer_interval"]) == (4, None, None)
         spent = json.loads((out / "predictions" / name / "inference.json").read_text())
         assert spent["audio_seconds"] == pytest.approx(sum(line["duration"] for line in manifest))
         assert (spent["device"], spent["by"], spent["threads"], spent["seconds"] > 0) == ("cpu", "openvino", 1, True)

@@ -25,6 +25,7 @@ from finetuning.data import shard_writer
 from finetuning.data.manifest import SPLITS, Utterance, read_manifest, write_manifest
 from finetuning.decoding.predictions import Prediction
 from finetuning.evaluation import report_page, results
+from finetuning.evaluation.bootstrap import sum_by_speaker
 from finetuning.evaluation.scoring import Score, score_predictions
 from finetuning.metrics.confusions import accent_confusions, char_diff, most_frequent
 from finetuning.metrics.history import COLUMNS
@@ -84,7 +85,7 @@ def evaluated(folder: Path, said: dict[str, list[str]], texts: list[str], second
         ]
         score = score_predictions(found)
         result = results.make_result(name, score, 0.1, "", {"model": "0" * 64, "manifest": "1" * 64})
-        rows.append(results.Row(result, found, score, np.zeros((1000, 2)), ""))
+        rows.append(results.Row(result, found, score, sum_by_speaker(score, utterances), ""))
         (folder / "run" / f"{name}.nemo").touch()
     metrics = [",".join(COLUMNS), "1,frozen,90.5,80.5,1,1,0", "2,unfrozen,9,,1,1,0", ""]
     (folder / "run" / "metrics.csv").write_text("\n".join(metrics))
@@ -224,13 +225,17 @@ def test_what_the_data_says_stays_text(tmp_path: Path) -> None:
 @pytest.fixture
 def in_groups(small: Evaluated, tmp_path: Path) -> Evaluated:
     """With intervals, groups and a comparison."""
-    comparison = {"one": "one", "other": "other", "wer_difference": -0.5, "wer_interval": [-0.7, -0.2]}
-    chance = {**comparison, "one": "other", "other": "one", "wer_interval": [-1, 1]}
+    tests = {"speakers": 8, "pairs": 2, "p_holm": 0.016, "mapsswe_p_holm": 0.25, "mapsswe_segments": 40}
+    comparison = {"one": "one", "other": "other", "wer_difference": -0.5, "wer_interval": [-0.7, -0.2], **tests}
+    few = {**comparison, "one": "other", "other": "one", "wer_interval": None, "speakers": 3, "mapsswe_p_holm": None}
     women = {"utterances": 4, "words": 9, "characters": 40, "wer": 0.5, "cer": 0.2}
     slices = {"gender": {"female_feminine": women, "not stated": {**women, "wer": 0.25}}}
     for row in small.rows:
-        row.result.update(wer_interval=[0.1, 0.9], resampled="speakers", resampled_units=3, slices=slices)
-    return replace(small, comparisons=(comparison, chance))
+        row.result.update(
+            wer_interval=[0.1, 0.9], cer_interval=None, speakers=8, no_interval="for a test", slices=slices
+        )
+    small.rows[0].result["may_know_test_set"] = True
+    return replace(small, comparisons=(comparison, few))
 
 
 def test_intervals_groups_and_differences_are_taken_over(in_groups: Evaluated) -> None:
@@ -350,16 +355,35 @@ def test_intervals_groups_and_differences_are_shown(in_groups: Evaluated, browse
     shown = browser.open(in_groups.write())
     assert shown.texts("#table tbody tr:first-child td:nth-child(4) small") == ["[0.100, 0.900]"]
     assert shown.texts("#differences li") == [
-        "one minus other: WER −0.5000 [−0.700, −0.200], significant.",
-        "other minus one: WER −0.5000 [−1.000, 1.000], may be chance, 0 lies within.",
+        "one minus other: WER −0.5000 [−0.700, −0.200], not explained by the choice of speakers (p = 0.016, 8 "
+        "speakers); MAPSSWE p = 0.25, 40 segments.",
+        "other minus one: WER −0.5000, undecided: with 3 speakers and 2 pairs p is at least 0.5.",
     ]
-    assert "3 speakers resampled; with so few, they are approximate" in shown.texts("#footnotes")[0]
+    footnotes = shown.texts("#footnotes")[0]
+    assert "In brackets: 95 % intervals, bootstrap-t over 8 speakers." in footnotes
+    assert "Where there is no interval: for a test." in footnotes
+    assert "corrected for 2 pairs (Holm). One run is one run" in footnotes
+    assert "one: Published by NVIDIA" in footnotes and "other: Published by NVIDIA" not in footnotes
     shown.choose("#model", "0")
     assert shown.texts("#slices th[scope=rowgroup]") == ["gender", "speakers, the most errors first"]
     widths = shown.run("[...document.querySelectorAll('#slices .bar')].map((bar) => bar.firstChild.style.width)")
     assert widths[:2] == ["50%", "25%"], "the widest is the speaker with a WER of 1"
     assert shown.texts("#training figcaption b") == ["one", "other"]
     assert shown.run("document.querySelector('#training .frozen').getBoundingClientRect().width") > 20
+    assert shown.complaints() == []
+
+
+@in_a_browser
+def test_the_mean_of_several_runs_is_a_row(tmp_path: Path, browser: chromium.Browser) -> None:
+    runs = evaluated(tmp_path, {"warm-1": ["a", "b c", "d"], "warm-2": ["a", "b", "x"]}, ["a", "b c", "d"])
+    runs.config.evaluation.recipes = {"warm": ["1.nemo", "2.nemo"]}
+    shown = browser.open(runs.write())
+    assert shown.texts("#table tbody tr:last-child th") == ["warm (mean of 2 runs)"]
+    assert shown.texts("#table tbody tr:last-child td:nth-child(4)") == [
+        "0.2500± 5.502"
+    ]  # 0 and 2 of 4; 12.706 · 0.354 · √1.5
+    assert "±: how far a new run may lie" in shown.texts("#footnotes")[0]
+    assert shown.texts("#model option") == ["warm-1", "warm-2"]
     assert shown.complaints() == []
 
 

@@ -13,14 +13,13 @@ from finetuning import files
 from finetuning.config.schema import Evaluation, PublishedRow
 from finetuning.errors import UserError
 from finetuning.evaluation import results, results_table
-from finetuning.evaluation.bootstrap import ResamplingUnits, resample
 from finetuning.evaluation.scoring import Score
 from mutations import mutated
 
 HASHES = {"model": "0" * 64, "manifest": "1" * 64}
 # ten utterances of 100 words and 507 characters
 SCORE = Score(9.99159, 0, np.array([[90, 8, 2, 0]] * 6 + [[90, 8, 2, 1]] * 4), np.array([[500, 5, 2, 1]] * 10))
-SPEAKERS = ResamplingUnits("speakers", np.arange(10) % 5)
+BY_SPEAKER = np.array([[12, 100, 8, 507], [8, 100, 9, 507], [15, 100, 6, 507], [9, 100, 8, 507], [11, 100, 9, 507]] * 2)
 
 
 def row(model: str = "m", score: Score = SCORE, missing: str = "") -> results.Result:
@@ -28,7 +27,8 @@ def row(model: str = "m", score: Score = SCORE, missing: str = "") -> results.Re
 
 
 def sure(model: str, low: float = 0.09, high: float = 0.12, **more: object) -> results.Result:
-    return row(model) | {"cer_interval": [0.015, 0.017], "wer_interval": [low, high], **more}
+    intervals = {"cer_interval": [0.015, 0.017], "wer_interval": [low, high], "speakers": 1234, "no_interval": ""}
+    return row(model) | intervals | more
 
 
 def test_figures_are_fractions_of_the_counts() -> None:
@@ -41,7 +41,7 @@ def test_figures_are_fractions_of_the_counts() -> None:
 
 def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: Path) -> None:
     def whole() -> results.Result:
-        return row("a") | results.interval_fields(resample(SCORE, SPEAKERS), SPEAKERS)
+        return row("a") | results.interval_fields(BY_SPEAKER)
 
     first = results.write_result(tmp_path, whole()).read_bytes()
     assert results.write_result(tmp_path, whole()).read_bytes() == first
@@ -49,34 +49,21 @@ def test_the_same_run_gives_the_same_bytes_and_nothing_of_the_machine(tmp_path: 
     assert str(tmp_path) not in first.decode()
 
 
-def test_intervals_say_what_was_resampled() -> None:
-    """In their two utterances two speakers have no insertion, two have one, and one has two."""
-    units = ResamplingUnits("speakers", np.array([0, 0, 1, 1, 2, 3, 4, 4, 2, 3]))
-    found = results.interval_fields(resample(SCORE, units), units)
-    assert (found["resampled"], found["resampled_units"]) == ("speakers", 5)
-    assert found["cer_interval"] == [0.015779, 0.015779]  # all utterances have the same
+def test_an_interval_is_within_what_rates_can_be_or_says_why_there_is_none() -> None:
+    found = results.interval_fields(BY_SPEAKER)
     low, high = found["wer_interval"]
-    assert 0.1 <= low < 0.104 < high <= 0.11
-
-
-def test_each_pair_of_models_is_compared(tmp_path: Path) -> None:
-    better = replace(SCORE, word_counts=SCORE.word_counts - [0, 1, 0, 0] + [1, 0, 0, 0])
-    scores = {"a": SCORE, "b": better, "c": SCORE}
-    samples = [resample(score, SPEAKERS) for score in scores.values()]
-    found = results.compare_models([row(name, score) for name, score in scores.items()], samples)
-    assert [(pair["one"], pair["other"]) for pair in found] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert found[0] == {
-        "one": "a",
-        "other": "b",
-        "wer_difference": 0.01,
-        "wer_interval": [0.01, 0.01],  # one word in 100 of every utterance
-        "cer_difference": 0.0,
-        "cer_interval": [0.0, 0.0],
-    }
-    table = results_table.format_table([row(name) for name in "abc"], Evaluation(), found)
-    assert "a minus b: WER +0.0100 [+0.010, +0.010], significant." in table
-    assert "a minus c: WER +0.0000 [+0.000, +0.000], may be chance, 0 lies within." in table
-    assert "b minus c: WER -0.0100 [-0.010, -0.010], significant." in table
+    assert 0.09 < low < 0.11 < high < 0.14  # 110 of 1000 words
+    assert (found["speakers"], found["no_interval"]) == (10, "")
+    rare = np.array([[0, 42], [0, 4], [1, 49], [12, 44], [1, 12], [0, 37]])[:, [0, 1, 0, 1]]
+    assert results.interval_fields(rare)["wer_interval"][0] == 0, "not below"
+    for sums, why in (
+        (BY_SPEAKER[:0], "the speakers are not known"),
+        (BY_SPEAKER[:1], "1 speaker, fewer than 6"),
+        (BY_SPEAKER[:5], "5 speakers, fewer than 6"),
+        (BY_SPEAKER[[0] * 9], "too few of the 9 speakers differ in it"),
+    ):
+        none = {"cer_interval": None, "wer_interval": None, "speakers": len(sums), "no_interval": why}
+        assert results.interval_fields(sums) == none
 
 
 def test_table_of_our_rows() -> None:
@@ -89,19 +76,54 @@ def test_table_of_our_rows() -> None:
 
 
 def test_intervals_stand_beside_the_rates_where_there_are_some() -> None:
-    known = sure("a" * 40, resampled="speakers", resampled_units=1234)
+    known = sure("a" * 40)
     lines = results_table.format_table([known, row("older")], Evaluation()).splitlines()
     assert lines[2].endswith("|    9.9916 | 0.0158 [0.015, 0.017] | 0.1040 [0.090, 0.120] |")
     assert lines[3].endswith("|    9.9916 |                0.0158 |                0.1040 |")
     assert max(map(len, lines[:4])) <= 120
-    assert lines[5] == "In brackets: 95 % interval, bootstrap with 1,000 resamples of 1,234 speakers."
+    assert lines[5] == "In brackets: 95 % interval, bootstrap-t over 1,234 speakers."
 
 
-def test_an_interval_of_few_speakers_is_called_approximate() -> None:
-    few = results_table.format_table([sure("m", resampled="speakers", resampled_units=9)], Evaluation())
-    assert few.endswith("of 9 speakers. With so few, it is approximate and likely too narrow.")
-    nameless = results_table.format_table([sure("m", resampled="utterances", resampled_units=40)], Evaluation())
-    assert nameless.endswith("of 40 utterances. No two speakers are named: it may be too narrow.")
+def test_why_there_is_no_interval_is_a_footnote() -> None:
+    few = row("m") | results.interval_fields(BY_SPEAKER[:2])
+    table = results_table.format_table([few, few], Evaluation())
+    assert table.count("| m [1] |    9.9916 | 0.0158 | 0.1040 |") == 2
+    assert table.endswith("\n\n[1] No interval of CER and WER: 2 speakers, fewer than 6.")
+    only_wer = sure("m", cer_interval=None, no_interval="too few of the 9 speakers differ in it", speakers=9)
+    table = results_table.format_table([only_wer], Evaluation())
+    assert "0.1040 [0.090, 0.120] |" in table
+    assert "[1] No interval of CER: too few of the 9 speakers differ in it.\n" in table
+
+
+@pytest.mark.parametrize(
+    ("row", "base", "release", "known"),
+    [
+        ("stt_it_quartznet15x5", None, "cv-corpus-24.0-2025-12-05/it", True),
+        ("stt_it_quartznet15x5+LM", None, "cv-corpus-24.0-2025-12-05/it", True),
+        ("stt_multilingual_fastconformer_hybrid_large_pc", None, "cv-corpus-24.0-2025-12-05/it", True),
+        ("stt_en_quartznet15x5", None, "cv-corpus-24.0-2025-12-05/it", False),
+        ("parakeet-ctc-0.6b", None, "cv-corpus-24.0-2025-12-05/en", True),
+        ("parakeet-ctc-0.6b", None, "cv-corpus-24.0-2025-12-05/it", False),
+        ("stt_kk_ru_fastconformer_hybrid_large", None, "cv-corpus-24.0-2025-12-05/ru", True),
+        ("stt_it_quartznet15x5", None, "cv-corpus-sample-1.0-2026-11-22/it", False),
+        ("stt_it_quartznet15x5", None, "my recordings", False),
+        ("Model-IT-finetuned", "stt_en_quartznet15x5", "cv-corpus-24.0-2025-12-05/it", False),
+        ("Model-IT-finetuned", "models/stt_it_quartznet15x5.nemo", "cv-corpus-24.0-2025-12-05/it", True),
+        ("Model-IT-finetuned+LM", "nvidia/stt_it_conformer_ctc_large", "cv-corpus-24.0-2025-12-05/it", True),
+        ("another", "stt_it_quartznet15x5", "cv-corpus-24.0-2025-12-05/it", False),
+    ],
+)
+def test_a_model_that_may_know_the_test_set_is_marked(
+    tmp_path: Path, row: str, base: str | None, release: str, known: bool
+) -> None:
+    config = deepcopy(shipped("italian"))
+    config.dataset.output, config.model.base = str(tmp_path), base
+    about = {"release": release, "config": {"dataset.split": {"by": "clip"}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    fields = {"release": release, "split": "clip", "may_know_test_set": known}
+    assert results.origin_fields(row, config) == fields
+    table = results_table.format_table([sure(row) | fields], Evaluation())
+    assert (f"| {row} [1] |" in table and "maybe on clips of this test set" in table) == known
 
 
 def test_footnotes_name_the_letters_and_the_utterances_left_out() -> None:
@@ -225,7 +247,7 @@ def test_a_name_of_the_registry_is_held_to_the_same() -> None:
 
 def test_a_result_is_there_and_back_or_refused_in_one_sentence(tmp_path: Path) -> None:
     assert results.read_result(tmp_path / "m.json") is None
-    path = results.write_result(tmp_path, row() | results.interval_fields(resample(SCORE, SPEAKERS), SPEAKERS))
+    path = results.write_result(tmp_path, row() | results.interval_fields(BY_SPEAKER))
     assert results.read_result(path) == json.loads(path.read_text())
     whole = path.read_bytes()
 
@@ -245,7 +267,7 @@ def test_a_result_is_there_and_back_or_refused_in_one_sentence(tmp_path: Path) -
 
 
 def test_an_interval_is_there_with_all_that_belongs_to_it(tmp_path: Path) -> None:
-    whole = row() | results.interval_fields(resample(SCORE, SPEAKERS), SPEAKERS)
+    whole = row() | results.interval_fields(BY_SPEAKER)
     for name in results.INTERVAL_KEYS:
         with pytest.raises(UserError, match=r"m.json is not what evaluate.py writes"):
             results.read_result(
@@ -253,9 +275,9 @@ def test_an_interval_is_there_with_all_that_belongs_to_it(tmp_path: Path) -> Non
             )
     for changed in (
         {"wer_interval": [0.1]},
-        {"resampled_units": "5"},
-        {"resampled": 5},
-        {"cer_interval": None},
+        {"speakers": "5"},
+        {"no_interval": 5},
+        {"cer_interval": 0.1},
         {"loss": 10**400},
     ):
         with pytest.raises(UserError, match=r"m.json is not what evaluate.py writes"):

@@ -1,17 +1,11 @@
 import math
 import random
-from collections.abc import Sequence
 
-import kaldialign
-import numpy as np
 import pytest
 
 from conftest import shipped
-from finetuning.data.manifest import Utterance
 from finetuning.decoding.predictions import ModelOutput, Prediction
-from finetuning.evaluation.bootstrap import ResamplingUnits, percentile_interval, resample, resampling_units
 from finetuning.evaluation.scoring import (
-    Score,
     apply_text_rules,
     needs_text_rules,
     nemo_word_error_rate,
@@ -110,89 +104,6 @@ def test_nemos_own_wer_by_hand() -> None:
     assert nemo_word_error_rate(said, found, of_characters(letters + "'èéì")) == 5 / 6  # and è deleted, sì|s
     assert nemo_word_error_rate(said[1:], score_predictions(said[1:]), of_characters(letters)) == 0  # s
     assert math.isnan(nemo_word_error_rate(said, found, of_characters(" 0")))
-
-
-# --- intervals
-
-
-def speaking(*speakers: str) -> list[Utterance]:
-    return [Utterance(f"{number}.wav", 1.0, "a", speaker=speaker) for number, speaker in enumerate(speakers)]
-
-
-def counted(errors: Sequence[int], words: Sequence[int]) -> Score:
-    """A score with these substitutions in these many words, of one character each."""
-    counts = np.array([[n - wrong, wrong, 0, 0] for wrong, n in zip(errors, words, strict=True)])
-    return Score(None, 0, counts, counts)
-
-
-def test_speakers_are_drawn_with_all_of_their_utterances() -> None:
-    """Of a, 1 word of 4 is wrong; of b, 2 of 16. Drawn are aa, ab, ba, bb."""
-    drawn_from = resampling_units(speaking("b", "a", "b"))
-    assert (drawn_from.kind, drawn_from.count, drawn_from.number.tolist()) == ("speakers", 2, [1, 0, 1])
-    samples = resample(counted([2, 1, 0], [8, 4, 8]), drawn_from)
-    assert samples.shape == (1000, 2)
-    rates, times = np.unique(samples[:, 0], return_counts=True)
-    assert rates.tolist() == [2 / 16, 3 / 20, 1 / 4]
-    assert times == pytest.approx([250, 500, 250], abs=50)  # three standard deviations: 41, 47, 41
-    assert percentile_interval(samples[:, 0]) == percentile_interval(samples[:, 1]) == (2 / 16, 1 / 4)
-
-
-def test_the_interval_leaves_out_a_fortieth_at_either_end() -> None:
-    assert percentile_interval(np.arange(1001)[::-1]) == (25, 975)
-
-
-def test_what_is_drawn() -> None:
-    assert resampling_units(speaking("", "")).kind == resampling_units(speaking("a", "a", "")).kind == "utterances"
-    assert resampling_units(speaking("", "", "")).number.tolist() == [0, 1, 2]
-    assert resampling_units(speaking("a", "", "b", "")).number.tolist() == [2, 0, 3, 1]  # who is unnamed speaks once
-    utterances = speaking("c", "a", "", "b", "a")
-    found = counted([1, 0, 3, 2, 1], [5, 4, 3, 8, 7])
-    order = [3, 1, 4, 2, 0]
-    turned = Score(None, 0, found.word_counts[order], found.character_counts[order])
-    assert np.array_equal(
-        resample(turned, resampling_units([utterances[n] for n in order])),
-        resample(found, resampling_units(utterances)),
-    )
-
-
-def test_two_models_are_compared_on_the_same_resamples() -> None:
-    """12 speakers of 5 utterances of 20 words, some far easier than others; the other model errs once more on each."""
-    drawn_from = resampling_units(speaking(*(f"speaker {n % 12}" for n in range(60))))
-    wrong = [n % 12 for n in range(60)]
-    one = resample(counted(wrong, [20] * 60), drawn_from)
-    other = resample(counted([w + (n < 12) for n, w in enumerate(wrong)], [20] * 60), drawn_from)
-    assert percentile_interval((other - one)[:, 0]) == pytest.approx((1 / 100, 1 / 100))
-    assert percentile_interval(one[:, 0])[1] > percentile_interval(other[:, 0])[0] + 0.1, (
-        "which the two intervals do not show"
-    )
-    assert percentile_interval((one - one)[:, 0]) == (0, 0)
-
-
-def test_the_interval_holds_the_true_rate_as_often_as_it_says() -> None:
-    """200 test sets of 50 speakers, some easier than others, whose words are wrong in a fifth of all cases."""
-    rng, held, held_by_utterances = np.random.default_rng(0), 0, 0
-    for _ in range(200):
-        of = np.repeat(np.arange(50), rng.integers(1, 12, 50))
-        words = rng.integers(3, 13, len(of))
-        found = counted(rng.binomial(words, rng.beta(2, 8, 50)[of]), words)
-        low, high = percentile_interval(resample(found, ResamplingUnits("speakers", of))[:, 0])
-        held += low <= 0.2 <= high
-        low, high = percentile_interval(resample(found, ResamplingUnits("utterances", np.arange(len(of))))[:, 0])
-        held_by_utterances += low <= 0.2 <= high
-    assert 0.90 <= held / 200 <= 0.99
-    assert held_by_utterances / 200 < 0.85, "why speakers are drawn"
-
-
-def test_the_interval_is_another_tools() -> None:
-    """kaldialign's, which draws utterances and takes 1.96 standard deviations."""
-    rng = random.Random(1)
-    references = [["a"] * rng.randint(3, 12) for _ in range(300)]
-    hypotheses = [[word if rng.random() < 0.8 else "b" for word in reference] for reference in references]
-    said = [prediction(" ".join(r), " ".join(h)) for r, h in zip(references, hypotheses, strict=True)]
-    theirs = kaldialign.bootstrap_wer_ci(references, hypotheses, replications=10000)
-    low, high = percentile_interval(resample(score_predictions(said), resampling_units(speaking(*[""] * 300)))[:, 0])
-    width = theirs["ci95max"] - theirs["ci95min"]
-    assert (low, high) == pytest.approx((theirs["ci95min"], theirs["ci95max"]), abs=width / 20)
 
 
 def test_what_a_model_writes_with_capitals_and_marks_is_scored_after_the_text_rules() -> None:

@@ -392,6 +392,7 @@ class Evaluation:
     """Step 3: which models, on the test manifest."""
 
     models: list[str] = field(default_factory=list)
+    recipes: dict[str, list[str]] = field(default_factory=dict)
     split: Evaluated = MISSING
     decoder: Decoder = MISSING
     topics: dict[str, list[str]] = field(default_factory=dict)

@@ -27,9 +27,11 @@ from finetuning.data.manifest import Utterance, manifest_path
 from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
+from finetuning.evaluation.recipes import pool_recipes
 from finetuning.evaluation.results import Comparison, Row, release_name
-from finetuning.evaluation.results_table import format_table
+from finetuning.evaluation.results_table import KNOWS_TEST_SET, comparison_note, format_table
 from finetuning.evaluation.scoring import Score
+from finetuning.evaluation.significance import verdict
 from finetuning.files import atomic_open
 from finetuning.metrics import confusions
 from finetuning.metrics.confusions import Confusion, Pair
@@ -58,10 +60,12 @@ def write_report(
     name = f"report_{test_set}.html" if test_set else "report.html"
     path = resolve_path(config.evaluation.predictions).parent / name
     content = report_content(config, models, rows, utterances, comparisons, path.parent)
+    table = [row.result for row in pool_recipes(rows, config.evaluation.recipes)]
+    content["means"] = [result for result in table if "runs" in result]
     if test_set:
         content["title"] += f", {test_set}"
     with atomic_open(path) as text:
-        text.write(fill_template(content, format_table([row.result for row in rows], config.evaluation, comparisons)))
+        text.write(fill_template(content, format_table(table, config.evaluation, comparisons)))
     return path
 
 
@@ -122,7 +126,9 @@ def report_content(
         "models": [_model_content(row, models[row.result["model"]], speakers, shown) for row in rows],
         "published": [asdict(p) for p in config.evaluation.published],
         "published_on": config.evaluation.published_on,
-        "comparisons": list(comparisons),
+        "comparisons": [{**pair, "verdict": verdict(pair)} for pair in comparisons],
+        "knows_test_set": KNOWS_TEST_SET,
+        "comparison_note": comparison_note(comparisons),
         "audio": audio,
         "worst": (MOST_UTTERANCES - SAMPLE_SIZE) // len(rows) if sample else None,  # of each model; None: all are shown
         "shown": [

@@ -2,20 +2,20 @@
 
 import math
 import platform
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetuning.config.schema import Config
+from finetuning.config.schema import Config, manifest_folder
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError, printable
-from finetuning.evaluation.bootstrap import ResamplingUnits, percentile_interval
+from finetuning.evaluation.bootstrap import MIN_SPEAKERS, bootstrap_t
 from finetuning.evaluation.scoring import Score
 from finetuning.files import atomic_open, read_json, write_json
 
@@ -23,7 +23,9 @@ COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair 
 WITH_LM = "+LM"  # ends the name of the row of a model decoded with the language model
 MAX_NAME_BYTES = 200  # a file system allows 255, and .json and the marks of a temporary file are added
 MAX_NUMBER = 1e15  # counts, rates and losses beyond it are damage
-INTERVAL_KEYS = {"cer_interval", "wer_interval", "resampled", "resampled_units"}  # keys of a result: all or none
+INTERVAL_KEYS = {"cer_interval", "wer_interval", "speakers", "no_interval"}  # keys of a result: all or none
+NVIDIA = re.compile(r"stt_([a-z]+(?:_[a-z]{2})?)_|parakeet")  # of its models' names; the group is their languages
+COMMON_VOICE = re.compile(r"cv-corpus-\d[^/]*/([a-z]{2,3})\b")  # of its releases' names; the group is the language
 Result = dict[str, Any]  # as results/<experiment>/<model>.json
 Comparison = dict[str, Any]  # one of comparisons.json
 
@@ -35,7 +37,7 @@ class Row:
     result: Result
     predictions: list[Prediction]
     score: Score
-    resampled: np.ndarray  # WER and CER of each resample, (RESAMPLES, 2)
+    by_speaker: np.ndarray  # word errors, words, character errors and characters, (speakers, 4)
     real_time_factor: str  # as printed
 
 
@@ -52,20 +54,37 @@ def row_names(config: Config) -> dict[str, str]:
     cannot be that of a file.
     """
     models: dict[str, str] = {}
-    taken: dict[str, str] = {}
-    for model in config.evaluation.models:
-        name = model if model in config.model.registry else Path(model).name.removesuffix(".nemo")
+    taken: dict[str, tuple[str, str]] = {}
+    for name, model in _named_models(config):
         validate_row_name(name, model)
         alike = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
         if alike in taken:
-            where = "" if name in models else ", where capitals and the ways to write an accent are not told apart"
-            raise UserError(
-                f"evaluation.models: {taken[alike]} and {model} would both be called {name}{where}; rename a file"
-            )
-        models[name] = taken[alike] = model
+            other, its_name = taken[alike]
+            where = "" if name == its_name else ", where capitals and the ways to write an accent are not told apart"
+            raise UserError(f"evaluation.models: {other} and {model} would both be called {name}{where}; rename a file")
+        taken[alike] = model, name
+        if name not in config.evaluation.recipes:
+            models[name] = model
     if not models:
         raise UserError(f"{config.file} names no model; type evaluation.models=[runs/…/NAME.nemo]")
     return models
+
+
+def _named_models(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the name of each row and its model: the models, then each recipe and its runs, numbered."""
+    for model in config.evaluation.models:
+        yield model if model in config.model.registry else Path(model).name.removesuffix(".nemo"), model
+    for recipe, models in config.evaluation.recipes.items():
+        if not models:
+            raise UserError(f"evaluation.recipes: {printable(recipe)} names no run; list the .nemo files of its runs")
+        yield recipe, f"the recipe {recipe}"
+        for number, model in enumerate(models, start=1):
+            yield run_name(recipe, number), model
+
+
+def run_name(recipe: str, number: int) -> str:
+    """Return the name of the row of a recipe's run; `number`: from 1."""
+    return f"{recipe}-{number}"
 
 
 def lm_row_name(name: str) -> str:
@@ -120,10 +139,26 @@ def make_result(model: str, score: Score, hours: float, letters_missing: str, sh
     }
 
 
-def interval_fields(resampled: np.ndarray, units: ResamplingUnits) -> Result:
-    """Return the intervals of a result; `resampled`: WER and CER of each resample, (RESAMPLES, 2)."""
-    wer, cer = (list(map(round_or_none, percentile_interval(rates))) for rates in resampled.T)
-    return {"cer_interval": cer, "wer_interval": wer, "resampled": units.kind, "resampled_units": units.count}
+def interval_fields(by_speaker: np.ndarray) -> Result:
+    """Return the intervals of a result, and why one is None; `by_speaker`: as bootstrap.sum_by_speaker returns it."""
+    wer, cer = (
+        interval and [max(0.0, round_or_none(bound)) for bound in interval]
+        for interval in bootstrap_t(by_speaker[:, 0::2], by_speaker[:, 1::2])
+    )
+    return {
+        "cer_interval": cer,
+        "wer_interval": wer,
+        "speakers": len(by_speaker),
+        "no_interval": "" if cer and wer else _why_no_interval(len(by_speaker)),
+    }
+
+
+def _why_no_interval(speakers: int) -> str:
+    if not speakers:
+        return "the speakers are not known"
+    if speakers < MIN_SPEAKERS:
+        return f"{speakers} speaker{'s' * (speakers > 1)}, fewer than {MIN_SPEAKERS}"
+    return f"too few of the {speakers:,} speakers differ in it"
 
 
 def dataset_origin(folder: Path) -> Result:
@@ -134,6 +169,26 @@ def dataset_origin(folder: Path) -> Result:
     except (KeyError, TypeError):  # no such file, or not from step 1
         release = split = None
     return {"release": release, "split": split} if isinstance(split, str) else {"release": None, "split": None}
+
+
+def origin_fields(row: str, config: Config) -> Result:
+    """Return `dataset_origin` and whether clips of the test set may be among what the row's model was trained on.
+
+    That is so where the test set is of Common Voice and NVIDIA published the model, or its base: which clips these were
+    trained on is not stated, and releases share most of theirs.
+    """
+    origin = dataset_origin(manifest_folder(config))
+    names = [row, config.model.base or ""] if row.removesuffix(WITH_LM) == config.training.name else [row]
+    languages = COMMON_VOICE.findall(origin["release"] or "")
+    known = any(_knows_common_voice(name, language) for name in names for language in languages)
+    return {**origin, "may_know_test_set": known}
+
+
+def _knows_common_voice(name: str, language: str) -> bool:
+    """Return whether a model has a name of those that NVIDIA trained on Common Voice in `language`, among others."""
+    named = NVIDIA.match(name.rpartition("/")[2])
+    languages = (named[1] or "en") if named else ""
+    return language in languages or languages == "multilingual"
 
 
 def release_name(folder: Path) -> str:
@@ -148,31 +203,6 @@ def _read_dataset_description(folder: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return description if isinstance(description, dict) and isinstance(description.get("release"), str) else {}
-
-
-def compare_models(rows: Sequence[Result], resampled: Sequence[np.ndarray]) -> list[Comparison]:
-    """Return the difference of the rates, `one` minus `other`, and its interval (paired bootstrap) for each pair.
-
-    Pairs are two models by the same decoder, or two decoders of the same model. `resampled`: WER and CER of each
-    resample of each row, (RESAMPLES, 2).
-    """
-    comparisons = []
-    for (one, one_resampled), (other, other_resampled) in combinations(zip(rows, resampled, strict=True), 2):
-        if one["decoder"]["name"] != other["decoder"]["name"] and one["sha256"]["model"] != other["sha256"]["model"]:
-            continue
-        differences = one_resampled - other_resampled
-        wer, cer = (list(map(round_or_none, percentile_interval(difference))) for difference in differences.T)
-        comparisons.append(
-            {
-                "one": one["model"],
-                "other": other["model"],
-                "wer_difference": round_or_none(one["wer"] - other["wer"]),
-                "wer_interval": wer,
-                "cer_difference": round_or_none(one["cer"] - other["cer"]),
-                "cer_interval": cer,
-            }
-        )
-    return comparisons
 
 
 def round_or_none(value: float | None, digits: int = 6) -> float | None:
@@ -229,13 +259,20 @@ def _has_valid_fields(row: Any) -> bool:
     if present := INTERVAL_KEYS & row.keys():
         if present != INTERVAL_KEYS:
             return False
-        (wer_low, wer_high), (cer_low, cer_high) = row["wer_interval"], row["cer_interval"]
-        texts.append(row["resampled"])
-        intervals = (wer_low, wer_high, cer_low, cer_high, row["resampled_units"])
-        if not all(abs(number) < MAX_NUMBER for number in intervals):
+        texts.append(row["no_interval"])
+        bounds = [bound for name in ("wer", "cer") for bound in _bounds(row[f"{name}_interval"])]
+        if not all(abs(number) < MAX_NUMBER for number in (*bounds, row["speakers"])):
             return False
     is_number = [number is None or abs(number) < MAX_NUMBER for number in numbers]
     return all(is_number) and all(isinstance(text, str) for text in texts)
+
+
+def _bounds(interval: Any) -> tuple[float, float] | tuple[()]:
+    """Return the two bounds of an interval, none where there is none; raises as JSON of another shape does."""
+    if interval is None:
+        return ()
+    low, high = interval
+    return low, high
 
 
 def _rates_match_counts(row: Result) -> bool:

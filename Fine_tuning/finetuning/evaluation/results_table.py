@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetuning.config.schema import Evaluation, PublishedRow
-from finetuning.evaluation.bootstrap import RESAMPLES
 from finetuning.evaluation.results import Comparison, Result
+from finetuning.evaluation.significance import verdict
 
 COLUMNS = ("Model", "Test loss", "CER", "WER")
-FEW_UNITS = 10  # speakers or utterances; fewer make an interval approximate
+KNOWS_TEST_SET = (
+    "Published by NVIDIA, or fine-tuned from such a model: trained on Common Voice, maybe on clips of this test set; "
+    "its error rates may be too low."
+)
 
 
 def format_table(rows: Sequence[Result], evaluation: Evaluation, comparisons: Sequence[Comparison] = ()) -> str:
@@ -25,6 +28,7 @@ def format_table(rows: Sequence[Result], evaluation: Evaluation, comparisons: Se
         "\n".join(f"[{number}] {footnote}" for number, footnote in enumerate(footnotes, start=1)),
         _interval_note(rows),
         "\n".join(map(_difference_line, comparisons)),
+        comparison_note(comparisons),
     ]
     if evaluation.published:
         on = evaluation.published_on or "data not stated"
@@ -62,7 +66,7 @@ def format_published(evaluation: Evaluation) -> str:
 
 
 def _footnotes(row: Result) -> list[str]:
-    """Return what a reader of the row must know: characters and utterances left out of the loss, and NeMo's own WER."""
+    """Return what a reader of the row must know before comparing it with others."""
     footnotes = []
     nemo = row.get("nemo_wer")
     differs = nemo is not None and _figure(nemo) != _figure(row["wer"])
@@ -83,29 +87,40 @@ def _footnotes(row: Result) -> list[str]:
             f"The loss leaves out {row['loss_left_out']} of {row['utterances']} utterances: more tokens than frames. "
             "CER and WER are over all."
         )
+    if row.get("may_know_test_set"):
+        footnotes.append(KNOWS_TEST_SET)
+    if row.get("no_interval"):
+        missing = " and ".join(name.upper() for name in ("cer", "wer") if row[f"{name}_interval"] is None)
+        footnotes.append(f"No interval of {missing}: {row['no_interval']}.")
     return footnotes
 
 
 def _interval_note(rows: Sequence[Result]) -> str:
-    """Return the sentence on what stands in brackets; empty where no row has an interval."""
-    resampled = sorted({(row["resampled"], row["resampled_units"]) for row in rows if "resampled" in row})
-    if not resampled:
-        return ""
-    units = " or ".join(f"{count:,} {kind}" for kind, count in resampled)
-    few = any(count < FEW_UNITS for _, count in resampled)
-    return (
-        f"In brackets: 95 % interval, bootstrap with {RESAMPLES:,} resamples of {units}."
-        + (" With so few, it is approximate and likely too narrow." if few else "")
-        + (" No two speakers are named: it may be too narrow." if "utterances" in dict(resampled) else "")
-    )
+    """Return what stands in brackets and behind ±; empty where no row has either."""
+    speakers = {row["speakers"] for row in rows if row.get("wer_interval") or row.get("cer_interval")}
+    counts = " or ".join(f"{count:,}" for count in sorted(speakers))
+    brackets = f"In brackets: 95 % interval, bootstrap-t over {counts} speakers." if speakers else ""
+    runs = ", ".join(f"{row['model']} of {row['runs']}" for row in rows if "runs" in row)
+    means = f"Means of several runs: {runs}; ±: how far a new run may lie from it (95 %, Student's t)." if runs else ""
+    return " ".join(filter(None, (brackets, means)))
 
 
 def _difference_line(pair: Comparison) -> str:
-    """Return the difference of two models' WER with its interval, and whether 0 lies in it."""
-    low, high = pair["wer_interval"]
-    verdict = "significant" if low > 0 or high < 0 else "may be chance, 0 lies within"
-    difference = f"WER {pair['wer_difference']:+.4f} [{low:+.3f}, {high:+.3f}]"
-    return f"{pair['one']} minus {pair['other']}: {difference}, {verdict}."
+    """Return the difference of two models' WER with its interval, and what the tests say."""
+    interval = "" if pair["wer_interval"] is None else " [{:+.3f}, {:+.3f}]".format(*pair["wer_interval"])
+    return f"{pair['one']} minus {pair['other']}: WER {pair['wer_difference']:+.4f}{interval}, {verdict(pair)}."
+
+
+def comparison_note(comparisons: Sequence[Comparison]) -> str:
+    """Return what each p is, and what none of them says; empty without comparisons."""
+    if not comparisons:
+        return ""
+    pairs = comparisons[0]["pairs"]
+    holm = f" Both are corrected for {pairs} pairs (Holm)." if pairs > 1 else ""
+    return (
+        "p: sign-flip test over speakers; MAPSSWE: NIST's test, which takes parts of utterances for independent."
+        f"{holm} One run is one run: neither says how another training would differ."
+    )
 
 
 def _published_difference(row: Result, published: PublishedRow) -> str:
@@ -136,11 +151,10 @@ def format_real_time_factor(name: str, timing: dict[str, Any] | None) -> str:
 
 
 def _rate(row: Result, name: str) -> str:
-    """Return a rate and, where there is one, its interval."""
-    if f"{name}_interval" not in row:
-        return _figure(row[name])
-    low, high = row[f"{name}_interval"]
-    return f"{_figure(row[name])} [{low:.3f}, {high:.3f}]"
+    """Return a rate and, where they are known, how far a new run may lie from it and its interval."""
+    distance, interval = row.get(f"{name}_new_run"), row.get(f"{name}_interval")
+    new_run = "" if distance is None else f" ± {distance:.3f}"
+    return _figure(row[name]) + new_run + ("" if interval is None else " [{:.3f}, {:.3f}]".format(*interval))
 
 
 def _figure(value: float | None) -> str:

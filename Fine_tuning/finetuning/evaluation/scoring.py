@@ -17,7 +17,7 @@ from finetuning.config.schema import Text
 from finetuning.data.text_normalization import Language, lower
 from finetuning.decoding.predictions import ModelOutput, Prediction
 from finetuning.metrics.confusions import Pair, aligned_pairs
-from finetuning.metrics.error_rates import ErrorCounts, alignment_counts, sum_counts
+from finetuning.metrics.error_rates import ErrorCounts, alignment_counts, position_errors, sum_counts
 from finetuning.model.vocabulary import Vocabulary
 
 MARKS = ".,;:?!"  # of sentences; an apostrophe belongs to a word
@@ -33,6 +33,7 @@ class Score:
     character_counts: np.ndarray  # (utterances, 4)
     word_pairs: Counter[Pair] = field(default_factory=Counter)  # over all utterances, those that agree included
     character_pairs: Counter[Pair] = field(default_factory=Counter)
+    position_errors: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))  # of all utterances
 
     @property
     def words(self) -> ErrorCounts:
@@ -59,7 +60,7 @@ def score_predictions(predictions: Iterable[Prediction]) -> Score:
 
     An empty hypothesis deletes the whole reference.
     """
-    losses, word_counts, character_counts = [], [], []
+    losses, word_counts, character_counts, positions = [], [], [], []
     word_pairs: Counter[Pair] = Counter()
     character_pairs: Counter[Pair] = Counter()
     for p in predictions:
@@ -67,6 +68,7 @@ def score_predictions(predictions: Iterable[Prediction]) -> Score:
         words, characters = jiwer.process_words(p.text, p.pred_text), jiwer.process_characters(p.text, p.pred_text)
         word_counts.append(alignment_counts(words))
         character_counts.append(alignment_counts(characters))
+        positions.append(position_errors(words))
         word_pairs.update(aligned_pairs(words))
         character_pairs.update(aligned_pairs(characters))
     finite = [loss for loss in losses if loss is not None]
@@ -77,6 +79,7 @@ def score_predictions(predictions: Iterable[Prediction]) -> Score:
         character_counts=np.array(character_counts, dtype=np.int64).reshape(-1, 4),
         word_pairs=word_pairs,
         character_pairs=character_pairs,
+        position_errors=np.concatenate(positions) if positions else np.zeros(0, dtype=np.int32),
     )
 
 

@@ -61,7 +61,7 @@ def _introduction(of: TrainedModel) -> str:
 
 
 def _interval(row: Result, metric: str) -> str:
-    if f"{metric}_interval" not in row:
+    if row.get(f"{metric}_interval") is None:
         return ""
     low, high = row[f"{metric}_interval"]
     return f" (95 % interval {low:.3f} to {high:.3f})"
@@ -100,10 +100,10 @@ def _limits(of: TrainedModel) -> str:
         + (", digits as words." if not any(map(str.isdecimal, letters)) else "."),
         f"It was trained on clips of at most {longest:g} s; cut longer recordings, as `transcribe.py` does.",
     ]
-    if "resampled" in row:
+    if row.get("wer_interval"):
         limits.append(
-            f"The intervals come from {row['resampled_units']:,} {row['resampled']} of one test set and one training "
-            "run: another seed is not in them."
+            f"The intervals come from {row['speakers']:,} speakers of one test set and one training run: another seed "
+            "is not in them."
         )
     return "\n".join(f"- {limit}" for limit in limits)
 

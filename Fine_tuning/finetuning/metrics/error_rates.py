@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import jiwer
 import numpy as np
 
+CLEAR_WORDS = 2  # that both of two models have right end a segment of the matched-pairs test, as NIST's sc_stats does
+
 
 @dataclass(frozen=True)
 class ErrorCounts:
@@ -40,6 +42,22 @@ class ErrorCounts:
 def alignment_counts(alignment: jiwer.WordOutput | jiwer.CharacterOutput) -> tuple[int, int, int, int]:
     """Return hits, substitutions, deletions and insertions of one of jiwer's alignments."""
     return alignment.hits, alignment.substitutions, alignment.deletions, alignment.insertions
+
+
+def position_errors(alignment: jiwer.WordOutput) -> np.ndarray:
+    """Return the errors before, at and after each word of the reference of one of jiwer's alignments.
+
+    Position 2k holds what was inserted before word k, position 2k + 1 whether word k is wrong. At the end stand
+    CLEAR_WORDS words without an error, so that the positions of many utterances can follow each other: (2 words + 2 +
+    2 CLEAR_WORDS,).
+    """
+    errors = np.zeros(2 * (len(alignment.references[0]) + 1 + CLEAR_WORDS), dtype=np.int32)
+    for chunk in alignment.alignments[0]:
+        if chunk.type == "insert":
+            errors[2 * chunk.ref_start_idx] += chunk.hyp_end_idx - chunk.hyp_start_idx
+        elif chunk.type != "equal":
+            errors[2 * chunk.ref_start_idx + 1 : 2 * chunk.ref_end_idx : 2] = 1
+    return errors
 
 
 def sum_counts(counts: np.ndarray) -> ErrorCounts:
