@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import axe_core_python
 import numpy as np
 import pytest
 import soundfile
@@ -629,7 +630,7 @@ def test_the_sound_is_drawn(tmp_path: Path, browser: chromium.Browser) -> None:
     assert shown.complaints() == []
 
 
-AXE = files("axe_core_python") / "axe.min.js"
+AXE = files(axe_core_python) / "axe.min.js"
 
 
 @in_a_browser
@@ -681,7 +682,7 @@ def test_more_utterances_than_the_page_holds(tmp_path: Path, browser: chromium.B
     words = ["".join(rng.choices("aeiouctlmnè", k=rng.randint(2, 8))) for _ in range(3000)]
     texts = [" ".join(rng.choices(words, k=11)) for _ in range(2100)]
     said = [" ".join(w if rng.random() < 0.85 else rng.choice(words) for w in text.split()) for text in texts]
-    given = evaluated(tmp_path, {"one": said, "other": texts[1:] + texts[:1]}, texts, seconds=1.0)
+    given = evaluated(tmp_path, {"one": said, "other": texts}, texts, seconds=1.0)
     start = time.monotonic()
     path = given.write()
     record_property("written_s", time.monotonic() - start)

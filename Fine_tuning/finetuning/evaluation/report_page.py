@@ -169,10 +169,11 @@ def utterance_chunks(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield what the page shows of each utterance, CHUNK_SIZE at a time; links to audio are relative to `folder`."""
     data, speakers = manifest_folder(config), short_names([u.speaker for u in utterances])
+    models = [(row.predictions, row.score.utterance_errors) for row in rows]
     bar = tqdm(utterances, desc="report.html", unit=" utterances", leave=False, delay=2)
     chunk: list[dict[str, Any]] = []
     for i, utterance in enumerate(bar):
-        by_model = [_prediction_content(row.predictions[i], row.score.utterance_errors[i]) for row in rows]
+        by_model = [_prediction_content(predictions[i], errors[i]) for predictions, errors in models]
         shown = _utterance_content(utterance, utterance.wav(data), audio, folder)
         chunk.append({"number": i + 1, "speaker": speakers[i], **shown, "by_model": by_model})
         if len(chunk) == CHUNK_SIZE:
