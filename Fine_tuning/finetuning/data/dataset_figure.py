@@ -73,7 +73,7 @@ def _draw_durations(axes: "Axes", seconds: dict[str, list[float]]) -> None:
     max_bins = min(70.0, max(12.0, 2 * len(pooled) ** 0.4))
     span = max(pooled) - min(pooled)
     width = next(w for w in (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, max(pooled)) if span / w <= max_bins)
-    edges = [width * i for i in range(floor(min(pooled) / width), floor(max(pooled) / width) + 2)]
+    edges = [width * i for i in range(floor(min(pooled) / width + 1e-9), floor(max(pooled) / width) + 2)]
     edges[0] = min(edges[0], min(pooled))  # 7 * 0.05 is more than 0.35
     stacks, *_ = axes.hist(list(seconds.values()), edges, stacked=True, color=COLOURS.values(), label=list(COLOURS))
     axes.set(title=f"Durations: mean {fmean(pooled):.2f} s, median {median(pooled):.2f} s")
