@@ -473,17 +473,21 @@ def test_a_wav_that_is_gone_is_said(small: Evaluated, browser: chromium.Browser,
 
 
 @in_a_browser
-@pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_of_the_data_runs_or_breaks_the_page(tmp_path: Path, browser: chromium.Browser, width: int) -> None:
+@pytest.mark.parametrize(("width", "chunks"), [(1280, 0), (390, 3)], ids=["wide, in one file", "phone, in several"])
+def test_nothing_of_the_data_runs_or_breaks_the_page(
+    tmp_path: Path, browser: chromium.Browser, width: int, chunks: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(report_page, "CHUNK_SIZE", 4 if chunks else 9)
     name = "<img src=x onerror='window.ran=7'>" + "long" * 20
     given = evaluated(tmp_path, {name: HOSTILE[::-1], "other": [*HOSTILE[:-1], ""]}, HOSTILE)
     given.config.name = given.config.evaluation.note = "</title><script>window.ran = 6</script>"
     shown = browser.open(given.write(), width, 844)
+    shown.wait("document.querySelectorAll('article').length === 9")
     shown.choose("#other", "0")
     assert shown.run("window.ran") is None
     assert shown.complaints() == []
     assert shown.texts("#note") == ["</title><script>window.ran = 6</script>"]
-    assert shown.run("document.querySelectorAll('script, img').length") == 2
+    assert shown.run("document.querySelectorAll('script, img').length") == 2 + chunks
     assert shown.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     beyond = """[...document.querySelectorAll("article *")].filter((e) => e.checkVisibility()
       && e.getBoundingClientRect().right > innerWidth && !e.closest(".unseen")).length"""
@@ -495,7 +499,26 @@ def test_nothing_of_the_data_runs_or_breaks_the_page(tmp_path: Path, browser: ch
 
 
 @in_a_browser
-def test_the_pages_policy_keeps_a_strange_script_from_running(small: Evaluated, browser: chromium.Browser) -> None:
+def test_a_page_without_its_folder_says_what_is_missing(
+    small: Evaluated, browser: chromium.Browser, monkeypatch
+) -> None:
+    monkeypatch.setattr(report_page, "CHUNK_SIZE", 3)
+    path = small.write()
+    (path.parent / small.content()["chunks"][0]).unlink()
+    shown = browser.open(path)
+    shown.wait("document.querySelectorAll('article').length === 1")
+    assert shown.texts("#choice") == [
+        "3 utterances of 4 cannot be shown: the folder report_data must lie beside this page, as it was made."
+    ]
+    assert shown.texts("#table tbody th") == ["one", "other"]
+
+
+@in_a_browser
+@pytest.mark.parametrize("chunk_size", [4, 3], ids=["in one file", "in several"])
+def test_the_pages_policy_keeps_a_strange_script_from_running(
+    small: Evaluated, browser: chromium.Browser, chunk_size: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(report_page, "CHUNK_SIZE", chunk_size)
     path = small.write()
     path.write_text(path.read_text(encoding="utf-8").replace("</main>", "<script>window.ran = 8</script></main>"))
     shown = browser.open(path)
@@ -694,6 +717,7 @@ def test_more_utterances_than_the_page_holds(tmp_path: Path, browser: chromium.B
     assert first < 200, "not all at once"
     shown.run("document.querySelector('#more').scrollIntoView()")
     shown.wait(f"document.querySelectorAll('article').length > {first}")
+    shown.choose("#model", "0")
     for character in "con":
         start = time.monotonic()
         shown.type("#text", character)
