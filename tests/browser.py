@@ -75,8 +75,8 @@ class Browser:
         message, _, self.received = self.received.partition(b"\0")
         return json.loads(message)
 
-    def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
-        """A new page that shows `file`, as opened from the disk; below 600 pixels it is a phone."""
+    def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False, link: str = "") -> "Page":
+        """A new page that shows `file`, as opened from the disk; below 600 pixels it is a phone; `link`: its #…"""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         page = Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -85,7 +85,7 @@ class Browser:
         page.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
-        page.call("Page.navigate", url=file.as_uri())
+        page.call("Page.navigate", url=file.as_uri() + link)
         page.wait("document.readyState === 'complete' && location.protocol === 'file:'")
         return page
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from itertools import accumulate
-from math import ceil
+from math import floor
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -68,14 +68,17 @@ def _hours(hours: float) -> str:
 
 
 def _draw_durations(axes: "Axes", seconds: dict[str, list[float]]) -> None:
-    """Draw a stacked histogram with bins of a round width, fewer of them for fewer clips."""
+    """Draw a stacked histogram from the shortest clip on, with bins of a round width, fewer of them for fewer clips."""
     pooled = [s for group in seconds.values() for s in group]
     max_bins = min(70.0, max(12.0, 2 * len(pooled) ** 0.4))
-    width = next(w for w in (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, max(pooled)) if max(pooled) / w <= max_bins)
-    edges = [width * i for i in range(ceil(max(pooled) / width) + 1)]
+    span = max(pooled) - min(pooled)
+    width = next(w for w in (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, max(pooled)) if span / w <= max_bins)
+    edges = [width * i for i in range(floor(min(pooled) / width + 1e-9), floor(max(pooled) / width) + 2)]
+    edges[0] = min(edges[0], min(pooled))  # 7 * 0.05 is more than 0.35
     stacks, *_ = axes.hist(list(seconds.values()), edges, stacked=True, color=COLOURS.values(), label=list(COLOURS))
     axes.set(title=f"Durations: mean {fmean(pooled):.2f} s, median {median(pooled):.2f} s")
-    axes.set(xlabel="duration (s)", ylabel=f"clips in {width:g} s", xlim=(0, edges[-1]), ylim=(0, 1.2 * stacks.max()))
+    axes.set(xlabel="duration (s)", ylabel=f"clips in {width:g} s")
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.2 * stacks.max()))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", alpha=0.3)
@@ -117,10 +120,10 @@ def _draw_rejections(axes: "Axes", about: dict[str, Any]) -> None:
     if not reasons:
         return _draw_nothing(axes, title, "no row was rejected")
     counts = [count for _, count in reasons]
-    bars = axes.barh(range(len(reasons)), counts, color=REJECTED)
+    bars = axes.barh(range(len(reasons)), counts, height=min(0.8, 0.2 * len(reasons)), color=REJECTED)
     axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
     axes.set_yticks(range(len(reasons)), [reason for reason, _ in reasons])
-    axes.set(title=title, xlabel="rows", xlim=(0, 1.2 * max(counts)), ylim=(max(len(reasons), 7) - 0.4, -0.6))
+    axes.set(title=title, xlabel="rows", xlim=(0, 1.2 * max(counts)), ylim=(len(reasons) - 0.5, -0.5))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="x", alpha=0.3)

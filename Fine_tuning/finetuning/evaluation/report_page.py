@@ -1,18 +1,17 @@
 """report.html: where models fail. One file that opens from the disk.
 
-report_page.html is its template. All content is one JSON in it, shown as text, never as HTML; its
-Content-Security-Policy admits no script but its own, and nothing is loaded but the wavs it links to.
+report_template/ holds its parts. All content is one JSON in it, shown as text, never as HTML; its
+Content-Security-Policy admits no script but its own. Besides, it loads only wavs and, of a large test set, utterances.
 """
 
 import hashlib
 import html
 import json
 import os
-import random
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple
 from io import BytesIO
 from pathlib import Path
@@ -23,25 +22,26 @@ import numpy as np
 from tqdm import tqdm
 
 from finetuning.config.schema import Config, manifest_folder, resolve_path
-from finetuning.data.manifest import Utterance, manifest_path
+from finetuning.data.manifest import Utterance, manifest_path, read_manifest
 from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
 from finetuning.evaluation.recipes import pool_recipes
 from finetuning.evaluation.results import Comparison, Row, release_name
 from finetuning.evaluation.results_table import KNOWS_TEST_SET, comparison_note, format_table
-from finetuning.evaluation.scoring import Score
 from finetuning.evaluation.significance import verdict
-from finetuning.files import atomic_open
+from finetuning.files import atomic_open, ensure_writable_dir
 from finetuning.metrics import confusions
 from finetuning.metrics.confusions import Confusion, Pair
 from finetuning.metrics.history import read_metrics
 
-MOST_UTTERANCES = 2000  # on the page; of a larger test set a sample and the worst of each model
-SAMPLE_SIZE = 500  # of these
+TEMPLATE = Path(__file__).with_name("report_template")
+SCRIPTS = ("base", "overview", "words", "scatter", "sound", "utterances", "start")  # in this order
+CHUNK_SIZE = 2000  # utterances on the page itself; those of a larger test set lie beside it, as many to a file
 MOST_EMBEDDED_S = 1800  # audio of all utterances on the page: about 10 MB, which can be mailed
 MOST_PAIRS = 15  # in a list of confusions
 MOST_SPEAKERS = 20
+PRIOR_WORDS = 20  # words of the average error rate, added to those of each speaker or word before they are ranked
 
 
 def write_report(
@@ -59,38 +59,66 @@ def write_report(
     """
     name = f"report_{test_set}.html" if test_set else "report.html"
     path = resolve_path(config.evaluation.predictions).parent / name
-    content = report_content(config, models, rows, utterances, comparisons, path.parent)
+    content = report_content(config, models, rows, utterances, comparisons)
     table = [row.result for row in pool_recipes(rows, config.evaluation.recipes)]
     content["means"] = [result for result in table if "runs" in result]
     if test_set:
         content["title"] += f", {test_set}"
+    chunks = utterance_chunks(config, rows, utterances, content["audio"], path.parent)
+    folder = path.with_name(f"{path.stem}_data")
+    if len(utterances) <= CHUNK_SIZE:
+        content["shown"] = next(chunks)
+    else:
+        content["chunks"] = [f"{folder.name}/{write_chunk(chunk, folder)}" for chunk in chunks]
     with atomic_open(path) as text:
         text.write(fill_template(content, format_table(table, config.evaluation, comparisons)))
+    remove_other_chunks(folder, content["chunks"])
     return path
+
+
+def write_chunk(chunk: list[dict[str, Any]], folder: Path) -> str:
+    """Write a script that adds these utterances, for a page from the disk may read no file; return its name, a hash."""
+    script = f"addUtterances({_script_json(chunk)});\n"
+    name = f"{hashlib.sha256(script.encode()).hexdigest()[:16]}.js"
+    with atomic_open(ensure_writable_dir(folder) / name) as text:
+        text.write(script)
+    return name
+
+
+def remove_other_chunks(folder: Path, chunks: Sequence[str]) -> None:
+    """Remove the chunks of earlier pages from `folder`, and the folder when it is empty then."""
+    for path in folder.glob("*.js"):
+        if re.fullmatch(r"[0-9a-f]{16}\.js", path.name) and f"{folder.name}/{path.name}" not in chunks:
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def fill_template(content: dict[str, Any], summary: str) -> str:
     """Return the page: the template with its content, and the summary for a reader without JavaScript."""
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    hashes = {
-        kind: b64encode(hashlib.sha256(re.search(f"<{kind}>(.*?)</{kind}>", template, re.DOTALL)[1].encode()).digest())
-        for kind in ("style", "script")
-    }
+    style = (TEMPLATE / "style.css").read_text(encoding="utf-8")
+    script = "\n".join((TEMPLATE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    hashes = {text: b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)}
     policy = {
         "default-src": "'none'",
-        "style-src": f"'sha256-{hashes['style'].decode()}'",
-        "script-src": f"'sha256-{hashes['script'].decode()}'",
+        "style-src": f"'sha256-{hashes[style]}'",
+        # the chunks too, which its own script adds
+        "script-src": f"'sha256-{hashes[script]}'" + " 'strict-dynamic'" * bool(content["chunks"]),
         "media-src": "data:" if content["audio"] == "embedded" else "'self' file:",
+        "connect-src": "'self'" if content["audio"] == "linked" else "'none'",  # to draw linked audio, from a server
         "base-uri": "'none'",
         "form-action": "'none'",
     }
     parts = {
         "policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "style": style,
+        "script": script,
         "title": html.escape(content["title"]),
         "summary": html.escape(summary),
         "content": _script_json(content),
     }
-    return re.sub("@(policy|title|summary|content)@", lambda mark: parts[mark[1]], template)
+    template = (TEMPLATE / "page.html").read_text(encoding="utf-8")
+    return re.sub(f"@({'|'.join(parts)})@", lambda mark: parts[mark[1]], template)
 
 
 def _script_json(content: Any) -> str:
@@ -107,14 +135,10 @@ def report_content(
     rows: Sequence[Row],
     utterances: Sequence[Utterance],
     comparisons: Sequence[Comparison],
-    folder: Path,
 ) -> dict[str, Any]:
-    """Return all that the page shows, ready for JSON; links to audio are relative to `folder`."""
-    manifest = manifest_path(manifest_folder(config), "test")
-    shown, sample = choose_utterances([row.score for row in rows])
+    """Return all that the page shows but the utterances, ready for JSON."""
     speakers = short_names([u.speaker for u in utterances])
-    audio = _audio_kind(utterances, shown)
-    release = release_name(manifest.parent)
+    release = release_name(manifest_folder(config))
     return {
         "title": config.name,
         "note": config.evaluation.note,
@@ -123,25 +147,51 @@ def report_content(
         "utterances": len(utterances),
         "seconds": round(sum(u.duration for u in utterances), 3),
         "speakers": len(set(speakers) - {""}),
-        "models": [_model_content(row, models[row.result["model"]], speakers, shown) for row in rows],
+        "models": [_model_content(row, models[row.result["model"]], speakers) for row in rows],
         "published": [asdict(p) for p in config.evaluation.published],
         "published_on": config.evaluation.published_on,
         "comparisons": [{**pair, "verdict": verdict(pair)} for pair in comparisons],
         "knows_test_set": KNOWS_TEST_SET,
         "comparison_note": comparison_note(comparisons),
-        "audio": audio,
-        "worst": (MOST_UTTERANCES - SAMPLE_SIZE) // len(rows) if sample else None,  # of each model; None: all are shown
-        "shown": [
-            {"number": i + 1, "speaker": speakers[i], "drawn": i in sample}
-            | _utterance_content(utterances[i], utterances[i].wav(manifest.parent), audio, folder)
-            for i in tqdm(shown, desc="report.html", unit=" utterances", leave=False, delay=2)
-        ],
+        "audio": _audio_kind(utterances),
+        "unseen_words": words_not_in_training(config, rows),
+        "prior_words": PRIOR_WORDS,
+        "chunks": [],
+        "shown": [],
     }
 
 
-def _audio_kind(utterances: Sequence[Utterance], shown: Sequence[int]) -> str:
+def words_not_in_training(config: Config, rows: Sequence[Row]) -> list[str] | None:
+    """Return the words of the references that no sentence of the training manifest holds; None where there is none."""
+    manifest = manifest_path(manifest_folder(config), "train")
+    if not manifest.is_file():
+        return None
+    words = {word for row in rows for prediction in row.predictions for word in prediction.text.split()}
+    return sorted(words.difference(*(u.text.split() for u in read_manifest(manifest, check_audio=False))))
+
+
+def utterance_chunks(
+    config: Config, rows: Sequence[Row], utterances: Sequence[Utterance], audio: str, folder: Path
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield what the page shows of each utterance, CHUNK_SIZE at a time; links to audio are relative to `folder`."""
+    data, speakers = manifest_folder(config), short_names([u.speaker for u in utterances])
+    models = [(row.predictions, row.score.utterance_errors) for row in rows]
+    bar = tqdm(utterances, desc="report.html", unit=" utterances", leave=False, delay=2)
+    chunk: list[dict[str, Any]] = []
+    for i, utterance in enumerate(bar):
+        by_model = [_prediction_content(predictions[i], errors[i]) for predictions, errors in models]
+        shown = _utterance_content(utterance, utterance.wav(data), audio, folder)
+        chunk.append({"number": i + 1, "speaker": speakers[i], **shown, "by_model": by_model})
+        if len(chunk) == CHUNK_SIZE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _audio_kind(utterances: Sequence[Utterance]) -> str:
     """Return whether audio is embedded, linked, or packed in shards, where no link leads."""
-    if sum(utterances[i].duration for i in shown) <= MOST_EMBEDDED_S:
+    if sum(u.duration for u in utterances) <= MOST_EMBEDDED_S:
         return "embedded"
     return "linked" if utterances[0].shard_id is None else "packed"
 
@@ -158,27 +208,10 @@ def _utterance_content(utterance: Utterance, wav: Path | ShardMember, audio: str
     }
 
 
-def choose_utterances(scores: Sequence[Score]) -> tuple[list[int], set[int]]:
-    """Return the numbers of the utterances on the page, and which of them are the random sample.
-
-    The sample is empty when all utterances are shown.
-    """
-    total = len(scores[0].word_counts)
-    if total <= MOST_UTTERANCES:
-        return list(range(total)), set()
-    sample = set(random.Random(0).sample(range(total), SAMPLE_SIZE))
-    worst: set[int] = set()
-    for score in scores:
-        word_errors, words, character_errors, characters = score.utterance_errors.T
-        ranked = np.lexsort((-character_errors / characters, -word_errors / words))  # stable: then by number
-        worst |= set(ranked[: (MOST_UTTERANCES - SAMPLE_SIZE) // len(scores)].tolist())
-    return sorted(sample | worst), sample
-
-
-def _model_content(row: Row, source: str, speakers: Sequence[str], shown: Sequence[int]) -> dict[str, Any]:
-    """Return a model's part of the content; `speakers` of all utterances, `shown`: those on the page."""
+def _model_content(row: Row, source: str, speakers: Sequence[str]) -> dict[str, Any]:
+    """Return a model's part of the content; `speakers` of all utterances."""
     score, predictions, errors = row.score, row.predictions, row.score.utterance_errors
-    clearest_first = sorted(shown, key=lambda i: (errors[i, 0], i))
+    clearest_first = np.argsort(errors[:, 0], kind="stable").tolist()
     texts = {i + 1: (predictions[i].text, predictions[i].pred_text) for i in clearest_first}
     words, characters = confusions.most_frequent(score.word_pairs), confusions.most_frequent(score.character_pairs)
     is_greedy = row.result["decoder"]["name"] == "greedy"
@@ -192,7 +225,6 @@ def _model_content(row: Row, source: str, speakers: Sequence[str], shown: Sequen
             "words": _list_confusions(words, texts, confusions.aligned_words),
         },
         "by_speaker": by_speaker(errors, speakers),
-        "shown": [_prediction_content(predictions[i], errors[i]) for i in shown],
     }
 
 
@@ -228,9 +260,10 @@ def _list_confusions(
 
 
 def by_speaker(errors: np.ndarray, speakers: Sequence[str]) -> list[list[Any]]:
-    """Return speaker, utterances, words and word errors, the speaker with the most errors first.
+    """Return speaker, utterances, words and word errors, the highest word error rate first.
 
-    `errors`: `Score.utterance_errors`.
+    PRIOR_WORDS are added to each before, so that a speaker of few words does not lead by chance. `errors`:
+    `Score.utterance_errors`.
     """
     utterances, words, word_errors = Counter(), Counter(), Counter()
     for speaker, (errors_here, words_here, *_) in zip(speakers, errors.tolist(), strict=True):
@@ -238,8 +271,10 @@ def by_speaker(errors: np.ndarray, speakers: Sequence[str]) -> list[list[Any]]:
             utterances[speaker] += 1
             words[speaker] += words_here
             word_errors[speaker] += errors_here
-    ranked = sorted(utterances, key=lambda speaker: (-word_errors[speaker], speaker))[:MOST_SPEAKERS]
-    return [[speaker, utterances[speaker], words[speaker], word_errors[speaker]] for speaker in ranked]
+    prior = PRIOR_WORDS * word_errors.total() / max(words.total(), 1)
+    rank = {name: (word_errors[name] + prior) / (words[name] + PRIOR_WORDS) for name in utterances}
+    ranked = sorted(rank, key=lambda name: (-rank[name], name))[:MOST_SPEAKERS]
+    return [[name, utterances[name], words[name], word_errors[name]] for name in ranked]
 
 
 def short_names(speakers: Sequence[str]) -> list[str]:

@@ -37,7 +37,7 @@ def render_loss_curve(metrics: "pd.DataFrame", title: str) -> bytes:
 
 def plot_losses(axes: "Axes", metrics: "pd.DataFrame") -> None:
     """Plot training and validation loss; `metrics`: epoch, phase, train_loss, val_loss (mean over utterances, nats)."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     epochs = metrics["epoch"]
     frozen = (metrics["phase"] == "frozen").sum()
@@ -47,7 +47,9 @@ def plot_losses(axes: "Axes", metrics: "pd.DataFrame") -> None:
         axes.axvspan(epochs.min() - 0.5, frozen + 0.5, color="0.9", zorder=0, label="encoder frozen")
     axes.set(xlabel="epoch", ylabel="CTC loss (nats per utterance)", yscale="log")
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.grid(alpha=0.3, which="both")
+    axes.yaxis.set_minor_formatter(NullFormatter())  # by default it labels some where the major ticks are few
+    axes.grid(alpha=0.3)
     axes.legend()
