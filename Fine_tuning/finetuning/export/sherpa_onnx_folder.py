@@ -32,7 +32,7 @@ from finetuning.processes import processor_name
 
 MODELS = {"model.onnx": 0.002, "model.int8.onnx": 0.01}  # with the largest difference of their WER from evaluate.py's
 TIMED_S, TIMED_ROUNDS = 60, 3  # seconds of the test set's audio that the speed is measured on, and how often
-Recognise = Callable[[np.ndarray], str]
+Recognise = Callable[[np.ndarray], Any]
 
 
 def export_for_sherpa_onnx(model_path: Path, row: Result, text: Text, test: Path, folder: Path) -> dict[str, Any]:
@@ -73,16 +73,16 @@ def export_for_sherpa_onnx(model_path: Path, row: Result, text: Text, test: Path
 
 
 def load_recogniser(model: Path) -> Recognise:
-    """Return a function from the samples of a recording to its text, by sherpa-onnx with one thread."""
+    """Return a function from the samples of a recording to sherpa-onnx's result, computed with one thread."""
     recogniser = sherpa_onnx.OfflineRecognizer.from_omnilingual_asr_ctc(
         model=str(model), tokens=str(model.with_name("tokens.txt")), num_threads=1
     )
 
-    def recognise(samples: np.ndarray) -> str:
+    def recognise(samples: np.ndarray) -> Any:
         stream = recogniser.create_stream()
         stream.accept_waveform(onnx_graph.SAMPLE_RATE, samples)
         recogniser.decode_stream(stream)
-        return stream.result.text
+        return stream.result
 
     return recognise
 
@@ -95,7 +95,7 @@ def check_parity(
 
     def predict(u: Utterance) -> Prediction:
         samples = read_wav(u.wav(folder), onnx_graph.SAMPLE_RATE, u.duration)
-        return Prediction(u.audio_filepath, u.text, recognise(samples), None, u.duration)
+        return Prediction(u.audio_filepath, u.text, recognise(samples).text, None, u.duration)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         bar = tqdm(threads.map(predict, utterances), total=len(utterances), desc=f"sherpa-onnx, {graph.name}")
