@@ -246,10 +246,8 @@ def add_onnx(model: Path, row: "Result", config: Config, folder: Path, wanted: b
             (folder / name).unlink(missing_ok=True)
         return None
     print("Loading NeMo, which takes a moment")
-    try:
-        from finetuning.export.sherpa_onnx_folder import export_for_sherpa_onnx
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; type: pip install -r requirements.lock") from error
+    from finetuning.export.sherpa_onnx_folder import export_for_sherpa_onnx
+
     test = manifest_path(experiment.manifest_folder(config), "test")
     return export_for_sherpa_onnx(model, row, config.text, test, folder)
 

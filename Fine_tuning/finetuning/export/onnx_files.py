@@ -24,14 +24,17 @@ def read_record(folder: Path, row: Result) -> dict[str, Any] | None:
 
 def describe_onnx_files(record: dict[str, Any]) -> str:
     """Return how sherpa-onnx runs the model, and how its files compare with the recogniser that the results are of."""
+    speeds = record["seconds_of_audio_a_second"]
+    own = next((speed for name, speed in speeds.items() if name not in FILES), None)  # evaluate.py's, on a CPU
     rows = [
         (
             name,
             f"{record['bytes'][name] / 1e6:.1f}" if name in record["bytes"] else "",
             f"{record['wer'][name.partition(',')[0]]:.4f}",
             f"{speed:g}",
+            f"{speed / own:.2f}" if own else "",
         )
-        for name, speed in record["seconds_of_audio_a_second"].items()
+        for name, speed in speeds.items()
     ]
     return f"""
 
@@ -66,6 +69,6 @@ For Android, iOS, browsers and C++, take its examples of the same name:
 [C++](https://github.com/k2-fsa/sherpa-onnx/blob/master/cxx-api-examples/omnilingual-asr-ctc-cxx-api.cc).
 The speaker of `test.wav` says: {printable(record["test_wav"])}.
 
-{markdown_table(("Recogniser", "MB", "Test WER", "Seconds of audio a second"), rows)}
+{markdown_table(("Recogniser", "MB", "Test WER", "Seconds of audio a second", "Ratio"), rows)}
 
-Greedy decoding; speed with one thread of {record["processor"]}, sherpa-onnx {record["sherpa_onnx"]}."""
+Greedy decoding; speed in turns, with one thread of {record["processor"]}, sherpa-onnx {record["sherpa_onnx"]}."""
