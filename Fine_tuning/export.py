@@ -1,11 +1,12 @@
 """A finished model -> a folder for others: the model and its card and, when asked, the same on the hub.
 
-    python Fine_tuning/export.py --license ID [--config FILE] [section.key=value …] [--push OWNER/NAME]
+    python Fine_tuning/export.py --license ID [--onnx] [--config FILE] [section.key=value …] [--push OWNER/NAME]
     python Fine_tuning/export.py --checkpoint FILE [--config FILE] [section.key=value …]
 
 Writes <training.output>/export/: the .nemo and README.md, a model card made from run.json, metrics.csv, dataset.json
-and the results of step 3. Without --push nothing is sent anywhere. With --checkpoint it only writes a .nemo of that
-checkpoint of step 2 into training.output, also while the training is not finished.
+and the results of step 3. With --onnx also the files that sherpa-onnx runs, on phones, in browsers and elsewhere,
+provided that it recognises the test set as step 3 does. Without --push nothing is sent anywhere. With --checkpoint it
+only writes a .nemo of that checkpoint of step 2 into training.output, also while the training is not finished.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -21,6 +22,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,7 @@ def main() -> None:
     if arguments.checkpoint:
         print(f"Wrote {export_checkpoint(arguments.checkpoint, config)}")
         return
-    from finetuning.export import card_metadata, model_card
+    from finetuning.export import card_metadata, model_card, onnx_files
 
     model = experiment.resolve_path(config.training.output) / f"{config.training.name}.nemo"
     read_from = (model.parent, experiment.resolve_path(config.evaluation.results))
@@ -54,10 +56,12 @@ def main() -> None:
             card_metadata.validate_card(card)
             folder = ensure_writable_dir(model.parent / "export")
             locks.enter_context(exclusive_locks(folder))
+            if onnx := add_onnx(model, finished.rows[0], config, folder, arguments.onnx):
+                card = model_card.write_model_card(replace(finished, onnx=onnx))
             link(model, folder / model.name)
         with atomic_open(folder / "README.md") as text:
             text.write(card)
-        files = [folder / model.name, folder / "README.md"]
+        files = [folder / model.name, folder / "README.md", *(folder / name for name in onnx_files.FILES if onnx)]
         print("\n".join(["Wrote", *(f"  {file}  {file.stat().st_size:,} bytes" for file in files)]))
         if len(finished.rows) > 1:
             print(f"The language model behind {finished.rows[1]['model']} is not among them")
@@ -65,6 +69,8 @@ def main() -> None:
             print(f"Pushed to {arguments.push}: {push(arguments.push, files)}")
         else:
             again = command("export.py", arguments, "--license", arguments.license, "--push", "OWNER/NAME")
+            if onnx:
+                print("test.wav is a recording of the test set: publish it only with its speaker's consent")
             print(f"Nothing was sent. These {len(files)} files go to the hub, for everybody to see, with:\n  {again}")
 
 
@@ -85,11 +91,14 @@ def command_line() -> argparse.Namespace:
         "is that of `hf auth login` or HF_TOKEN",
     )
     parser.add_argument(
+        "--onnx", action="store_true", help="also the files for sherpa-onnx, tried on the whole test set"
+    )
+    parser.add_argument(
         "--checkpoint", metavar="FILE", help="a checkpoint of step 2, by its path or its name in checkpoints/"
     )
     arguments = parser.parse_intermixed_args()
-    if arguments.checkpoint and (arguments.push or arguments.license):
-        raise UserError("--checkpoint writes a .nemo without a card; leave --license and --push out")
+    if arguments.checkpoint and (arguments.push or arguments.license or arguments.onnx):
+        raise UserError("--checkpoint writes a .nemo without a card; leave --license, --onnx and --push out")
     if arguments.checkpoint:
         return arguments
     from finetuning.export.card_metadata import LICENSES
@@ -223,6 +232,24 @@ def read_comparisons(rows: list["Result"], config: Config) -> list["Comparison"]
         return [pair for pair in mine if pair["wer_difference"] == round_or_none(wer[pair["one"]] - wer[pair["other"]])]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what evaluate.py writes; delete it and evaluate again") from error
+
+
+def add_onnx(model: Path, row: "Result", config: Config, folder: Path, wanted: bool) -> dict[str, Any] | None:
+    """Return the record of the ONNX files in `folder`, made where `wanted`; those of another model or test set go."""
+    from finetuning.export import onnx_files
+
+    if record := onnx_files.read_record(folder, row):
+        print(f"The ONNX files in {folder} are of this model and test set")
+        return record
+    if not wanted:
+        for name in onnx_files.FILES:
+            (folder / name).unlink(missing_ok=True)
+        return None
+    print("Loading NeMo, which takes a moment")
+    from finetuning.export.sherpa_onnx_folder import export_for_sherpa_onnx
+
+    test = manifest_path(experiment.manifest_folder(config), "test")
+    return export_for_sherpa_onnx(model, row, config.text, test, folder)
 
 
 def link(model: Path, path: Path) -> None:

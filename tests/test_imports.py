@@ -19,6 +19,8 @@ MAY_IMPORT_HEAVY = {
     "decoding.inference",
     "decoding.manifest_inference",
     "decoding.openvino_runtime",
+    "export.onnx_graph",
+    "export.sherpa_onnx_folder",
     "model.channels_last",
     "model.ctc_model",
     "training.augmentation",

@@ -1,16 +1,27 @@
-"""What pools of worker processes have in common: how many there are, and how they end."""
+"""What pools of worker processes have in common: how many there are, what they run on, and how they end."""
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def available_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return the name of the processor, "CPU" where the system does not state it."""
+    try:
+        name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        name = None
+    return name[1] if name else "CPU"
 
 
 @contextmanager

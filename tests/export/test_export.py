@@ -549,7 +549,7 @@ def test_a_checkpoint_of_a_run_becomes_a_model(
     assert_refused(run_script(*usual, str(damaged)), "damaged.ckpt is not a checkpoint of this run, or damaged")
     damaged.unlink()
     assert_refused(run_script(*usual, checkpoint.name, "training.seed=5"), "made from something else", "training.seed")
-    assert_refused(run_script(*usual, checkpoint.name, "--license", "mit"), "leave --license and --push out")
+    assert_refused(run_script(*usual, checkpoint.name, "--license", "mit"), "leave --license, --onnx and --push out")
     assert not list(tiny_run.glob("Model-IT-finetuned-*"))
 
 

@@ -100,12 +100,18 @@ def _export(model: EncDecCTCModel, path: Path, export: Path) -> None:
         for stale in path.parent.glob(f"{glob.escape(path.stem)}.{'[0-9a-f]' * HASH_DIGITS}.onnx"):
             if stale != export:
                 stale.unlink(missing_ok=True)
+    copy = copy_for_export(model)
+    with atomic_path(export) as temporary:
+        copy.export(str(temporary), input_example=copy.encoder.input_example(max_dim=TRACED_FRAMES))
+
+
+def copy_for_export(model: EncDecCTCModel) -> EncDecCTCModel:
+    """Return a copy that takes utterances of up to 2 minutes, of which an export may remove what training needs."""
     copy = type(model)(cfg=model.cfg)
     copy.load_state_dict(model.state_dict())
     if hasattr(copy.encoder, "update_max_sequence_length"):  # masks of the export stay as long as they are now
         copy.encoder.update_max_sequence_length(MAX_FRAMES, device="cpu")
-    with atomic_path(export) as temporary:
-        copy.export(str(temporary), input_example=copy.encoder.input_example(max_dim=TRACED_FRAMES))
+    return copy
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from finetuning.evaluation import slices
 from finetuning.evaluation.results import Result
 from finetuning.evaluation.results_table import format_table, markdown_table
 from finetuning.export.card_metadata import SECTIONS, describe_test_set, make_metadata
+from finetuning.export.onnx_files import describe_onnx_files
 from finetuning.export.trained_model import TrainedModel
 from finetuning.model.vocabulary import WORD_START
 
@@ -150,7 +151,7 @@ Audio and video of any format and length, with the project that made this model,
 python Fine_tuning/transcribe.py {of.name}.nemo recording.mp3
 ```
 
-SHA-256 of `{of.name}.nemo`: `{of.run["model"]}`"""
+SHA-256 of `{of.name}.nemo`: `{of.run["model"]}`{describe_onnx_files(of.onnx) if of.onnx else ""}"""
 
 
 def _training(of: TrainedModel) -> str:

@@ -26,6 +26,7 @@ class TrainedModel:
     rows: list[Result]  # greedy and, where there is one, with the language model
     compared: list[Comparison]
     synthetic: bool  # whether the speech is
+    onnx: dict[str, Any] | None = None  # what onnx_files.RECORD holds
 
     @property
     def language(self) -> str:

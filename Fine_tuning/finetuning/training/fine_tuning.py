@@ -1,6 +1,5 @@
 """Fine-tuning in two phases with Lightning: first the encoder's convolutions are frozen, then everything learns."""
 
-import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from finetuning.model.ctc_model import (
     restore_model,
     sample_rate,
 )  # fmt: skip
+from finetuning.processes import processor_name
 from finetuning.training.checkpoints import (
     FROM_THE_START,
     AtomicCheckpointIO,
@@ -217,11 +217,7 @@ def device_name(accelerator: str) -> str:
     """Return the name of what training runs on here; another CPU or number of threads acts like another seed."""
     if uses_gpu(accelerator):
         return torch.cuda.get_device_name()
-    try:
-        name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        name = None
-    return f"{name[1] if name else 'CPU'}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def session_info(training: experiment.Training, start: ResumePoint) -> dict[str, Any]:
