@@ -98,6 +98,11 @@ def test_what_it_says_and_leaves(made: tuple[Path, CompletedProcess[str]]) -> No
     assert f"training: 4 sentences, 14 words; {taken_out.format(1, 0)}" in process.stdout
     assert f"extra: 3 sentences, 12 words; {taken_out.format(2, 3)}" in process.stdout
     assert "Estimating a 3-gram model" in process.stdout
+    assert (
+        "too little text to estimate the Kneser-Ney discounts of order 1, 2, 3: the fixed ones 0.5, 1.0, 1.5 are used"
+        in (process.stdout)
+    )
+    assert about(folder)["discount_fallbacks"] == [1, 2, 3]
     assert "11.11% of the validation words unknown" in process.stdout
     assert f"Wrote {folder}/lm: language_model.arpa, lexicon.txt, language_model.json" in process.stdout
     assert process.stderr == ""

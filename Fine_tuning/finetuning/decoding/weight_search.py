@@ -1,14 +1,13 @@
 """The weights of the beam search: tuned on the validation set, used on the test set.
 
-A random search (Bergstra and Bengio 2012) with a fixed seed: after the start, the first half of the settings is drawn
-from wide ranges, the second half around the best so far. Then the narrowest beam that is as good as the widest.
-How far the choice is chance is told by the bootstrap over the validation utterances (Efron and Tibshirani 1993): each
-resample chooses among the same settings, from the errors that are counted already.
+A random search (Bergstra and Bengio 2012) with a fixed seed over the weights, then the narrowest beam that is as good
+as the widest. How far the choice is chance is told by the bootstrap over the validation utterances (Efron and
+Tibshirani 1993): each resample chooses among the same settings, from the errors that are counted already.
 """
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ BEAMS = (25, 50, 100)  # the weights are searched with the first one
 MAX_UTTERANCES = 500  # of the validation set, drawn at random
 SEED = 0
 TUNED = {"lm_weight": (0.5, 6.0), "word_score": (-4.0, 6.0), "unknown_score": (-20.0, 0.0)}  # the range of each
-AROUND = 0.1  # standard deviation around the best so far, in parts of the range
 RESAMPLES = 1000
 MAX_WEIGHT = 1e6  # weights beyond it are damage
 
@@ -59,21 +57,12 @@ def sample_utterances(utterances: Sequence[Utterance]) -> list[Utterance]:
     return random.Random(SEED).sample(ordered, min(MAX_UTTERANCES, len(ordered)))
 
 
-def draw_settings(rng: random.Random, trials: Sequence[Trial]) -> Settings:
-    """Return the settings to try after `trials`: the start, random ones and, later, some around the best so far."""
-    if not trials:
-        return Settings(beam=BEAMS[0])
-    if len(trials) < TRIALS / 2:
-        weights = [rng.uniform(low, high) for low, high in TUNED.values()]
-    else:
-        best = min(trials, key=_rank).settings
-        weights = [rng.gauss(getattr(best, name), AROUND * (high - low)) for name, (low, high) in TUNED.items()]
-        weights = [min(max(weight, low), high) for weight, (low, high) in zip(weights, TUNED.values(), strict=True)]
-    return Settings(*(round(weight, 2) for weight in weights), beam=BEAMS[0])
-
-
-def _rank(trial: Trial) -> tuple[float, float]:
-    return trial.wer, trial.cer
+def candidates() -> Iterator[Settings]:
+    """Yield the default settings, the start, then random ones."""
+    yield Settings(beam=BEAMS[0])
+    rng = random.Random(SEED)
+    for _ in range(TRIALS - 1):
+        yield Settings(*(round(rng.uniform(low, high), 2) for low, high in TUNED.values()), beam=BEAMS[0])
 
 
 def search_weights(
@@ -93,12 +82,10 @@ def search_weights(
 
     progress = tqdm(desc=f"{name}, tuning", total=TRIALS + len(BEAMS) - 1, unit=" settings")
     with progress as bar, decoding_pool(search, log_probs) as decode:
-        rng, trials = random.Random(SEED), []
-        while len(trials) < TRIALS:
-            trials.append(trial(draw_settings(rng, trials)))
-        best = min(trials, key=_rank)
+        trials = [trial(settings) for settings in candidates()]
+        best = min(trials, key=lambda each: (each.wer, each.cer))
         wider = [best, *(trial(replace(best.settings, beam=beam)) for beam in BEAMS[1:])]
-    chosen = min(wider, key=lambda each: (*_rank(each), each.settings.beam))
+    chosen = min(wider, key=lambda each: (each.wer, each.cer, each.settings.beam))
     trials += wider[1:]
     print(f"{name}: {describe_choice(chosen.settings, trials)}")
     return chosen.settings, trials
