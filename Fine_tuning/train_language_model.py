@@ -33,12 +33,13 @@ REPORTED_BYTES = 1e8  # of memory; the need for less is not printed
 def main() -> None:
     """Make the language model of a configuration, unless it is up to date."""
     config = from_command_line(__doc__)
-    from finetuning.language_model import kenlm
+    from finetuning.language_model import kenlm, text_files
 
     kenlm.require_flashlight()
     folder = ensure_writable_dir(experiment.resolve_path(config.language_model.output))
     with exclusive_lock(folder):
         remove_stale_temp_files(folder)
+        text_files.prepare_texts(config)
         inputs = model_inputs(config)
         if kenlm.is_up_to_date(folder, inputs):
             print(f"Already made: {folder / kenlm.ABOUT}")
@@ -48,11 +49,17 @@ def main() -> None:
 
 def model_inputs(config: Config) -> dict[str, Any]:
     """Return the settings and the hashes of all files that are read; the same inputs give the same model."""
+    from finetuning.language_model import corpus
+
     settings = config.as_dict()["language_model"]
     del settings["output"]
     manifests = [manifest_path(experiment.manifest_folder(config), split) for split in SPLITS]
-    files = [*(source.file for source in config.language_model.sources), config.language_model.file]
-    paths = {path.name: path for path in manifests} | {file: experiment.resolve_path(file) for file in files if file}
+    paths = {path.name: path for path in manifests}
+    for source in config.language_model.sources:
+        if source.file:
+            paths[experiment.strip_query(source.file)] = corpus.source_file(source, config)
+    if config.language_model.file:
+        paths[config.language_model.file] = experiment.resolve_path(config.language_model.file)
     hashes = {name: sha256(path) for name, path in paths.items() if path.is_file()}
     return {**settings, "text": config.as_dict()["text"], "sha256": hashes}
 

@@ -92,8 +92,8 @@ def test_what_it_says_and_leaves(made: tuple[Path, CompletedProcess[str]]) -> No
     folder, process = made
     assert sorted(path.name for path in (folder / "lm").iterdir()) == sorted([kenlm.ABOUT, kenlm.ARPA, kenlm.LEXICON])
     taken_out = (
-        "left out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
-        "or longer than 2,000 characters"
+        "left out {} sentences of validation and test, 0 of the same words in another order and {} lines that are "
+        "empty, outside the alphabet or longer than 2,000 characters"
     )
     assert f"training: 4 sentences, 14 words; {taken_out.format(1, 0)}" in process.stdout
     assert f"extra: 3 sentences, 12 words; {taken_out.format(2, 3)}" in process.stdout
@@ -113,8 +113,24 @@ def test_sentences_of_validation_and_test_are_taken_out_and_the_counts_add_up(
 ) -> None:
     found = about(made[0])
     assert found["sources"] == [
-        {"name": "training", "weight": 0.7, "sentences": 4, "words": 14, "held_out": 1, "rejected": 0},
-        {"name": "extra", "weight": 0.3, "sentences": 3, "words": 12, "held_out": 2, "rejected": 3},
+        {
+            "name": "training",
+            "weight": 0.7,
+            "sentences": 4,
+            "words": 14,
+            "held_out": 1,
+            "near_duplicates": 0,
+            "rejected": 0,
+        },
+        {
+            "name": "extra",
+            "weight": 0.3,
+            "sentences": 3,
+            "words": 12,
+            "held_out": 2,
+            "near_duplicates": 0,
+            "rejected": 3,
+        },
     ]
     for source, lines in zip(found["sources"], (TRAIN, EXTRA.splitlines()), strict=True):
         assert source["sentences"] + source["held_out"] + source["rejected"] == len(lines)
@@ -126,6 +142,19 @@ def test_sentences_of_validation_and_test_are_taken_out_and_the_counts_add_up(
     model = arpa.read_arpa(made[0] / "lm" / kenlm.ARPA)
     assert model.words == [*kneser_ney.SPECIAL, *words]
     assert found["ngrams"] == [len(level.keys) for level in model.levels]
+
+
+def test_the_same_words_in_another_order_are_left_out_and_counted_apart(run_in_process: Script, tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    lines = ["La rossa: una cosa!", "cosa rossa una", "Rossa, la…", "una cosa rossa", "la rossa la", "una rossa"]
+    (folder / "extra.txt").write_text("\n".join(lines), encoding="utf-8")
+    process = run_in_process(
+        "train_language_model.py", *options(folder, f"{{name: extra, file: '{folder}/extra.txt'}}")
+    )
+    assert process.returncode == 0, process.stderr
+    [found] = about(folder)["sources"]
+    assert (found["sentences"], found["held_out"], found["near_duplicates"]) == (3, 1, 2), "other numbers of words stay"
+    assert "1 sentences of validation and test, 2 of the same words in another order and 0 lines" in process.stdout
 
 
 def test_the_mixture_is_the_weighted_sum_of_a_model_of_each_source(made: tuple[Path, CompletedProcess[str]]) -> None:
