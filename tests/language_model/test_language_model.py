@@ -503,7 +503,7 @@ def test_no_mutation_of_a_text_is_a_traceback(tmp_path: Path, text: bytes) -> No
     else:
         assert tally.sentences == len(found) and tally.words == sum(map(len, found)) > 0
         lines = text.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-        assert tally.sentences + tally.held_out + tally.rejected == len(lines)
+        assert tally.sentences + tally.held_out + tally.near_duplicates + tally.rejected == len(lines)
     assert corpus.count_words(source, config) == len(text.split())
 
 
