@@ -23,7 +23,7 @@ NO_PYTHON = none of $(PYTHON) is a Python 3.11, 3.12 or 3.13 with its venv modul
 # Without flashlight-text, which Python 3.13 lacks, the demo goes without a language model.
 GREEDY = $(if $(shell ls -d .venv/lib/python*/site-packages/flashlight 2>/dev/null),,evaluation.decoder=greedy)
 
-.PHONY: install demo demo-domain demo-base demo-scratch test lint lock report
+.PHONY: install demo demo-domain demo-base demo-scratch test lint lmplz lock report
 .DELETE_ON_ERROR:
 
 install: .venv/.complete
@@ -64,6 +64,17 @@ lint: .venv/.complete
 # README's tables, image.png and the paper from results/reference/
 report: .venv/.complete
 	$(RUN) report/report.py
+
+# KenLM's programs for long texts of a language model, from its sources; needs a C++ compiler and Boost (Debian, Ubuntu: apt
+# install cmake g++ zlib1g-dev libboost-{program-options,system,thread,test}-dev)
+lmplz: .venv/.complete
+	rm -rf .venv/kenlm && mkdir .venv/kenlm
+	.venv/bin/pip download --quiet --no-deps --no-binary :all: --dest .venv/kenlm kenlm==0.3.0
+	tar -xzf .venv/kenlm/kenlm-0.3.0.tar.gz -C .venv/kenlm
+	cmake -S .venv/kenlm/kenlm-0.3.0 -B .venv/kenlm/build -DCMAKE_BUILD_TYPE=Release
+	cmake --build .venv/kenlm/build --target lmplz build_binary --parallel 2
+	cp .venv/kenlm/build/bin/lmplz .venv/kenlm/build/bin/build_binary .venv/bin/
+	rm -rf .venv/kenlm
 
 # every version, from the pins of requirements.txt and with their markers; without "+cpu", so that the same pin finds the
 # build of each machine

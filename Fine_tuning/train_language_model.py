@@ -3,7 +3,8 @@
     python Fine_tuning/train_language_model.py [--config FILE] [section.key=value ...]
 
 Estimates a model from each of language_model.sources, mixes them by their weights and writes language_model.arpa,
-lexicon.txt and language_model.json to language_model.output. Sentences of validation and test are left out.
+lexicon.txt and language_model.json to language_model.output. Of a long text, KenLM's lmplz estimates it on disk, where
+it is installed (make lmplz), and language_model.binary is written too. Sentences of validation and test are left out.
 `evaluate.py evaluation.decoder=lm` and `transcribe.py --language-model` use it.
 """
 
@@ -32,12 +33,13 @@ REPORTED_BYTES = 1e8  # of memory; the need for less is not printed
 def main() -> None:
     """Make the language model of a configuration, unless it is up to date."""
     config = from_command_line(__doc__)
-    from finetuning.language_model import kenlm
+    from finetuning.language_model import kenlm, text_files
 
     kenlm.require_flashlight()
     folder = ensure_writable_dir(experiment.resolve_path(config.language_model.output))
     with exclusive_lock(folder):
         remove_stale_temp_files(folder)
+        text_files.prepare_texts(config)
         inputs = model_inputs(config)
         if kenlm.is_up_to_date(folder, inputs):
             print(f"Already made: {folder / kenlm.ABOUT}")
@@ -47,11 +49,17 @@ def main() -> None:
 
 def model_inputs(config: Config) -> dict[str, Any]:
     """Return the settings and the hashes of all files that are read; the same inputs give the same model."""
+    from finetuning.language_model import corpus
+
     settings = config.as_dict()["language_model"]
     del settings["output"]
     manifests = [manifest_path(experiment.manifest_folder(config), split) for split in SPLITS]
-    files = [*(source.file for source in config.language_model.sources), config.language_model.file]
-    paths = {path.name: path for path in manifests} | {file: experiment.resolve_path(file) for file in files if file}
+    paths = {path.name: path for path in manifests}
+    for source in config.language_model.sources:
+        if source.file:
+            paths[experiment.strip_query(source.file)] = corpus.source_file(source, config)
+    if config.language_model.file:
+        paths[config.language_model.file] = experiment.resolve_path(config.language_model.file)
     hashes = {name: sha256(path) for name, path in paths.items() if path.is_file()}
     return {**settings, "text": config.as_dict()["text"], "sha256": hashes}
 
@@ -64,6 +72,8 @@ def make(config: Config, folder: Path, inputs: dict[str, Any]) -> None:
     path = experiment.resolve_path(given_file) if given_file else folder / kenlm.ARPA
     stats = [corpus.SourceStats(source.name, source.weight) for source in config.language_model.sources]
     lexicon, about = (use_given if given_file else estimate)(config, path, stats)
+    if about.get("binary"):
+        path = folder / kenlm.BINARY  # the same model, which loads in seconds
     lexicon_file.write_lexicon(folder / kenlm.LEXICON, lexicon)
     validation = read_manifest(manifest_path(experiment.manifest_folder(config), "validation"), check_audio=False)
     figures = kenlm.perplexity(path, lexicon, [u.text for u in validation])
@@ -102,7 +112,7 @@ def estimate(config: Config, path: Path, stats: "list[SourceStats]") -> "tuple[L
 
     Returns the words, and what language_model.json states about the model.
     """
-    from finetuning.language_model import arpa, corpus, kneser_ney
+    from finetuning.language_model import arpa, corpus, kenlm, kneser_ney, lmplz
 
     settings, weights = config.language_model, [source.weight for source in config.language_model.sources]
     kneser_ney.pruning_thresholds(settings.order, settings.prune)  # fail before a long text is read
@@ -116,14 +126,21 @@ def estimate(config: Config, path: Path, stats: "list[SourceStats]") -> "tuple[L
         arpa.write_arpa(path, model)
         counts, words, fallbacks = [len(level.keys) for level in model.levels], model.words, model.fallbacks
         words = words[len(kneser_ney.SPECIAL) :]
-    estimator = {"estimated_by": Path(program).name} if program else {}
-    return dict(zip(words, words, strict=True)), {"ngrams": counts, "discount_fallbacks": list(fallbacks), **estimator}
+    if fallbacks:
+        print(
+            f"too little text to estimate the Kneser-Ney discounts of order {', '.join(map(str, fallbacks))}: the "
+            f"fixed ones {', '.join(map(str, kneser_ney.FALLBACK[1:]))} are used"
+        )
+    about = {"ngrams": counts, "discount_fallbacks": list(fallbacks)}
+    if program:
+        about |= {"estimated_by": Path(program).name, "binary": lmplz.build_binary(path, path.with_name(kenlm.BINARY))}
+    return dict(zip(words, words, strict=True)), about
 
 
 def choose_lmplz(config: Config) -> str | None:
-    """Return the path of KenLM's lmplz when the texts may need more memory than is free, else None.
+    """Return the path of KenLM's lmplz for a long text, or one that may need more memory than is free, else None.
 
-    Raises UserError when they certainly do and lmplz cannot be used.
+    Raises UserError when the texts certainly need more and lmplz cannot be used.
     """
     from finetuning.language_model import corpus, lmplz
 
@@ -134,14 +151,15 @@ def choose_lmplz(config: Config) -> str | None:
         f"{words:,} words take about {least / 1e9:.1f} to {most / 1e9:.1f} GB of memory, depending on how often they "
         f"repeat, and {free / 1e9:.1f} GB are free"
     )
-    program = lmplz.find_lmplz() if len(sources) == 1 else None
-    if most > free and program:
+    single, long = len(sources) == 1, words > lmplz.MANY_WORDS
+    program = lmplz.find_program("lmplz") if single else None
+    if program and (long or most > free):
         print(f"{need}: {program} estimates the model on disk")
         return program
-    if least > free and len(sources) == 1:
+    if least > free and single:
         raise UserError(
-            f"{need}; shorten {corpus.source_file(sources[0], config)}, or put lmplz, which KenLM's sources "
-            "build, on the PATH: it estimates the same model on disk"
+            f"{need}; shorten {corpus.source_file(sources[0], config)}, or type: make lmplz (it builds KenLM's lmplz, "
+            "which estimates the same model on disk)"
         )
     if least > free:
         raise UserError(
@@ -149,7 +167,8 @@ def choose_lmplz(config: Config) -> str | None:
             "KenLM's lmplz; several are mixed in memory"
         )
     if most >= REPORTED_BYTES:
-        print(f"{need}: it may not be enough" if most > free else need)
+        hint = "; make lmplz builds KenLM's lmplz, which needs far less" if single and long else ""
+        print(f"{need}{': it may not be enough' * (most > free)}{hint}")
     return None
 
 

@@ -59,24 +59,69 @@ def search(folder: Path) -> BeamSearch:
     return BeamSearch(path, words, LETTERS)
 
 
-def test_the_same_settings_are_tried_each_time_the_defaults_first() -> None:
-    found = list(weight_search.candidates())
+def test_the_second_half_is_drawn_around_the_best_of_the_first() -> None:
+    def errors(settings: Settings) -> float:  # least at the setting that the search should approach
+        return abs(settings.lm_weight - 3) + abs(settings.word_score + 2) + abs(settings.unknown_score + 9) / 3
+
+    def draw() -> list[weight_search.Trial]:
+        rng, trials = random.Random(7), []
+        while len(trials) < weight_search.TRIALS:
+            settings = weight_search.draw_settings(rng, trials)
+            trials.append(weight_search.Trial(settings, errors(settings), 0.0))
+        return trials
+
+    trials = draw()
     random.random()  # whoever else draws
-    assert list(weight_search.candidates()) == found
+    assert draw() == trials
+    found = [trial.settings for trial in trials]
     assert found[0] == replace(Settings(), beam=weight_search.BEAMS[0])
     assert len(set(found)) == len(found) == weight_search.TRIALS
     assert {settings.beam for settings in found} == {weight_search.BEAMS[0]}
-    assert max(s.unknown_score for s in found) <= 0 < min(s.lm_weight for s in found)
+    for name, (low, high) in weight_search.TUNED.items():
+        assert all(low <= getattr(settings, name) <= high for settings in found)
+    half = weight_search.TRIALS // 2
+    early, late = ([trial.wer for trial in part] for part in (trials[1:half], trials[half:]))
+    assert np.mean(late) < np.mean(early) - 1 and min(late) < min(early)
+
+
+def test_the_choice_on_few_utterances_is_called_chance() -> None:
+    """Of 5 utterances the second setting has one error less in one: a resample lacks that with (4 / 5) ** 5 = 33 %."""
+    start, better = Settings(beam=25), Settings(3.0, -1.0, -9.0, 25)
+    trials = [weight_search.Trial(start, 0.2, 0.1, (1, 0, 0, 0, 0)), weight_search.Trial(better, 0.0, 0.0, (0,) * 5)]
+    bootstrap = weight_search.bootstrap_choice(trials)
+    assert bootstrap["start_wins"] == pytest.approx(0.8**5, abs=0.04)
+    assert bootstrap["lm_weight"] == [2.0, 3.0] and bootstrap["unknown_score"] == [-9.0, -5.0]
+    assert bootstrap["gain"] == 0, "the better one wins only where the utterance that shows it is not left out"
+    told = weight_search.describe_choice(better, trials)
+    assert "tuned on 5 utterances: lm_weight 3.0 [2.0, 3.0]" in told
+    assert f"0.2000 at the start, which wins in {bootstrap['start_wins']:.0%} of 1,000" in told
+    told = weight_search.describe_choice(start, [trials[0]] * 3)
+    assert "none of 2 other settings beats the start, which wins in 100% of 1,000" in told
+
+
+def test_the_gain_is_that_of_utterances_not_tuned_on() -> None:
+    """Settings that are better everywhere save what they save; those that suit one utterance each lose elsewhere."""
+    many, few = Settings(beam=25), Settings(3.0, beam=25)
+    everywhere = [weight_search.Trial(many, 1.0, 0.0, (2,) * 30), weight_search.Trial(few, 0.5, 0.0, (1,) * 30)]
+    assert weight_search.bootstrap_choice(everywhere)["gain"] == 0.5
+    rng = np.random.default_rng(1)
+    by_chance = [weight_search.Trial(many, 1.0, 0.0, tuple(errors)) for errors in rng.integers(0, 3, (40, 30)).tolist()]
+    bootstrap = weight_search.bootstrap_choice([everywhere[1], *by_chance])
+    assert bootstrap["start_wins"] < 0.2 and bootstrap["gain"] < 0.1
+    opposite = [weight_search.Trial(many, 0.1, 0.1, (0, 1)), weight_search.Trial(few, 0.1, 0.1, (1, 0))]
+    assert weight_search.bootstrap_choice(opposite)["gain"] == pytest.approx(-1, abs=0.2)
+    assert " more word errors than the start" in weight_search.describe_choice(many, opposite)
 
 
 def test_the_lowest_error_rate_wins_by_the_narrowest_beam(search: BeamSearch) -> None:
     settings, trials = weight_search.search_weights(search, FRAMES, REFERENCES, "model")
     texts = [p.text for p in GREEDY]
-    assert [trial.settings for trial in trials[: weight_search.TRIALS]] == list(weight_search.candidates())
+    assert len(trials) == weight_search.TRIALS + len(weight_search.BEAMS) - 1
     for trial in trials:
         said = [search.text(own, trial.settings) for own in FRAMES]
         assert trial.wer == word_error_rate(texts, said)
         assert trial.cer == character_error_rate(texts, said)
+        assert sum(trial.errors) == pytest.approx(trial.wer * sum(len(text.split()) for text in texts))
     rates = [(trial.wer, trial.cer) for trial in trials]
     assert min(rates) == (0, 0) < rates[0], "the defaults miss a word"
     assert settings == trials[rates.index(min(rates))].settings
@@ -141,7 +186,7 @@ def recorded(path: Path, folder: Path, **changed: str) -> dict:
     config = load_config("configs/demo.yaml", [f"language_model.output={folder}"])
     _, _, hashes = kenlm.find_language_model(str(folder), "my.yaml")
     settings = Settings(1.5, -0.25, -7.5, 100)
-    trials = [weight_search.Trial(settings, 1 / 3, 0.1)]
+    trials = [weight_search.Trial(settings, 1 / 3, 0.1, (1, 0, 0, 0, 0))]
     found = weight_search.decoder_record(config, settings, trials, GREEDY, {**hashes, "model": "m", **changed}, "a")
     write_json(path, found)
     return found

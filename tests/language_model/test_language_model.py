@@ -92,12 +92,17 @@ def test_what_it_says_and_leaves(made: tuple[Path, CompletedProcess[str]]) -> No
     folder, process = made
     assert sorted(path.name for path in (folder / "lm").iterdir()) == sorted([kenlm.ABOUT, kenlm.ARPA, kenlm.LEXICON])
     taken_out = (
-        "left out {} sentences of validation and test and {} lines that are empty, outside the alphabet "
-        "or longer than 2,000 characters"
+        "left out {} sentences of validation and test, 0 of the same words in another order and {} lines that are "
+        "empty, outside the alphabet or longer than 2,000 characters"
     )
     assert f"training: 4 sentences, 14 words; {taken_out.format(1, 0)}" in process.stdout
     assert f"extra: 3 sentences, 12 words; {taken_out.format(2, 3)}" in process.stdout
     assert "Estimating a 3-gram model" in process.stdout
+    assert (
+        "too little text to estimate the Kneser-Ney discounts of order 1, 2, 3: the fixed ones 0.5, 1.0, 1.5 are used"
+        in (process.stdout)
+    )
+    assert about(folder)["discount_fallbacks"] == [1, 2, 3]
     assert "11.11% of the validation words unknown" in process.stdout
     assert f"Wrote {folder}/lm: language_model.arpa, lexicon.txt, language_model.json" in process.stdout
     assert process.stderr == ""
@@ -108,8 +113,24 @@ def test_sentences_of_validation_and_test_are_taken_out_and_the_counts_add_up(
 ) -> None:
     found = about(made[0])
     assert found["sources"] == [
-        {"name": "training", "weight": 0.7, "sentences": 4, "words": 14, "held_out": 1, "rejected": 0},
-        {"name": "extra", "weight": 0.3, "sentences": 3, "words": 12, "held_out": 2, "rejected": 3},
+        {
+            "name": "training",
+            "weight": 0.7,
+            "sentences": 4,
+            "words": 14,
+            "held_out": 1,
+            "near_duplicates": 0,
+            "rejected": 0,
+        },
+        {
+            "name": "extra",
+            "weight": 0.3,
+            "sentences": 3,
+            "words": 12,
+            "held_out": 2,
+            "near_duplicates": 0,
+            "rejected": 3,
+        },
     ]
     for source, lines in zip(found["sources"], (TRAIN, EXTRA.splitlines()), strict=True):
         assert source["sentences"] + source["held_out"] + source["rejected"] == len(lines)
@@ -121,6 +142,19 @@ def test_sentences_of_validation_and_test_are_taken_out_and_the_counts_add_up(
     model = arpa.read_arpa(made[0] / "lm" / kenlm.ARPA)
     assert model.words == [*kneser_ney.SPECIAL, *words]
     assert found["ngrams"] == [len(level.keys) for level in model.levels]
+
+
+def test_the_same_words_in_another_order_are_left_out_and_counted_apart(run_in_process: Script, tmp_path: Path) -> None:
+    folder = prepare(tmp_path)
+    lines = ["La rossa: una cosa!", "cosa rossa una", "Rossa, la…", "una cosa rossa", "la rossa la", "una rossa"]
+    (folder / "extra.txt").write_text("\n".join(lines), encoding="utf-8")
+    process = run_in_process(
+        "train_language_model.py", *options(folder, f"{{name: extra, file: '{folder}/extra.txt'}}")
+    )
+    assert process.returncode == 0, process.stderr
+    [found] = about(folder)["sources"]
+    assert (found["sentences"], found["held_out"], found["near_duplicates"]) == (3, 1, 2), "other numbers of words stay"
+    assert "1 sentences of validation and test, 2 of the same words in another order and 0 lines" in process.stdout
 
 
 def test_the_mixture_is_the_weighted_sum_of_a_model_of_each_source(made: tuple[Path, CompletedProcess[str]]) -> None:
@@ -463,13 +497,13 @@ def test_no_mutation_of_a_text_is_a_traceback(tmp_path: Path, text: bytes) -> No
     config, tally = DEMO(), corpus.SourceStats("extra", 1.0)
     source = TextSource("extra", str(tmp_path / "extra.txt"))
     try:
-        found = [*corpus.iter_sentences(source, config, {"una cosa rossa"}, tally)]
+        found = [*corpus.iter_sentences(source, config, {"cosa rossa una": {"una cosa rossa"}}, tally)]
     except UserError as refused:
         assert "\n" not in str(refused)
     else:
         assert tally.sentences == len(found) and tally.words == sum(map(len, found)) > 0
         lines = text.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-        assert tally.sentences + tally.held_out + tally.rejected == len(lines)
+        assert tally.sentences + tally.held_out + tally.near_duplicates + tally.rejected == len(lines)
     assert corpus.count_words(source, config) == len(text.split())
 
 
@@ -478,5 +512,5 @@ def test_a_text_without_line_ends_is_not_read_for_hours(tmp_path: Path) -> None:
     (tmp_path / "extra.txt").write_text("‘" * 60_000 + "\nuna casa\n" + "una casa " * 10_000, encoding="utf-8")
     tally = corpus.SourceStats("extra", 1.0)
     source = TextSource("extra", str(tmp_path / "extra.txt"))
-    assert [*corpus.iter_sentences(source, DEMO(), set(), tally)] == [["una", "casa"]]
+    assert [*corpus.iter_sentences(source, DEMO(), {}, tally)] == [["una", "casa"]]
     assert (tally.sentences, tally.rejected) == (1, 2)

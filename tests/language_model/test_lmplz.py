@@ -9,26 +9,32 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_language_model import both, options, prepare
 
 from conftest import ROOT, Script, assert_refused
 from finetuning.config.schema import Config, TextSource
+from finetuning.decoding.beam_search import BeamSearch, Settings
 from finetuning.errors import UserError
+from finetuning.files import sha256
 from finetuning.language_model import arpa, corpus, kenlm, kneser_ney, lmplz
+from finetuning.model.vocabulary import Vocabulary
 
+LETTERS = Vocabulary.of_characters(" abcdefghijklmnopqrstuvwxyzèà'")
 FIXTURES = ROOT / "tests" / "fixtures"
 SENTENCES = [line.split() for line in (FIXTURES / "lmplz.txt").read_text(encoding="utf-8").splitlines()]
-real = pytest.mark.skipif(
-    shutil.which("lmplz") is None, reason="lmplz, which KenLM's sources build, is not on the PATH"
-)
+real = pytest.mark.skipif(lmplz.find_program("lmplz") is None, reason="KenLM's lmplz is not installed (make lmplz)")
 
 
 @real
 @pytest.mark.parametrize(("order", "prune"), [(4, ()), (4, (0, 0, 1)), (3, (0, 1))])
 def test_it_writes_what_is_estimated_here(tmp_path: Path, order: int, prune: tuple[int, ...]) -> None:
     ours = kneser_ney.estimate_model(SENTENCES, order, prune)
-    assert lmplz.estimate_with_lmplz(lmplz.find_lmplz(), tmp_path / "a.arpa", iter(SENTENCES), order, prune, None) == []
+    assert (
+        lmplz.estimate_with_lmplz(lmplz.find_program("lmplz"), tmp_path / "a.arpa", iter(SENTENCES), order, prune, None)
+        == []
+    )
     theirs = arpa.read_arpa(tmp_path / "a.arpa")
     assert theirs.words == ours.words and arpa.read_unigrams(tmp_path / "a.arpa")[1] == ours.words[3:]
     for level, same in zip(ours.levels, theirs.levels, strict=True):
@@ -42,7 +48,7 @@ def test_rare_words_are_unknown_there_too(tmp_path: Path) -> None:
     """Over one word more lmplz spreads what is for words that do not occur: the same to a few times 1 / 100."""
     words = kneser_ney.frequent_words(SENTENCES, 2)
     ours = kneser_ney.estimate_model(SENTENCES, 3, (), words)
-    lmplz.estimate_with_lmplz(lmplz.find_lmplz(), tmp_path / "a.arpa", iter(SENTENCES), 3, (), words)
+    lmplz.estimate_with_lmplz(lmplz.find_program("lmplz"), tmp_path / "a.arpa", iter(SENTENCES), 3, (), words)
     theirs = arpa.read_arpa(tmp_path / "a.arpa")
     assert theirs.words == ours.words
     for level, same in zip(ours.levels, theirs.levels, strict=True):
@@ -70,8 +76,9 @@ def test_a_text_that_does_not_fit_gives_the_same_model(
         monkeypatch.setattr(lmplz, "PROC", tmp_path)
     assert (
         found["lmplz"].pop("estimated_by") == "lmplz"
-        and f"{lmplz.find_lmplz()} estimates the model on" in process.stdout
+        and f"{lmplz.find_program('lmplz')} estimates the model on" in process.stdout
     )
+    assert found["lmplz"].pop("binary") is (lmplz.find_program("build_binary") is not None)
     assert said["here"] == said["lmplz"] and len(said["here"]) == 1
     perplexities = [found[by].pop("validation").pop("perplexity") for by in ("here", "lmplz")]
     assert perplexities[1] == pytest.approx(perplexities[0], rel=1e-2 if settings else 1e-5)
@@ -81,8 +88,42 @@ def test_a_text_that_does_not_fit_gives_the_same_model(
 
 
 @real
+@pytest.mark.skipif(lmplz.find_program("build_binary") is None, reason="KenLM's build_binary is not installed")
+def test_a_long_text_gives_a_binary_that_decodes_as_the_arpa_file(
+    run_in_process: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare(tmp_path)
+    monkeypatch.setattr(lmplz, "MANY_WORDS", 10)
+    process = run_in_process("train_language_model.py", *options(folder))
+    assert process.returncode == 0, process.stderr
+    assert "17 words take about 0.0 to 0.0 GB" in process.stdout and "estimates the model on disk" in process.stdout
+    assert "Wrote" in process.stdout and ": language_model.binary, lexicon.txt" in process.stdout
+    path, lexicon, hashes = kenlm.find_language_model(f"{folder}/lm", "my.yaml")
+    assert path == folder / "lm" / kenlm.BINARY and hashes["arpa"] == sha256(path)
+    noise = np.log(np.random.default_rng(0).dirichlet(np.full(len(LETTERS) + 1, 0.1), (20, 30)) + 1e-9)
+    texts = {
+        file: [BeamSearch(file, lexicon, LETTERS).text(log_probs, Settings()) for log_probs in noise]
+        for file in (path, folder / "lm" / kenlm.ARPA)
+    }
+    assert texts[path] == texts[folder / "lm" / kenlm.ARPA] and any(texts[path])
+    assert "Already made" in run_in_process("train_language_model.py", *options(folder)).stdout
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "Already made" not in run_in_process("train_language_model.py", *options(folder)).stdout
+
+
+def test_where_no_binary_can_be_built_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = program(tmp_path / "bin", "echo 'No space left' >&2; exit 1").rename(tmp_path / "bin" / "build_binary")
+    monkeypatch.setenv("PATH", f"{failing.parent}:{NO_LMPLZ}")
+    with pytest.raises(UserError, match=r"build_binary ended with status 1 \(No space left\); nothing was written"):
+        lmplz.build_binary(FIXTURES / "lmplz_full.arpa", tmp_path / kenlm.BINARY)
+    assert not (tmp_path / kenlm.BINARY).exists()
+
+
+@real
 def test_discounts_that_cannot_be_estimated_are_named(tmp_path: Path) -> None:
-    fallbacks = lmplz.estimate_with_lmplz(lmplz.find_lmplz(), tmp_path / "a.arpa", iter(SENTENCES[:8]), 3, (), None)
+    fallbacks = lmplz.estimate_with_lmplz(
+        lmplz.find_program("lmplz"), tmp_path / "a.arpa", iter(SENTENCES[:8]), 3, (), None
+    )
     assert tuple(fallbacks) == kneser_ney.estimate_model(SENTENCES[:8], 3).fallbacks == (2, 3)
 
 
@@ -140,7 +181,9 @@ def test_what_cannot_fit_in_memory_is_said_before_it_is_begun(tmp_path: Path) ->
     limited = ["bash", "-c", 'ulimit -v 500000; exec "$@"', "-", sys.executable, str(script), *options(folder, one)]
     env = {**os.environ, "PATH": NO_LMPLZ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     refused = subprocess.run(limited, env=env, capture_output=True, text=True)
-    assert_refused(refused, "5,000,000 words take about 0.5 to 1.5 GB of memory", " GB are free; shorten ", "put lmplz")
+    assert_refused(
+        refused, "5,000,000 words take about 0.5 to 1.5 GB of memory", " GB are free; shorten ", "type: make lmplz"
+    )
     assert [*(folder / "lm").iterdir()] == []
 
 

@@ -361,7 +361,7 @@ class TextSource:
     """Sentences of a language model and their share in it."""
 
     name: str = MISSING
-    file: str | None = None  # UTF-8, a sentence a line; null: the texts of the training manifest
+    file: str | None = None  # a text, a dump, a release or an address; null: the texts of the training manifest
     weight: float = key(1.0, above=0)  # of the models estimated from each source, in their mixture
 
 
@@ -422,6 +422,9 @@ class Config:
         tree = asdict(self, dict_factory=lambda items: {k: v.value if isinstance(v, Enum) else v for k, v in items})
         for entry in tree["model"]["registry"].values():
             entry["url"] = strip_query(entry["url"])
+        for source in tree["language_model"]["sources"]:
+            if source["file"] and "://" in source["file"]:
+                source["file"] = strip_query(source["file"])
         return tree
 
 

@@ -1,15 +1,15 @@
 """The texts from which the language model of an experiment is estimated: normalised, filtered and counted."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetuning.config.schema import Config, TextSource, manifest_folder, resolve_path
+from finetuning.config.schema import Config, TextSource, manifest_folder
 from finetuning.data.manifest import manifest_path, read_manifest
 from finetuning.data.text_normalization import MAX_CHARACTERS, Language
 from finetuning.errors import UserError
-from finetuning.language_model import kneser_ney
+from finetuning.language_model import kneser_ney, text_files
 from finetuning.language_model.kneser_ney import NgramModel
 
 BLOCK = 1 << 22  # bytes of a text that are read at a time
@@ -25,25 +25,34 @@ class SourceStats:
     sentences: int = 0
     words: int = 0
     held_out: int = 0  # sentences of validation and test, left out
+    near_duplicates: int = 0  # with the same words as one of those in another order, left out too
     rejected: int = 0  # lines outside the alphabet, without a word, too long, or with a transcriber's note
 
     def __str__(self) -> str:
         """Return one sentence for the screen."""
         return (
             f"{self.name}: {self.sentences:,} sentences, {self.words:,} words; left out {self.held_out:,} sentences "
-            f"of validation and test and {self.rejected:,} lines that are empty, outside the alphabet or longer than "
-            f"{MAX_CHARACTERS:,} characters"
+            f"of validation and test, {self.near_duplicates:,} of the same words in another order and "
+            f"{self.rejected:,} lines that are empty, outside the alphabet or longer than {MAX_CHARACTERS:,} characters"
         )
 
 
-def held_out_texts(config: Config) -> set[str]:
-    """Return the texts of validation and test, from which no language model may be estimated."""
-    folder = manifest_folder(config)
-    manifests = (manifest_path(folder, split) for split in ("validation", "test"))
-    return {u.text for manifest in manifests for u in read_manifest(manifest, check_audio=False)}
+def held_out_texts(config: Config) -> dict[str, set[str]]:
+    """Return the texts of validation and test, by their sorted words; no language model may be estimated from them."""
+    folder, texts = manifest_folder(config), {}
+    for split in ("validation", "test"):
+        for utterance in read_manifest(manifest_path(folder, split), check_audio=False):
+            texts.setdefault(_sorted_words(utterance.text), set()).add(utterance.text)
+    return texts
 
 
-def iter_sentences(source: TextSource, config: Config, held_out: set[str], stats: SourceStats) -> Iterator[list[str]]:
+def _sorted_words(text: str) -> str:
+    return " ".join(sorted(text.split()))
+
+
+def iter_sentences(
+    source: TextSource, config: Config, held_out: Mapping[str, Set[str]], stats: SourceStats
+) -> Iterator[list[str]]:
     """Yield the words of each usable sentence of a source, normalised; count them in `stats`.
 
     Raises UserError when the source cannot be read or has no usable sentence.
@@ -56,8 +65,11 @@ def iter_sentences(source: TextSource, config: Config, held_out: set[str], stats
         foreign.update(outside[:10])
         if outside or not text:
             stats.rejected += 1
-        elif text in held_out:
-            stats.held_out += 1
+        elif same_words := held_out.get(_sorted_words(text)):
+            if text in same_words:
+                stats.held_out += 1
+            else:
+                stats.near_duplicates += 1
         else:
             words = [sys.intern(word) for word in text.split()]  # a word takes memory once, however often it occurs
             stats.sentences += 1
@@ -71,13 +83,14 @@ def iter_sentences(source: TextSource, config: Config, held_out: set[str], stats
         )
         raise UserError(
             f"{path} gives the language model no sentence: of {lines:,} lines, {usable:,} can be used and "
-            f"{stats.held_out:,} of those are in validation or test ({reason or 'nothing is left'}); name another file"
+            f"{stats.held_out + stats.near_duplicates:,} of those are in validation or test "
+            f"({reason or 'nothing is left'}); name another file"
         )
 
 
 def source_file(source: TextSource, config: Config) -> Path:
-    """Return the file with the texts of a source: its own file or the training manifest."""
-    return resolve_path(source.file) if source.file else manifest_path(manifest_folder(config), "train")
+    """Return the file with the texts of a source: its own, what was extracted from it, or the training manifest."""
+    return text_files.text_path(source.file, config) if source.file else manifest_path(manifest_folder(config), "train")
 
 
 def count_words(source: TextSource, config: Config) -> int:

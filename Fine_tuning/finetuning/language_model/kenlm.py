@@ -1,7 +1,8 @@
 """Find, check and load the language model of an experiment with KenLM, and measure its perplexity.
 
-Its folder holds `language_model.arpa`, `lexicon.txt` (a word, a tab, its characters separated by spaces) and
-`language_model.json`. A word of a given model may be spelt differently in the texts (`Città`, `l’`).
+Its folder holds `language_model.arpa`, `lexicon.txt` (a word, a tab, its characters separated by spaces),
+`language_model.json` and, of a long text, `language_model.binary`, which is then used. A word of a given model may be
+spelt differently in the texts (`Città`, `l’`).
 """
 
 import hashlib
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "<unk>"
 ARPA, LEXICON, ABOUT = "language_model.arpa", "lexicon.txt", "language_model.json"
+BINARY = "language_model.binary"  # the same model, of a long text
 
 
 def find_language_model(output: str, config_file: str) -> tuple[Path, Lexicon, dict[str, str]]:
@@ -40,7 +42,7 @@ def find_language_model(output: str, config_file: str) -> tuple[Path, Lexicon, d
     if about is None:
         raise UserError(f"there is no language model in {folder} yet; make it with: {command}")
     try:
-        path, recorded = folder / ARPA, dict(about["sha256"])
+        path, recorded = folder / (BINARY if about.get("binary") else ARPA), dict(about["sha256"])
         if about["inputs"]["file"]:
             path = resolve_path(about["inputs"]["file"])
     except (TypeError, KeyError, ValueError, AttributeError) as error:

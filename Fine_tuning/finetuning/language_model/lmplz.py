@@ -1,7 +1,7 @@
-"""KenLM's own estimator, lmplz, for texts that do not fit in memory: it sorts on disk.
+"""KenLM's own programs for long texts: the estimator lmplz, which sorts on disk, and build_binary.
 
-It estimates the same model as kneser_ney.py (interpolated modified Kneser-Ney; Heafield et al. 2013): log10 p agrees to
-5e-7. It does not accept <unk> in a text, so a word outside the vocabulary is written as RARE, which becomes <unk>
+lmplz estimates the same model as kneser_ney.py (interpolated modified Kneser-Ney; Heafield et al. 2013): log10 p agrees
+to 5e-7. It does not accept <unk> in a text, so a word outside the vocabulary is written as RARE, which becomes <unk>
 afterwards. That spreads the probability of unseen words over one more word, and log10 p differs by a few times
 1 / number of words.
 """
@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ LEAST_PER_WORD, MOST_PER_WORD = (
     100,
     300,
 )  # bytes that kneser_ney.py takes, measured on repeated and on ever new sentences
+MANY_WORDS = 10_000_000  # about a million sentences; above it lmplz is used wherever it is installed
 RARE = "<rare>"  # in no text: such a tag is rejected as a transcriber's note, like <unk>
 SORT_SHARE = 0.5  # of the free memory that lmplz may sort in
 LEAST_TO_SORT, MOST_TO_SORT = 1 << 26, 1 << 31  # bytes: with less lmplz does not start, more does not help
@@ -71,9 +73,24 @@ def _read(path: Path) -> str:
         return ""
 
 
-def find_lmplz() -> str | None:
-    """Return the path of lmplz if it is on the PATH."""
-    return shutil.which("lmplz")
+def find_program(name: str) -> str | None:
+    """Return the path of one of KenLM's programs: on the PATH, or beside this Python, where `make lmplz` puts it."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def build_binary(arpa: Path, binary: Path) -> bool:
+    """Write KenLM's binary form of an ARPA file, hash tables that load in seconds; return whether that was possible.
+
+    Without KenLM's build_binary nothing is written. Raises UserError when it fails.
+    """
+    program = find_program("build_binary")
+    if not program:
+        return False
+    with atomic_path(binary) as temporary:
+        process = subprocess.run([program, "probing", str(arpa), str(temporary)], capture_output=True)
+        if process.returncode:
+            raise _failure(program, binary, process.returncode, process.stderr.decode("utf-8", "replace"))
+    return True
 
 
 def estimate_with_lmplz(
@@ -115,7 +132,7 @@ def estimate_with_lmplz(
         log.seek(0)
         messages = log.read().decode("utf-8", "replace")
         if status:
-            raise _lmplz_error(lmplz, arpa, status, messages)
+            raise _failure(lmplz, arpa, status, messages)
     return [int(number) + 1 for number in SUBSTITUTED.findall(messages)]
 
 
@@ -153,10 +170,10 @@ def _rare_as_unknown(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield line
 
 
-def _lmplz_error(lmplz: str, arpa: Path, status: int, messages: str) -> UserError:
+def _failure(program: str, target: Path, status: int, messages: str) -> UserError:
     last = printable(messages.strip().splitlines()[-1])[:200] if messages.strip() else "without a message"
     end = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     return UserError(
-        f"{lmplz} {end} ({last}); nothing was written: give it more memory, or more disk space at {arpa.parent}, and "
-        "rerun the same command"
+        f"{program} {end} ({last}); nothing was written: give it more memory, or more disk space at {target.parent}, "
+        "and rerun the same command"
     )

@@ -75,6 +75,12 @@ def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Er
     return ErrorCounts(*alignment_counts(jiwer.process_characters(list(references), list(hypotheses))))
 
 
+def count_word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[int]:
+    """Return the substitutions, deletions and insertions of words in each utterance."""
+    pairs = zip(references, hypotheses, strict=True)
+    return [sum(alignment_counts(jiwer.process_words(*pair))[1:]) for pair in pairs]
+
+
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Return the WER over the corpus, as a fraction."""
     return word_errors(references, hypotheses).rate
