@@ -22,7 +22,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from finetuning.config.schema import Config, manifest_folder, resolve_path
+from finetuning.config.schema import Config, System, manifest_folder, resolve_path
 from finetuning.data.manifest import Utterance, manifest_path
 from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding.predictions import Prediction
@@ -44,7 +44,7 @@ MOST_SPEAKERS = 20
 
 def write_report(
     config: Config,
-    models: dict[str, str],
+    models: dict[str, str | System],
     rows: Sequence[Row],
     utterances: Sequence[Utterance],
     comparisons: Sequence[Comparison] = (),
@@ -99,7 +99,7 @@ def _script_json(content: Any) -> str:
 
 def report_content(
     config: Config,
-    models: dict[str, str],
+    models: dict[str, str | System],
     rows: Sequence[Row],
     utterances: Sequence[Utterance],
     comparisons: Sequence[Comparison],
@@ -169,7 +169,7 @@ def choose_utterances(scores: Sequence[Score]) -> tuple[list[int], set[int]]:
     return sorted(sample | worst), sample
 
 
-def _model_content(row: Row, source: str, speakers: Sequence[str], shown: Sequence[int]) -> dict[str, Any]:
+def _model_content(row: Row, source: str | System, speakers: Sequence[str], shown: Sequence[int]) -> dict[str, Any]:
     """Return a model's part of the content; `speakers` of all utterances, `shown`: those on the page."""
     score, predictions, errors = row.score, row.predictions, row.score.utterance_errors
     clearest_first = sorted(shown, key=lambda i: (errors[i, 0], i))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finetuning.config.schema import Config
+from finetuning.config.schema import Config, System, row_name
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError, printable
 from finetuning.evaluation.bootstrap import ResamplingUnits, percentile_interval
@@ -21,6 +21,7 @@ from finetuning.files import atomic_open, read_json, write_json
 
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
 WITH_LM = "+LM"  # ends the name of the row of a model decoded with the language model
+EXTERNAL = "external"  # decoder of a row whose predictions another system made
 MAX_NAME_BYTES = 200  # a file system allows 255, and .json and the marks of a temporary file are added
 MAX_NUMBER = 1e15  # counts, rates and losses beyond it are damage
 INTERVAL_KEYS = {"cer_interval", "wer_interval", "resampled", "resampled_units"}  # keys of a result: all or none
@@ -45,23 +46,23 @@ def package_versions() -> dict[str, str]:
     return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version()}
 
 
-def row_names(config: Config) -> dict[str, str]:
-    """Return the model of each row of the table by the row's name: the registry's name or the file's.
+def row_names(config: Config) -> dict[str, str | System]:
+    """Return the model, or the other system, of each row of the table by the row's name.
 
     Raise UserError where the files of one row would overwrite those of another, on any file system, or where a name
     cannot be that of a file.
     """
-    models: dict[str, str] = {}
-    taken: dict[str, str] = {}
+    models: dict[str, str | System] = {}
+    taken: dict[str, str | System] = {}
     for model in config.evaluation.models:
-        name = model if model in config.model.registry else Path(model).name.removesuffix(".nemo")
+        name = row_name(model, config)
         validate_row_name(name, model)
         alike = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
         if alike in taken:
             where = "" if name in models else ", where capitals and the ways to write an accent are not told apart"
-            raise UserError(
-                f"evaluation.models: {taken[alike]} and {model} would both be called {name}{where}; rename a file"
-            )
+            one, other = (m.predictions if isinstance(m, System) else m for m in (taken[alike], model))
+            what = "give another name" if isinstance(model, System) else "rename a file"
+            raise UserError(f"evaluation.models: {one} and {other} would both be called {name}{where}; {what}")
         models[name] = taken[alike] = model
     if not models:
         raise UserError(f"{config.file} names no model; type evaluation.models=[runs/…/NAME.nemo]")
@@ -73,7 +74,7 @@ def lm_row_name(name: str) -> str:
     return f"{name}{WITH_LM}"
 
 
-def validate_row_name(name: str, model: str) -> None:
+def validate_row_name(name: str, model: str | System) -> None:
     """Raise UserError where the results of `model` cannot be saved under `name`."""
     wrong = [
         (name.casefold() == COMPARISONS, "as another result is"),
@@ -82,10 +83,12 @@ def validate_row_name(name: str, model: str) -> None:
         (not name.isprintable(), "with a character that cannot be shown"),
         (len(name.encode(errors="replace")) > MAX_NAME_BYTES, f"with more than {MAX_NAME_BYTES} bytes"),
     ]
+    is_system = isinstance(model, System)
+    source, what = (model.predictions, "give another name") if is_system else (model, "rename the file")
     for is_wrong, how in wrong:
         if is_wrong:
             raise UserError(
-                f"evaluation.models: {printable(model)} would be called {printable(name)!r}, {how}; rename the file"
+                f"evaluation.models: {printable(source)} would be called {printable(name)!r}, {how}; {what}"
             )
 
 
@@ -153,12 +156,12 @@ def _read_dataset_description(folder: Path) -> dict[str, Any]:
 def compare_models(rows: Sequence[Result], resampled: Sequence[np.ndarray]) -> list[Comparison]:
     """Return the difference of the rates, `one` minus `other`, and its interval (paired bootstrap) for each pair.
 
-    Pairs are two models by the same decoder, or two decoders of the same model. `resampled`: WER and CER of each
+    Pairs are those that `are_comparable`. `resampled`: WER and CER of each
     resample of each row, (RESAMPLES, 2).
     """
     comparisons = []
     for (one, one_resampled), (other, other_resampled) in combinations(zip(rows, resampled, strict=True), 2):
-        if one["decoder"]["name"] != other["decoder"]["name"] and one["sha256"]["model"] != other["sha256"]["model"]:
+        if not are_comparable(one, other):
             continue
         differences = one_resampled - other_resampled
         wer, cer = (list(map(round_or_none, percentile_interval(difference))) for difference in differences.T)
@@ -173,6 +176,12 @@ def compare_models(rows: Sequence[Result], resampled: Sequence[np.ndarray]) -> l
             }
         )
     return comparisons
+
+
+def are_comparable(one: Result, other: Result) -> bool:
+    """Return whether a pair of rows is compared: one decoder, one model, or another system, whose decoder is its own."""
+    decoders = {one["decoder"]["name"], other["decoder"]["name"]}
+    return len(decoders) == 1 or EXTERNAL in decoders or one["sha256"]["model"] == other["sha256"]["model"]
 
 
 def round_or_none(value: float | None, digits: int = 6) -> float | None:
