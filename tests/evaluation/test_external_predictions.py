@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, Script, assert_refused
 from finetuning.config.loading import load_config
 from finetuning.config.schema import System
 from finetuning.data.manifest import Utterance
 from finetuning.errors import UserError
 from finetuning.evaluation import results
 from finetuning.evaluation.external_predictions import read_predictions
+from small import write_clips
 
+MODEL = "models/demo/quartznet_small_en.nemo"
 UTTERANCES = [Utterance("wavs/a.1.wav", 1.0, "ciao"), Utterance("wavs/b.wav", 2.0, "è così")]
 PATHS = '{"audio_filepath": "%s", "pred_text": "%s"}\n'
 
@@ -63,7 +65,7 @@ def test_parts_are_joined_in_order_of_time_and_nothing_can_be_stated(tmp_path: P
         (
             "s.jsonl",
             '{"audio_filepath": "b", "hyp": "x"}',
-            "needs audio_filepath or path and pred_text or text; it has:",
+            "needs audio_filepath or path and pred_text or text",
         ),
         ("s.jsonl", b'{"path": "b", "text": "\xe8"}', "line 1 is not UTF-8"),
         ("s.csv", "b,ciao\n", "it has: b, ciao|holds no prediction"),
@@ -94,3 +96,32 @@ def test_what_is_incomplete_or_broken_is_refused(tmp_path: Path, name: str, cont
 def test_a_wrong_mapping_is_refused(models: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         results.row_names(load_config(str(ROOT / "configs/demo.yaml"), [f"evaluation.models=[{models}]"]))
+
+
+@pytest.mark.nemo
+def test_what_transcribe_writes_is_a_row_with_the_models_own_rates(
+    sample_archive: Path, run_script: Script, tmp_path: Path
+) -> None:
+    write_clips(sample_archive, tmp_path / "it", 4)
+    written = tmp_path / "other.jsonl"
+    command = ["--format", "jsonl", "--config", "configs/demo.yaml"]
+    transcribed = run_script("transcribe.py", str(ROOT / MODEL), str(tmp_path / "it" / "wavs"), *command)
+    assert transcribed.returncode == 0, transcribed.stderr
+    written.write_text(transcribed.stdout, encoding="utf-8")
+    given = ["--config", "configs/demo.yaml", "evaluation.decoder=greedy", f"dataset.output={tmp_path}/it"]
+    given += [f"evaluation.predictions={tmp_path}/run/predictions", f"evaluation.results={tmp_path}/results"]
+    rows = f"evaluation.models=[{MODEL}, {{name: other, predictions: {written}}}]"
+    evaluated = run_script("evaluate.py", *given, rows)
+    assert evaluated.returncode == 0, evaluated.stderr
+    own, other = (
+        json.loads((tmp_path / "results" / f"{name}.json").read_text()) for name in ("quartznet_small_en", "other")
+    )
+    assert other["decoder"] == {"name": "external"}
+    assert (other["wer"], other["cer"], other["loss"], other["loss_left_out"]) == (own["wer"], own["cer"], None, 0)
+    assert "Written by another system: no loss" in evaluated.stdout
+    assert "quartznet_small_en minus other: WER +0.0000" in evaluated.stdout
+    assert '"model":"other"' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+    written.write_text("".join(transcribed.stdout.splitlines(keepends=True)[1:]), encoding="utf-8")
+    refused = run_script("evaluate.py", *given, f"evaluation.models=[{{name: other, predictions: {written}}}]")
+    assert_refused(refused, "other is not evaluated", "1 of 4 utterances have no prediction (wavs/")

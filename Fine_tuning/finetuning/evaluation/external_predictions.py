@@ -2,11 +2,10 @@
 
 JSON lines have NeMo's field names, `audio_filepath` and `pred_text`, as transcribe.py --format jsonl writes them; lines
 of one file with different `offset` are joined. CTM is NIST's format (sclite): utterance, channel, start, duration and
-word, in seconds; the word <eps> is none, so that an utterance without words can be stated. Nothing in a file is executed.
+word, in seconds; the word <eps> is none, so that an utterance without words can be stated. Nothing is executed.
 """
 
 import math
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -97,7 +96,7 @@ def _read_table(source: Path) -> tuple[list[Line], str]:
 
 
 def _read_ctm(source: Path) -> tuple[list[Line], str]:
-    """Return a line for each word of a CTM file; words that are the same, at the same time, are told apart by nothing."""
+    """Return a line for each word of a CTM file."""
     lines: list[Line] = []
     channels: dict[str, str] = {}
     for number, line in enumerate(recording_table.read_text(source).splitlines(), start=1):
@@ -160,7 +159,7 @@ def _index(test_sets: Mapping[Path, Sequence[Utterance]]) -> dict[tuple[str, str
     for manifest, utterances in test_sets.items():
         for path in {utterance.audio_filepath for utterance in utterances}:
             name = _normal(path).rpartition("/")[2]
-            forms = [("path", _normal(path)), ("path", os.path.abspath(manifest.parent / path))]
+            forms = [("path", _normal(path)), ("path", str(Path(manifest.parent / path).absolute()))]
             for form in (*forms, ("name", name), ("stem", AUDIO_SUFFIX.sub("", name))):
                 index.setdefault(form, set()).add(path)
     return index
@@ -170,7 +169,7 @@ def _forms(path: str) -> Iterator[tuple[str, str]]:
     """Yield the forms under which an utterance is looked for, the surest first."""
     name = _normal(path).rpartition("/")[2]
     yield "path", _normal(path)
-    yield "path", os.path.abspath(path.replace("\0", ""))
+    yield "path", str(Path(path.replace("\0", "")).absolute())
     yield "name", name
     yield "stem", name
     yield "stem", AUDIO_SUFFIX.sub("", name)

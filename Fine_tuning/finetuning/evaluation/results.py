@@ -179,7 +179,7 @@ def compare_models(rows: Sequence[Result], resampled: Sequence[np.ndarray]) -> l
 
 
 def are_comparable(one: Result, other: Result) -> bool:
-    """Return whether a pair of rows is compared: one decoder, one model, or another system, whose decoder is its own."""
+    """Return whether two rows are compared: of one decoder, of one model, or one of another system."""
     decoders = {one["decoder"]["name"], other["decoder"]["name"]}
     return len(decoders) == 1 or EXTERNAL in decoders or one["sha256"]["model"] == other["sha256"]["model"]
 
