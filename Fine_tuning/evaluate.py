@@ -2,7 +2,8 @@
 
     python Fine_tuning/evaluate.py [--config FILE] [section.key=value …]
 
-Each model of evaluation.models is run over the test manifest once, and over that of each further test set. Rerun the
+Each model of evaluation.models is run over the test manifest once, and over that of each further test set; of another
+system the predictions are read from a file. Rerun the
 same command to resume after an interruption; what is finished is not computed again. The page report.html beside the
 predictions shows where the models fail. With evaluation.decoder=lm each model has a second row, by beam search with the
 language model. Started by torchrun or srun, several processes share the utterances, each on a GPU of its own where
@@ -12,7 +13,6 @@ there are GPUs.
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +27,11 @@ from tqdm import tqdm
 from finetuning import distributed
 from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
-from finetuning.config.schema import Config, Evaluated
+from finetuning.config.schema import Config, Evaluated, System
 from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, read_manifest
 from finetuning.decoding import prediction_cache, predictions
 from finetuning.decoding.predictions import ModelOutput
-from finetuning.errors import UserError, describe_failure, printable, run_script
+from finetuning.errors import UserError, describe_failure, is_interruption, printable, run_script
 from finetuning.files import code_fingerprint, ensure_writable_dir, exclusive_locks, sha256, write_json
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecCTCModel
 
     from finetuning.decoding.beam_search import BeamSearch, Settings
+    from finetuning.evaluation.external_predictions import ExternalPredictions
     from finetuning.evaluation.results import Row
     from finetuning.evaluation.slices import Groups
 
@@ -91,13 +92,13 @@ def main() -> None:
 
 def evaluate(config: Config) -> None:
     """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
-    from finetuning.evaluation import results, results_table, slices
+    from finetuning.evaluation import external_predictions, results, results_table, slices
     from finetuning.language_model import kenlm
 
-    with_lm = config.evaluation.decoder == "lm"
+    sources = results.row_names(config)
+    with_lm = config.evaluation.decoder == "lm" and any(isinstance(source, str) for source in sources.values())
     if with_lm:
         kenlm.require_flashlight()
-    sources = results.row_names(config)
     folder = experiment.manifest_folder(config)
     tests = [read_data(path, part) for part, path in find_manifests(folder, config.evaluation.split).items()]
     training = read_training(folder)
@@ -109,18 +110,28 @@ def evaluate(config: Config) -> None:
 
     failed: list[str] = []
     rows: dict[str, list[Row]] = {test.part: [] for test in tests}
-    paths: dict[str, Path] = {}
+    paths: dict[str, Path | ExternalPredictions] = {}
     for name, source in sources.items():  # before the locks: a download locks the models' folder, maybe one of those
         with report_failure(name, failed):
-            paths[name] = find_model(source, config)
+            if isinstance(source, str):
+                paths[name] = find_model(source, config)
+            else:
+                manifests = {test.manifest: test.utterances for test in tests}
+                paths[name] = external_predictions.read_predictions(source, manifests)
     folders = map(experiment.resolve_path, (config.evaluation.predictions, config.evaluation.results))
     with exclusive_locks(*map(ensure_writable_dir, folders)):
         for name, path in paths.items():
             restore.cache_clear()  # two models may not fit into memory
             with report_failure(name, failed):
-                model = Model(name, path, sha256(path))
+                model = Model(name, path, sha256(path)) if isinstance(path, Path) else None
                 for test in tests:
                     groups = slices.make_groups(test.utterances, training, config.evaluation.topics)
+                    if model is None:
+                        written, digest = path
+                        output, hashes = ModelOutput(written[test.manifest], None, None), {"predictions": digest}
+                        hashes["manifest"] = test.sha256
+                        rows[test.part].append(score_model(name, output, hashes, test, groups, config))
+                        continue
                     greedy = predict(model, test, config)
                     rows[test.part].append(score_model(name, greedy, input_hashes(model, test), test, groups, config))
                     if with_lm:
@@ -307,12 +318,14 @@ def score_model(
     """Return the row `name` of the table, and write its result; `settings`: of the beam search, None for greedy."""
     from finetuning.evaluation import bootstrap, results, results_table, scoring, slices
 
-    if with_rules := scoring.needs_text_rules(output.vocabulary, config.text.alphabet):
+    is_external = output.vocabulary is None
+    if with_rules := is_external or scoring.needs_text_rules(output.vocabulary, config.text.alphabet):
         output = scoring.apply_text_rules(output, config.text)
     characters = set(config.text.alphabet).union(*(utterance.text for utterance in test.utterances))
-    missing = "".join(sorted(characters - output.vocabulary.characters))
+    missing = "" if is_external else "".join(sorted(characters - output.vocabulary.characters))
     bar = tqdm(output.predictions, desc="scoring", unit=" utterances", delay=2, leave=False)
     score = scoring.score_predictions(bar)
+    score = replace(score, loss_left_out=0) if is_external else score
     by_speaker = bootstrap.sum_by_speaker(score, test.utterances)
     has_nemo_wer = not (settings or with_rules or output.vocabulary.sentencepiece)
     nemo_wer = scoring.nemo_word_error_rate(output.predictions, score, output.vocabulary) if has_nemo_wer else None
@@ -322,16 +335,19 @@ def score_model(
         "nemo_wer": results.round_or_none(nemo_wer),
         **results.origin_fields(name, config),
         "slices": slices.score_slices(groups, score),
-        **({"text_rules": True} if with_rules else {}),
         **({"decoder": {"name": "lm", **asdict(settings)}} if settings else {}),
         **({"test_set": test.part} if test.part else {}),
     }
+    if with_rules:
+        result |= {"text_rules": True, **scoring.characters_outside(output.predictions, characters)}
+    if is_external:
+        result["decoder"] = {"name": results.EXTERNAL}
     results.write_result(ensure_writable_dir(experiment.resolve_path(config.evaluation.results) / test.part), result)
     speed = results_table.format_real_time_factor(name, output.timing)
     return results.Row(result, output.predictions, score, by_speaker, speed)
 
 
-def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config: Config) -> None:
+def write_summary(rows: "list[Row]", sources: dict[str, str | System], test: Data, config: Config) -> None:
     """Print the tables, and write the comparisons and the report page; `sources`: the model behind each row."""
     from finetuning.evaluation import recipes, report_page, results, results_table, significance, slices
 
@@ -351,7 +367,8 @@ def write_summary(rows: "list[Row]", sources: dict[str, str], test: Data, config
     print(f"\nresults in {folder}, one file a model")
     page = report_page.write_report(config, sources, rows, test.utterances, comparisons, test.part)
     print(f"where they fail, utterance by utterance: {page}")
-    for row in rows if config.evaluation.split is not Evaluated.test else ():
+    has_loss = [row for row in rows if row.result["decoder"]["name"] != results.EXTERNAL]
+    for row in has_loss if config.evaluation.split is not Evaluated.test else ():
         path = results.write_ranking(folder, row)
         print(f"by loss, wrong texts first: {path}; listen, and name those to leave out in a file: dataset.drop=FILE")
 
@@ -364,19 +381,10 @@ def report_failure(name: str, failed: list[str]) -> Iterator[None]:
     except (BrokenPipeError, distributed.ProcessLost):  # nobody reads the table; the others cannot help any more
         raise
     except Exception as error:
-        if _is_interruption(error):
+        if is_interruption(error):
             raise
         print(f"\n{printable(f'{name} is not evaluated: {describe_failure(error)}')}", file=sys.stderr)
         failed.append(name)
-
-
-def _is_interruption(error: BaseException | None) -> bool:
-    """Return whether a library has turned Ctrl-C or SIGTERM into `error`."""
-    while error:
-        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

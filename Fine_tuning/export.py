@@ -205,7 +205,8 @@ def read_results(model: Path, digest: str, config: Config, arguments: argparse.N
 
     test = manifest_path(experiment.manifest_folder(config), "test")
     inputs = {"model": digest, "manifest": sha256(test) if test.is_file() else None}
-    listed = any(experiment.resolve_path(name) == model for name in config.evaluation.models)
+    names = [name for name in config.evaluation.models if isinstance(name, str)]
+    listed = any(experiment.resolve_path(name) == model for name in names)
     also = [] if listed else [f"evaluation.models=[{config.training.output}/{model.name}]"]
     for kind, decoder in ((model.stem, "greedy"), (f"{model.stem}{results.WITH_LM}", "lm")):
         path = experiment.resolve_path(config.evaluation.results) / f"{kind}.json"

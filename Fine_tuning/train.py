@@ -158,9 +158,10 @@ def check_names(config: Config, base: Path | None, output: Path) -> None:
     """Raise UserError for a name or a place that would fail only at the end of training, or in step 3."""
     name, path = config.training.name, output / f"{config.training.name}.nemo"
     models = config.evaluation.models
-    others = [model for model in models if experiment.resolve_path(model) != path]
+    is_own = [isinstance(model, str) and experiment.resolve_path(model) == path for model in models]
+    others = [model for model, own in zip(models, is_own, strict=True) if not own]
     table = others if len(others) < len(models) else []  # the other rows, if step 3 is to evaluate this model
-    taken = {m if m in config.model.registry else Path(m).name.removesuffix(".nemo") for m in table}
+    taken = {experiment.row_name(model, config) for model in table}
     if base and base.resolve() == path.resolve():
         raise UserError(f"model.base is {path}, the file this run writes; type training.output=… or training.name=…")
     if name in {"comparisons", *taken} or name.endswith("+LM"):

@@ -57,6 +57,15 @@ def describe_failure(error: Exception) -> str:
     return f"{type(error).__name__}: {message} ({where}); fix this or leave the model out"
 
 
+def is_interruption(error: BaseException | None) -> bool:
+    """Return whether a library has turned Ctrl-C or SIGTERM into `error`."""
+    while error:
+        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def run_script(script: Callable[[], None]) -> None:
     """Call `script`; report what a user can fix as one sentence on stderr, with exit status 2.
 

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from finetuning.config.schema import Config
 from finetuning.errors import UserError
@@ -24,10 +24,12 @@ EXPECTED = {
 
 def validate_types(value: Any, kind: Any, key: str, where: str) -> None:
     """Raise UserError where `value`, plain as YAML gives it, is not of the type `kind`; the message says what is."""
+    kind = _plain(kind)
     if get_origin(kind) is UnionType:
-        if value is None:
+        if value is None and type(None) in get_args(kind):
             return
-        kind = get_args(kind)[0]
+        sections = [each for each in get_args(kind) if is_dataclass(each)]
+        kind = sections[0] if sections and isinstance(value, dict) else get_args(kind)[0]
     if is_dataclass(kind):
         _check_section(value, kind, key, where)
     elif get_origin(kind) is list:
@@ -106,11 +108,16 @@ def _check_text(value: str, key: str, where: str) -> None:
         raise UserError(f"{where}: {key}: U+{ord(wrong[0]):04X} is not a character; leave it out")
 
 
+def _plain(kind: Any) -> Any:
+    """Return the type that an annotation states beside the one that OmegaConf is told; other types as they are."""
+    return kind.__metadata__[0] if get_origin(kind) is Annotated else kind
+
+
 @cache
 def key_types(section: Any) -> dict[str, Any]:
     """Return the keys of a dataclass and their types."""
     names = {field.name for field in fields(section)}
-    return {name: kind for name, kind in get_type_hints(section).items() if name in names}
+    return {name: kind for name, kind in get_type_hints(section, include_extras=True).items() if name in names}
 
 
 def type_of_key(key: str) -> Any:
@@ -142,6 +149,7 @@ def _keys(section: Any, prefix: str = "") -> Iterator[str]:
     for name, kind in key_types(section).items():
         yield prefix + name
         entry = get_args(kind)[-1] if get_origin(kind) in (list, dict) else kind
+        entry = next((each for each in get_args(_plain(entry)) if is_dataclass(each)), entry)
         if is_dataclass(entry):
             yield from _keys(entry, f"{prefix}{name}{ {list: '[]', dict: '.NAME'}.get(get_origin(kind), '') }.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetuning.config.key_types import shown_value, type_of_key, validate_types
-from finetuning.config.schema import ROOT, Config, resolve_path
+from finetuning.config.schema import ROOT, Config, System, resolve_path
 from finetuning.config.validation import validate
 from finetuning.errors import UserError
 
@@ -77,6 +77,9 @@ def load_config(file: str, overrides: list[str]) -> Config:
     for where, layer in [*_layers(file, ()), *_command_line_layers(overrides)]:
         validate_types(layer, Config, "", where)
         stated = _merged(stated, {"name": Path(where).stem, **layer}) if where == file else _merged(stated, layer)
+    if "models" in stated.get("evaluation", {}):
+        models = stated["evaluation"]["models"]
+        models[:] = [OmegaConf.structured(System(**each)) if isinstance(each, dict) else each for each in models]
     try:
         tree = OmegaConf.merge(OmegaConf.structured(Config), stated)
         missing = sorted(OmegaConf.missing_keys(tree))

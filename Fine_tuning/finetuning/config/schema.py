@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum, StrEnum, auto
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from finetuning.errors import UserError
 
@@ -378,6 +378,14 @@ class LanguageModel:
 
 
 @dataclass
+class System:
+    """Another system as a row of the table, scored by what it wrote for the utterances of the test sets."""
+
+    name: str = key(**FILE_NAME)
+    predictions: str = key(**PATH)  # a file of JSON lines, CTM, CSV or TSV, or a folder of them
+
+
+@dataclass
 class PublishedRow:
     """A row of somebody's published table, shown beside ours and marked as published."""
 
@@ -391,7 +399,7 @@ class PublishedRow:
 class Evaluation:
     """Step 3: which models, on the test manifest."""
 
-    models: list[str] = field(default_factory=list)
+    models: list[Annotated[Any, str | System]] = field(default_factory=list)  # OmegaConf knows no such union
     recipes: dict[str, list[str]] = field(default_factory=dict)
     split: Evaluated = MISSING
     decoder: Decoder = MISSING
@@ -446,6 +454,13 @@ def dataset_sources(config: Config) -> list[Source]:
     of = config.dataset
     single = Source("", of.source, Role.split, 1.0, of.columns, of.recordings, of.channel, of.download, of.archive)
     return of.sources or [single]
+
+
+def row_name(model: str | System, config: Config) -> str:
+    """Return the name of the row of one of `evaluation.models`: its own, the registry's, or the file's."""
+    if isinstance(model, System):
+        return model.name
+    return model if model in config.model.registry else Path(model).name.removesuffix(".nemo")
 
 
 def manifest_folder(config: Config) -> Path:

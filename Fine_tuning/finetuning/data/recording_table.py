@@ -54,7 +54,7 @@ def read_table(
     none, `recordings` the folder that its paths are relative to, if not its own. Raises UserError when the table cannot
     be read or lacks a column that is needed.
     """
-    header, lines = _read_json_lines(source) if "json" in source.suffix.lower() else _read_csv(source)
+    header, lines = read_json_lines(source) if "json" in source.suffix.lower() else read_csv(source)
     names = _column_names(source, header, columns)
     if with_splits and "split" not in names:
         raise UserError(f"{source} has no column split; give dataset.split.by=speaker or dataset.split.by=clip")
@@ -99,7 +99,8 @@ def _iter_recordings(clips: Iterable[Clip]) -> Iterator[Recording]:
     yield from of_file.items()
 
 
-def _read(source: Path) -> str:
+def read_text(source: Path) -> str:
+    """Return the text of a table; raise UserError where it is too large, unreadable or not UTF-8."""
     try:
         if source.stat().st_size > MAX_TABLE_BYTES:
             raise UserError(
@@ -108,19 +109,19 @@ def _read(source: Path) -> str:
         data = source.read_bytes().removeprefix(b"\xef\xbb\xbf")
         return data.decode("utf-8")
     except OSError as error:
-        raise UserError(f"cannot read {source} ({error.strerror}); give another dataset.source=…") from error
+        raise UserError(f"cannot read {source} ({error.strerror}); name another file") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{source}, line {line} is not UTF-8; save the table as UTF-8") from error
 
 
-def _read_csv(source: Path) -> tuple[list[str], list[tuple[int, Row]]]:
+def read_csv(source: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     """Return the names of the columns, and number and fields of each line; no fields where their number is wrong.
 
     A .tsv is separated by tabs and quotes mean nothing in it, as in Common Voice's; in a .csv, commas, semicolons or
     tabs, whichever its header has most of, separate, and quotes may enclose a field.
     """
-    text = _read(source)
+    text = read_text(source)
     if source.suffix.lower() == ".tsv":
         options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     else:
@@ -136,10 +137,10 @@ def _read_csv(source: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     return header, [(n, dict(zip(header, f, strict=True)) if len(f) == len(header) else {}) for n, f in lines]
 
 
-def _read_json_lines(source: Path) -> tuple[list[str], list[tuple[int, Row]]]:
+def read_json_lines(source: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     """Return the names that occur, and number and fields of each line; none where it is not a JSON object."""
     lines: list[tuple[int, Row]] = []
-    for number, line in enumerate(_read(source).split("\n"), start=1):
+    for number, line in enumerate(read_text(source).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -42,7 +42,7 @@ class ModelOutput:
     """What a model wrote for a whole manifest, in manifest order."""
 
     predictions: list[Prediction]
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None  # None: not known, of another system
     timing: dict[str, Any] | None  # as in inference.json; None: not known
 
 

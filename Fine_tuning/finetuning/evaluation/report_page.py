@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from finetuning.config.schema import Config, manifest_folder, resolve_path
+from finetuning.config.schema import Config, System, manifest_folder, resolve_path
 from finetuning.data.manifest import Utterance, manifest_path, read_manifest
 from finetuning.data.shard_reader import ShardMember, open_wav
 from finetuning.decoding.predictions import Prediction
@@ -46,7 +46,7 @@ PRIOR_WORDS = 20  # words of the average error rate, added to those of each spea
 
 def write_report(
     config: Config,
-    models: dict[str, str],
+    models: dict[str, str | System],
     rows: Sequence[Row],
     utterances: Sequence[Utterance],
     comparisons: Sequence[Comparison] = (),
@@ -131,7 +131,7 @@ def _script_json(content: Any) -> str:
 
 def report_content(
     config: Config,
-    models: dict[str, str],
+    models: dict[str, str | System],
     rows: Sequence[Row],
     utterances: Sequence[Utterance],
     comparisons: Sequence[Comparison],
@@ -208,7 +208,7 @@ def _utterance_content(utterance: Utterance, wav: Path | ShardMember, audio: str
     }
 
 
-def _model_content(row: Row, source: str, speakers: Sequence[str]) -> dict[str, Any]:
+def _model_content(row: Row, source: str | System, speakers: Sequence[str]) -> dict[str, Any]:
     """Return a model's part of the content; `speakers` of all utterances."""
     score, predictions, errors = row.score, row.predictions, row.score.utterance_errors
     clearest_first = np.argsort(errors[:, 0], kind="stable").tolist()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finetuning.config.schema import Config, manifest_folder
+from finetuning.config.schema import Config, System, manifest_folder, row_name
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError, printable
 from finetuning.evaluation.bootstrap import MIN_SPEAKERS, bootstrap_t
@@ -21,6 +21,7 @@ from finetuning.files import atomic_open, read_json, write_json
 
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
 WITH_LM = "+LM"  # ends the name of the row of a model decoded with the language model
+EXTERNAL = "external"  # decoder of a row whose predictions another system made
 MAX_NAME_BYTES = 200  # a file system allows 255, and .json and the marks of a temporary file are added
 MAX_NUMBER = 1e15  # counts, rates and losses beyond it are damage
 INTERVAL_KEYS = {"cer_interval", "wer_interval", "speakers", "no_interval"}  # keys of a result: all or none
@@ -47,22 +48,24 @@ def package_versions() -> dict[str, str]:
     return {name: version(package) for name, package in packages.items()} | {"python": platform.python_version()}
 
 
-def row_names(config: Config) -> dict[str, str]:
-    """Return the model of each row of the table by the row's name: the registry's name or the file's.
+def row_names(config: Config) -> dict[str, str | System]:
+    """Return the model, or the other system, of each row of the table by the row's name.
 
     Raise UserError where the files of one row would overwrite those of another, on any file system, or where a name
     cannot be that of a file.
     """
-    models: dict[str, str] = {}
+    models: dict[str, str | System] = {}
     taken: dict[str, tuple[str, str]] = {}
     for name, model in _named_models(config):
+        stated = model.predictions if isinstance(model, System) else model
         validate_row_name(name, model)
         alike = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
         if alike in taken:
             other, its_name = taken[alike]
             where = "" if name == its_name else ", where capitals and the ways to write an accent are not told apart"
-            raise UserError(f"evaluation.models: {other} and {model} would both be called {name}{where}; rename a file")
-        taken[alike] = model, name
+            what = "give another name" if isinstance(model, System) else "rename a file"
+            raise UserError(f"evaluation.models: {other} and {stated} would both be called {name}{where}; {what}")
+        taken[alike] = stated, name
         if name not in config.evaluation.recipes:
             models[name] = model
     if not models:
@@ -70,10 +73,10 @@ def row_names(config: Config) -> dict[str, str]:
     return models
 
 
-def _named_models(config: Config) -> Iterator[tuple[str, str]]:
+def _named_models(config: Config) -> Iterator[tuple[str, str | System]]:
     """Yield the name of each row and its model: the models, then each recipe and its runs, numbered."""
     for model in config.evaluation.models:
-        yield model if model in config.model.registry else Path(model).name.removesuffix(".nemo"), model
+        yield row_name(model, config), model
     for recipe, models in config.evaluation.recipes.items():
         if not models:
             raise UserError(f"evaluation.recipes: {printable(recipe)} names no run; list the .nemo files of its runs")
@@ -92,7 +95,7 @@ def lm_row_name(name: str) -> str:
     return f"{name}{WITH_LM}"
 
 
-def validate_row_name(name: str, model: str) -> None:
+def validate_row_name(name: str, model: str | System) -> None:
     """Raise UserError where the results of `model` cannot be saved under `name`."""
     wrong = [
         (name.casefold() == COMPARISONS, "as another result is"),
@@ -101,10 +104,12 @@ def validate_row_name(name: str, model: str) -> None:
         (not name.isprintable(), "with a character that cannot be shown"),
         (len(name.encode(errors="replace")) > MAX_NAME_BYTES, f"with more than {MAX_NAME_BYTES} bytes"),
     ]
+    is_system = isinstance(model, System)
+    source, what = (model.predictions, "give another name") if is_system else (model, "rename the file")
     for is_wrong, how in wrong:
         if is_wrong:
             raise UserError(
-                f"evaluation.models: {printable(model)} would be called {printable(name)!r}, {how}; rename the file"
+                f"evaluation.models: {printable(source)} would be called {printable(name)!r}, {how}; {what}"
             )
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetuning.config.schema import Evaluation, PublishedRow
-from finetuning.evaluation.results import Comparison, Result
+from finetuning.evaluation.results import EXTERNAL, Comparison, Result
 from finetuning.evaluation.significance import verdict
 
 COLUMNS = ("Model", "Test loss", "CER", "WER")
+MOST_OUTSIDE = 20  # characters in a footnote
 KNOWS_TEST_SET = (
     "Published by NVIDIA, or fine-tuned from such a model: trained on Common Voice, maybe on clips of this test set; "
     "its error rates may be too low."
@@ -80,8 +81,15 @@ def _footnotes(row: Result) -> list[str]:
             "leaves them out too" if row["letters_missing"] else "drops the space before an apostrophe from hypotheses"
         )
         footnotes.append(f"NeMo's own test would say WER {nemo:.4f}: it {why}.")
-    if row.get("text_rules"):
+    if row["decoder"]["name"] == EXTERNAL:
+        footnotes.append("Written by another system: no loss; scored after the text rules of the configuration.")
+    elif row.get("text_rules"):
         footnotes.append("Scored after the text rules of the configuration: the model writes capitals or punctuation.")
+    if outside := row.get("characters_outside"):
+        footnotes.append(
+            f"Beyond the alphabet, in {row['texts_outside']:,} of {row['utterances']:,} texts after these rules, and "
+            f"counted as errors: {' '.join(outside[:MOST_OUTSIDE])}{' …' * (len(outside) > MOST_OUTSIDE)}"
+        )
     if row["loss_left_out"]:
         footnotes.append(
             f"The loss leaves out {row['loss_left_out']} of {row['utterances']} utterances: more tokens than frames. "

@@ -95,6 +95,12 @@ def apply_text_rules(output: ModelOutput, text: Text) -> ModelOutput:
     return replace(output, predictions=[replace(p, pred_text=t or lower(p.pred_text).strip()) for p, t in normalised])
 
 
+def characters_outside(predictions: Sequence[Prediction], characters: set[str]) -> dict[str, str | int]:
+    """Return the characters of the hypotheses beyond `characters`, which count as errors, and in how many texts."""
+    outside = [set(p.pred_text) - characters for p in predictions]
+    return {"characters_outside": "".join(sorted(set().union(*outside))), "texts_outside": sum(map(bool, outside))}
+
+
 def _is_punctuation(character: str) -> bool:
     return unicodedata.category(character).startswith("P")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from finetuning.evaluation.bootstrap import bootstrap_t
-from finetuning.evaluation.results import Comparison, Row, round_or_none
+from finetuning.evaluation.results import EXTERNAL, Comparison, Row, round_or_none
 from finetuning.metrics.error_rates import CLEAR_WORDS
 
 LEVEL = 0.05  # of the test, over all pairs of a table together
@@ -70,8 +70,11 @@ def _runs(row: Row) -> int:
 
 
 def _are_comparable(one: Row, other: Row) -> bool:
-    same_decoder = one.result["decoder"]["name"] == other.result["decoder"]["name"]
-    return same_decoder or one.result["sha256"]["model"] == other.result["sha256"]["model"]
+    """Return whether two rows are compared: of one decoder, of one model, or one of another system."""
+    decoders = {one.result["decoder"]["name"], other.result["decoder"]["name"]}
+    return (
+        len(decoders) == 1 or EXTERNAL in decoders or one.result["sha256"]["model"] == other.result["sha256"]["model"]
+    )
 
 
 def sign_flip_test(differences: np.ndarray) -> list[float | None]:

@@ -36,6 +36,7 @@ function showResults() {
   const missing = new Set(results.map((result) => result.no_interval).filter(Boolean));
   notes.push(...[...missing].map((why) => `Where there is no interval: ${why}.`), ...[page.comparison_note].filter(Boolean));
   for (const result of results) {
+    if (result.decoder.name === "external") notes.push(`${result.model} was written by another system: no loss.`);
     if (result.letters_missing) notes.push(`${result.model} lacks ${[...result.letters_missing].join(" ")}: ` +
       "the loss leaves them out of the references, CER and WER do not.");
     if (result.may_know_test_set) notes.push(`${result.model}: ${page.knows_test_set}`);
