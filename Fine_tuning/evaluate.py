@@ -12,7 +12,6 @@ there are GPUs.
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
 
 # isort: split
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from finetuning.config.schema import Config, Evaluated
 from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, read_manifest
 from finetuning.decoding import prediction_cache, predictions
 from finetuning.decoding.predictions import ModelOutput
-from finetuning.errors import UserError, describe_failure, printable, run_script
+from finetuning.errors import UserError, describe_failure, is_interruption, printable, run_script
 from finetuning.files import code_fingerprint, ensure_writable_dir, exclusive_locks, sha256, write_json
 
 if TYPE_CHECKING:
@@ -241,7 +240,7 @@ def predict_with_lm(
     for this model and this language model, and saved in decoder.json.
     """
     from finetuning.decoding import beam_search, weight_search
-    from finetuning.evaluation import results
+    from finetuning.evaluation import calibration, results
     from finetuning.language_model import kenlm
 
     *_, lm_hashes = kenlm.find_language_model(config.language_model.output, config.file)
@@ -266,7 +265,12 @@ def predict_with_lm(
     search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
     settings = settings or tune(search, model, sample, tuning, tuned, config)
     log_probs = read_log_probs(model, test, config)
-    return weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work), hashes, settings
+    output = weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work)
+    if not test.part:
+        validated = predict(model, sample, config).predictions, read_log_probs(model, sample, config)
+        files, tested = (model.path, work / predictions.DECODER), (greedy.predictions, log_probs)
+        print(calibration.calibrate(*files, (search, settings), validated, tested, config.text))
+    return output, hashes, settings
 
 
 def tune(
@@ -364,19 +368,10 @@ def report_failure(name: str, failed: list[str]) -> Iterator[None]:
     except (BrokenPipeError, distributed.ProcessLost):  # nobody reads the table; the others cannot help any more
         raise
     except Exception as error:
-        if _is_interruption(error):
+        if is_interruption(error):
             raise
         print(f"\n{printable(f'{name} is not evaluated: {describe_failure(error)}')}", file=sys.stderr)
         failed.append(name)
-
-
-def _is_interruption(error: BaseException | None) -> bool:
-    """Return whether a library has turned Ctrl-C or SIGTERM into `error`."""
-    while error:
-        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

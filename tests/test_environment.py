@@ -168,7 +168,12 @@ def test_without_the_client_the_archive_is_to_be_downloaded_by_hand(run_script: 
 
 def test_every_imported_package_is_pinned():
     modules = {"nemo": "nemo-toolkit", "yaml": "pyyaml", "imageio_ffmpeg": "imageio-ffmpeg"}
-    modules |= {"dotenv": "python-dotenv", "flashlight": "flashlight-text", "huggingface_hub": "huggingface-hub"}
+    modules |= {
+        "dotenv": "python-dotenv",
+        "flashlight": "flashlight-text",
+        "huggingface_hub": "huggingface-hub",
+        "silero_vad": "silero-vad",
+    }
     sources = [
         path for folder in ("Fine_tuning", "benchmarks", "report", "tests") for path in (ROOT / folder).rglob("*.py")
     ]

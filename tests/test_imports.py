@@ -33,6 +33,7 @@ MAY_IMPORT_HEAVY = {
     "training.progress",
     "training.time_left",
     "transcription.recognizer",
+    "transcription.voice_activity",
     "distributed",  # where there are several processes
     "model.pretrained",  # to look up a name, not before
 }
@@ -151,7 +152,7 @@ import sys
 sys.path.insert(0, {str(LIBRARY.parent)!r})
 import finetuning.evaluation.report_page, finetuning.evaluation.scoring, finetuning.decoding.weight_search
 assert not {{"torch", "nemo", "openvino"}} & sys.modules.keys()
-import finetuning.transcription.recognizer
+import finetuning.transcription.recognizer, finetuning.transcription.voice_activity
 assert "torch" in sys.modules
 assert "openvino" not in sys.modules
 """
