@@ -4,6 +4,7 @@ Platt's scaling ("Probabilistic outputs for support vector machines", 1999). Exp
 "On calibration of modern neural networks" (2017), with BINS equal bins.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ def calibrate(
 
     `decoder`: the beam search's decoder.json. Of the `test` set, MAX_UTTERANCES from its whole length are looked at.
     """
+    if not os.access(model.parent, os.W_OK):
+        return f"confidences are not calibrated, for {model.parent}, where that would be written, is read-only"
     vocabulary = beam[0].vocabulary
     every = -(-len(test[0]) // MAX_UTTERANCES)
     test = test[0][::every], test[1][::every]
