@@ -478,6 +478,15 @@ def test_no_speech_is_lost_and_blocks_do_not_matter(runs: int, seed: int, sizes:
     assert [(s.start, len(s.samples)) for s in other] == [(s.start, len(s.samples)) for s in found]
 
 
+def test_a_margin_of_a_pause_stays_on_either_side() -> None:
+    samples = np.full(30 * LOW, 0.9, np.float32)
+    samples[8 * LOW : 12 * LOW] = 0.1
+    first, second, *_ = cut_up(samples, [100])
+    frame = round(SPEECH_FRAME_S * LOW)
+    assert len(first.samples) == pytest.approx((8 + MARGIN_S) * LOW, abs=frame)
+    assert second.start == pytest.approx((12 - MARGIN_S) * LOW, abs=frame)
+
+
 def test_without_a_pause_it_is_cut_at_the_quietest_point() -> None:
     samples = np.full(100 * LOW, 0.9, np.float32)
     samples[10 * LOW : 10 * LOW + 20] = 0.6

@@ -214,6 +214,8 @@ def test_subtitles_by_hand() -> None:
     late = [Word("ora", 3661.25, 3661.5), Word("basta", 3661.6, 3662.9996)]
     assert format_srt(time_cues(late, 3662.5)) == "1\n01:01:01,250 --> 01:01:02,500\nora basta\n"
     assert format_srt(time_cues([], 10.0)) == ""
+    (slow,) = time_cues([Word("x" * 40, 1.0, 1.5)], 10.0)
+    assert (slow.start_s, slow.end_s) == (1.0, 3.0), "40 characters at 20 a second"
 
 
 @pytest.mark.parametrize(
