@@ -252,7 +252,7 @@ def predict_with_lm(
     for this model and this language model, and saved in decoder.json.
     """
     from finetuning.decoding import beam_search, weight_search
-    from finetuning.evaluation import results
+    from finetuning.evaluation import calibration, results
     from finetuning.language_model import kenlm
 
     *_, lm_hashes = kenlm.find_language_model(config.language_model.output, config.file)
@@ -275,22 +275,34 @@ def predict_with_lm(
     prediction_cache.prepare_folder(work, inputs)
     write_json(work / predictions.VOCABULARY, greedy.vocabulary.as_json())
     search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
-    settings = settings or tune(search, model, sample, tuning, tuned, config)
+    if not settings or not test.part:
+        validated = predict(model, sample, config).predictions, read_log_probs(model, sample, config)
+    settings = settings or tune(search, *validated, work=tuned, record=(config, tuning, sample.audio))
     log_probs = read_log_probs(model, test, config)
-    return weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work), hashes, settings
+    output = weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work)
+    if not test.part:
+        files, tested = (model.path, work / predictions.DECODER), (greedy.predictions, log_probs)
+        print(calibration.calibrate(*files, (search, settings), validated, tested, config.text))
+    return output, hashes, settings
 
 
 def tune(
-    search: "BeamSearch", model: Model, sample: Data, hashes: dict[str, str], work: Path, config: Config
+    search: "BeamSearch",
+    greedy: list[predictions.Prediction],
+    log_probs: "list[np.ndarray]",
+    work: Path,
+    record: tuple[Config, dict[str, str], str],
 ) -> "Settings":
-    """Return the settings that are best on the validation `sample`, and write them to decoder.json in `work`."""
+    """Return the settings that are best on the validation set, and write them to decoder.json in `work`.
+
+    `record`: the configuration, the hashes and the state of the wavs that decoder.json states.
+    """
     from finetuning.decoding import weight_search
 
-    greedy = predict(model, sample, config).predictions
-    log_probs = read_log_probs(model, sample, config)
+    config, hashes, audio = record
     settings, trials = weight_search.search_weights(search, log_probs, [p.text for p in greedy], work.name)
-    record = weight_search.decoder_record(config, settings, trials, greedy, hashes, sample.audio)
-    write_json(work / predictions.DECODER, record)
+    content = weight_search.decoder_record(config, settings, trials, greedy, hashes, audio)
+    write_json(work / predictions.DECODER, content)
     return settings
 
 

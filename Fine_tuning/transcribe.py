@@ -1,12 +1,13 @@
-"""A model and recordings -> what is said in them, as text, JSON lines or subtitles.
+"""A model and recordings -> what is said in them, as text, JSON lines, subtitles or words with their times.
 
-    python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt] [--output FOLDER]
-                                     [--language-model DECODER.JSON] [--config FILE]
+    python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt|vtt|ctm|labels] [--output FOLDER]
+                                     [--channels mix|split] [--language-model DECODER.JSON] [--config FILE]
 
-Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where it is
-quiet. With --output each recording gets a file of its own, and a rerun resumes with those that have none yet; without,
-transcripts are printed. Notices and the progress bar go to stderr. Started by torchrun or srun, several processes share
-the recordings, each on a GPU of its own where there are GPUs.
+Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where nobody
+speaks. --channels split takes the two channels of a call for two speakers. With --output each recording gets a file of
+its own, and a rerun resumes with those that have none yet; without, transcripts are printed. Notices and the progress
+bar go to stderr. Started by torchrun or srun, several processes share the recordings, each on a GPU of its own where
+there are GPUs.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -16,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,11 +33,12 @@ if TYPE_CHECKING:
     from finetuning.transcription.segmentation import Segment
     from finetuning.transcription.transcripts import Passage, Recording, TranscriptFolder
 
-    Transcriber = tuple[
-        Callable[[list[Segment]], list[Passage]], int
-    ]  # what is said in segments, and their sample rate in Hz
+    # what is said in segments, their sample rate in Hz, and whether confidences are calibrated
+    Transcriber = tuple[Callable[[list[Segment]], list[Passage]], int, bool]
 
-FORMATS = ("text", "jsonl", "srt")
+FORMATS = ("text", "jsonl", "srt", "vtt", "ctm", "labels")
+OF_ONE = {"srt": "subtitles", "vtt": "subtitles", "labels": "labels"}  # formats that do not name the recording
+CHANNELS = ("mix", "split")
 BATCH = 16  # segments at a time
 SHOWN = 5  # names of files that are left out
 
@@ -60,8 +63,9 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
     given, left_out = find_recordings(arguments.recordings)
     if left_out:
         notify(f"left out, for they do not look like sound: {file_names(left_out)}; name a file to have it tried")
-    if arguments.format == "srt" and not arguments.output and len(given) > 1:
-        raise UserError(f"subtitles of {len(given)} recordings cannot be printed as one; type --output FOLDER")
+    if arguments.format in OF_ONE and not arguments.output and len(given) > 1:
+        what = OF_ONE[arguments.format]
+        raise UserError(f"{what} of {len(given)} recordings cannot be printed as one; type --output FOLDER")
     if not arguments.output and distributed.size() > 1:
         raise UserError(f"{distributed.size()} processes cannot print their transcripts in order; type --output FOLDER")
     readable = [recording for recording in given if is_readable(recording)]
@@ -74,6 +78,7 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
         if tuned.get("model") != sha256(path):
             notify(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
     used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
+    used = sha256_of([used, arguments.channels]) if arguments.channels != "mix" else used
     folder = ensure_writable_dir(Path(arguments.output)) if arguments.output else None
     with exclusive_lock(folder) if folder else nullcontext():
         transcripts, left = None, readable
@@ -86,7 +91,7 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
             notify(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0
         if left:
-            job = left, (path, decoder), (folder, arguments.format, used), len(given) > 1
+            job = left, (path, decoder), (folder, arguments.format, used), arguments.channels, len(given) > 1
             done = transcribe_share(*distributed.broadcast(job), transcripts)
     if bad := len(given) - (len(readable) - len(left)) - done:
         raise UserError(
@@ -102,6 +107,9 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
     parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
+    parser.add_argument(
+        "--channels", choices=CHANNELS, default="mix", help="split: each of two is a speaker; default: %(default)s"
+    )
     parser.add_argument(
         "--language-model", metavar="DECODER.JSON", help="as evaluate.py evaluation.decoder=lm leaves it for a model"
     )
@@ -154,6 +162,7 @@ def transcribe_share(
     recordings: list["Recording"],
     model: tuple[Path, Path | None],
     output: tuple[Path | None, str, str],
+    channels: str,
     named: bool,
     transcripts: "TranscriptFolder | None" = None,
 ) -> int:
@@ -170,7 +179,7 @@ def transcribe_share(
         if rank > 0:
             transcripts = TranscriptFolder(folder, style, used, rank)
         if share := recordings[rank :: distributed.size()]:
-            whole = transcribe(load_transcriber(*model), share, transcripts, style, named)
+            whole = transcribe(load_transcriber(*model), share, transcripts, style, channels, named)
     except Exception as error:  # which the others wait for
         failure = error
     shares = distributed.gather((describe_failure(failure) if failure else "", whole))
@@ -188,15 +197,16 @@ def load_transcriber(path: Path, decoder: Path | None) -> "Transcriber":
     from finetuning.model import ctc_model
 
     model = ctc_model.restore_model(path)  # keeps NeMo quiet while it is imported
-    from finetuning.decoding import inference, weight_search
+    from finetuning.decoding import confidence, inference, weight_search
     from finetuning.decoding.openvino_runtime import load_network
     from finetuning.transcription import recognizer
 
     inference.prepare_for_inference(model)
     beam = weight_search.restore_decoder(decoder, ctc_model.get_vocabulary(model)) if decoder else None
-    return partial(recognizer.transcribe_segments, model, load_network(model, path), beam=beam), inference.sample_rate(
-        model
-    )
+    calibration = confidence.read_calibration(path, decoder)
+    by = {"beam": beam, "calibration": calibration}
+    transcribe_segments = partial(recognizer.transcribe_segments, model, load_network(model, path), **by)
+    return transcribe_segments, inference.sample_rate(model), calibration is not None
 
 
 def transcribe(
@@ -204,18 +214,20 @@ def transcribe(
     recordings: list["Recording"],
     transcripts: "TranscriptFolder | None",
     style: str,
+    channels: str,
     named: bool,
 ) -> int:
     """Print each transcript, or write it to `transcripts`; return how many recordings were transcribed wholly."""
     from tqdm import tqdm
 
     from finetuning.transcription.segmentation import stated_duration_s
-    from finetuning.transcription.transcripts import format_transcript
+    from finetuning.transcription.transcripts import SPEAKERS, format_transcript
 
-    whole = 0
-    total_s = sum(stated_duration_s(recording.audio) for recording in recordings)
+    whole, calibrated = 0, transcriber[2]
+    speakers = SPEAKERS if channels == "split" else ("",)
+    total_s = len(speakers) * sum(stated_duration_s(recording.audio) for recording in recordings)
     with tqdm(total=total_s, unit="s", unit_scale=True, disable=distributed.rank() > 0) as bar:
-        for recording, passages, failure in transcribe_recordings(transcriber, recordings, bar):
+        for recording, passages, failure in transcribe_recordings(transcriber, recordings, speakers, bar):
             try:
                 if failure and not passages:
                     raise failure
@@ -223,10 +235,11 @@ def transcribe(
                     notify(failure)
                 elif not passages:
                     notify(f"nothing is said in {recording.audio}, as this model has it: its transcript is empty")
+                transcript = format_transcript(style, recording.audio, passages, named and not transcripts, calibrated)
                 if transcripts:
-                    transcripts.write(recording, format_transcript(style, recording.audio, passages), whole=not failure)
+                    transcripts.write(recording, transcript, whole=not failure)
                 else:
-                    tqdm.write(format_transcript(style, recording.audio, passages, named), file=sys.stdout, end="")
+                    tqdm.write(transcript, file=sys.stdout, end="")
                     sys.stdout.flush()
                 whole += not failure
             except UserError as error:
@@ -235,36 +248,47 @@ def transcribe(
 
 
 def transcribe_recordings(
-    transcriber: "Transcriber", recordings: list["Recording"], bar: "tqdm"
+    transcriber: "Transcriber", recordings: list["Recording"], speakers: Sequence[str], bar: "tqdm"
 ) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
     """Yield each recording with what is said in it, and what is wrong with it; advance `bar` by the seconds."""
     from finetuning.transcription.segmentation import Segment
 
-    transcribe_segments, rate = transcriber
-    parts = parts_of(recordings, rate)
+    transcribe_segments, rate, _ = transcriber
+    parts = parts_of(recordings, rate, speakers)
     passages: list[Passage] = []
     while batch := list(islice(parts, BATCH)):
         transcribed = iter(transcribe_segments([part for _, part in batch if isinstance(part, Segment)]))
         for recording, part in batch:
             if isinstance(part, Segment):
+                before_s = passages[-1].end_s if passages and passages[-1].speaker == part.speaker else 0.0
                 passages.append(next(transcribed))
-                bar.update(passages[-1].duration_s)
+                bar.update(passages[-1].end_s - before_s)  # with the pause before it
             else:
-                yield recording, [passage for passage in passages if passage.text.strip()], part
+                spoken = [passage for passage in passages if passage.text.strip()]
+                yield recording, sorted(spoken, key=lambda passage: passage.said_s), part
                 passages = []
 
 
-def parts_of(recordings: list["Recording"], rate: int) -> Iterator[tuple["Recording", "Segment | UserError | None"]]:
-    """The segments of each recording and then, for its end, None or what is wrong with it."""
+def parts_of(
+    recordings: list["Recording"], rate: int, speakers: Sequence[str]
+) -> Iterator[tuple["Recording", "Segment | UserError | None"]]:
+    """The segments of each recording and then, for its end, None or what is wrong with it.
+
+    Of two `speakers` each has a channel, and the file is read twice: a side that is silent for long needs no memory.
+    """
     from finetuning.transcription.segmentation import iter_segments, read_blocks
+    from finetuning.transcription.voice_activity import make_listener
 
     for recording in recordings:
         failure, notes = None, set()
-        try:
-            for segment in iter_segments(read_blocks(recording.audio, rate, notes), rate):
-                yield recording, segment
-        except UserError as error:
-            failure = error
+        for number, speaker in enumerate(speakers):
+            channel = number if speaker else None
+            blocks = read_blocks(recording.audio, rate, notes, channel)
+            try:
+                for segment in iter_segments(blocks, rate, make_listener(rate), is_conversation=bool(speaker)):
+                    yield recording, replace(segment, speaker=speaker)
+            except UserError as error:
+                failure = error
         for note in sorted(notes):
             notify(f"{recording.audio} {note}")
         yield recording, failure

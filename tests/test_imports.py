@@ -36,6 +36,7 @@ MAY_IMPORT_HEAVY = {
     "training.progress",
     "training.time_left",
     "transcription.recognizer",
+    "transcription.voice_activity",
     "distributed",  # where there are several processes
     "model.pretrained",  # to look up a name, not before
 }
@@ -160,7 +161,7 @@ assert not {{"torch", "nemo", "openvino"}} & sys.modules.keys()
     script = tmp_path / "imports.py"
     script.write_text("""
 import sys
-import finetuning.transcription.recognizer
+import finetuning.transcription.recognizer, finetuning.transcription.voice_activity
 assert "torch" in sys.modules
 assert "openvino" not in sys.modules
 """)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from finetuning.decoding.greedy import ctc_collapse, greedy_decode, greedy_path, word_spans
+from finetuning.decoding.greedy import ctc_collapse, greedy_decode, greedy_path, word_confidences, word_spans
 from finetuning.model.vocabulary import Vocabulary
 
 LABELS = Vocabulary.of_characters("ab ")  # the blank, written _ below, is 3
@@ -38,7 +38,7 @@ def test_best_path(path: str, text: str) -> None:
     [
         ("_aab__ _b__b", [("ab", 1, 4), ("bb", 8, 12)]),
         ("  a ", [("a", 2, 3)]),
-        ("aaa", [("a", 0, 1)]),  # where a letter begins; how long it is held says nothing
+        ("aaa_", [("a", 0, 3)]),  # as long as its last letter is held
         ("a _ b", [("a", 0, 1), ("b", 4, 5)]),
         ("_ _", []),
         ("", []),
@@ -47,3 +47,12 @@ def test_best_path(path: str, text: str) -> None:
 def test_words_have_the_frames_of_their_letters(path: str, found: list[tuple[str, int, int]]) -> None:
     assert word_spans(greedy_path(frames(path)), LABELS) == found
     assert [word for word, *_ in found] == greedy_decode(frames(path), LABELS).split()
+
+
+def test_a_word_is_as_sure_as_its_least_sure_letter_is_at_its_best() -> None:
+    path = "aa_b a"
+    log_probs = frames(path)
+    for frame, probability in enumerate((0.5, 0.9, 0.99, 0.6, 0.1, 0.8)):
+        log_probs[frame, "ab _".index(path[frame])] = np.log(probability)
+    found = word_confidences(np.array(["ab _".index(character) for character in path]), log_probs, LABELS)
+    assert found == pytest.approx([0.6, 0.8])

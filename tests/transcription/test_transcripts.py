@@ -1,4 +1,4 @@
-"""Which recordings there are, their transcripts as text, JSON lines and subtitles, and which of them are finished."""
+"""Which recordings there are, their transcripts in each format, and which of them are finished."""
 
 import json
 import os
@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from finetuning.audio.ffmpeg import find_ffmpeg
 from finetuning.errors import UserError
 from finetuning.transcription.segmentation import read_blocks
-from finetuning.transcription.subtitles import LINES, MAX_CUE_S, WIDTH, Word, format_srt, make_cues
+from finetuning.transcription.subtitles import (
+    LINES,
+    MAX_CUE_S,
+    READING_SPEED,
+    WIDTH,
+    Word,
+    format_srt,
+    make_cues,
+    time_cues,
+)
 from finetuning.transcription.transcripts import (
     LOG,
     Passage,
@@ -27,8 +36,13 @@ from releases import tone
 
 AUDIO = Path("talks/monday.mp3")
 PASSAGES = [
-    Passage(0.0, 4.5, "ciao a tutti", [Word("ciao", 0.5, 0.8), Word("a", 0.9, 0.92), Word("tutti", 1.0, 1.4)]),
+    Passage(0.0, 4.5, "ciao a tutti", [Word("ciao", 0.5, 0.8, 0.9), Word("a", 0.9, 0.92), Word("tutti", 1.0, 1.4)]),
     Passage(4.5, 5.25, " è così", [Word("è", 6.0, 6.02), Word("così", 6.1, 6.5)]),
+]
+CALL = [
+    Passage(0.0, 4.5, "pronto", [Word("pronto", 0.5, 1.25, 0.875)], "left"),
+    Passage(1.0, 4.5, "chi parla", [Word("chi", 1.1, 1.4), Word("parla", 1.5, 2.0)], "right"),
+    Passage(6.0, 2.0, "<io>", [Word("<io>", 6.5, 7.0)], "left"),
 ]
 CUE = re.compile(r"(\d+)\n(\d\d):(\d\d):(\d\d),(\d{3}) --> (\d\d):(\d\d):(\d\d),(\d{3})\n(.+(?:\n.+)*)\n(?:\n|$)")
 
@@ -119,7 +133,7 @@ def test_files_are_told_by_their_content_whatever_they_are_called(
     assert all(len(np.concatenate(list(read_blocks(recording.audio, 16000)))) > 15000 for recording in found)
 
 
-# --- three formats
+# --- formats
 
 
 def test_text_is_a_line_a_passage() -> None:
@@ -130,9 +144,58 @@ def test_text_is_a_line_a_passage() -> None:
 
 def test_json_lines_have_nemos_names_and_the_text_as_it_is() -> None:
     first, second = map(json.loads, format_transcript("jsonl", AUDIO, PASSAGES).splitlines())
+    words = first.pop("words")
     assert first == {"audio_filepath": str(AUDIO), "offset": 0.0, "duration": 4.5, "pred_text": "ciao a tutti"}
-    assert second == {"audio_filepath": str(AUDIO), "offset": 4.5, "duration": 5.25, "pred_text": " è così"}
+    assert words[:2] == [
+        {"word": "ciao", "start": 0.5, "end": 0.8, "raw_confidence": 0.9},
+        {"word": "a", "start": 0.9, "end": 0.92},
+    ]
+    assert (second["offset"], second["duration"], second["pred_text"]) == (4.5, 5.25, " è così")
     assert "è" in format_transcript("jsonl", AUDIO, PASSAGES)
+    (first, *_) = map(json.loads, format_transcript("jsonl", AUDIO, CALL, calibrated=True).splitlines())
+    assert first["speaker"] == "left"
+    assert first["words"] == [{"word": "pronto", "start": 0.5, "end": 1.25, "confidence": 0.875}]
+
+
+def test_ctm_has_a_line_a_word_sorted_by_channel_and_says_what_its_confidence_is() -> None:
+    audio = Path("my talks/a  call.wav")
+    calibrated = format_transcript("ctm", audio, CALL, calibrated=True)
+    assert calibrated == (
+        "a_call A 0.500 0.750 pronto 0.875\n"
+        "a_call A 6.500 0.500 <io>\n"
+        "a_call B 1.100 0.300 chi\n"
+        "a_call B 1.500 0.500 parla\n"
+    )
+    assert format_transcript("ctm", audio, CALL) == ";; confidence: not calibrated\n" + calibrated
+    assert format_transcript("ctm", AUDIO, PASSAGES, calibrated=True).startswith("monday A 0.500 0.300 ciao 0.900\n")
+
+
+def test_labels_are_audacitys() -> None:
+    assert format_transcript("labels", AUDIO, PASSAGES).splitlines()[0] == "0.500\t0.800\tciao"
+    assert format_transcript("labels", AUDIO, CALL).splitlines()[1] == "1.100\t1.400\tright: chi"
+
+
+def test_of_two_speakers_each_line_and_cue_has_one() -> None:
+    assert format_transcript("text", AUDIO, CALL) == "left: pronto\nright: chi parla\nleft: <io>\n"
+    assert format_transcript("srt", AUDIO, CALL).startswith(
+        "1\n00:00:00,500 --> 00:00:01,500\nleft: pronto\n\n2\n00:00:01,100 --> 00:00:02,100\nright: chi parla\n\n3\n"
+    )
+    assert format_transcript("vtt", AUDIO, CALL) == (
+        "WEBVTT\n\n"
+        "00:00:00.500 --> 00:00:01.500\n<v left>pronto\n\n"
+        "00:00:01.100 --> 00:00:02.100\n<v right>chi parla\n\n"
+        "00:00:06.500 --> 00:00:07.500\n<v left>&lt;io&gt;\n"
+    )
+    assert format_transcript("vtt", AUDIO, []) == "WEBVTT\n"
+
+
+def test_ffmpeg_reads_the_subtitles(tmp_path: Path) -> None:
+    for style in ("srt", "vtt"):
+        source = tmp_path / f"a.{style}"
+        source.write_text(format_transcript(style, AUDIO, PASSAGES), encoding="utf-8")
+        command = [find_ffmpeg(), "-v", "error", "-i", source, "-f", "srt", "-"]
+        read = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        assert [text for *_, lines in parse(read) for text in lines] == ["ciao a tutti", "è così"]
 
 
 def test_a_name_that_is_no_utf8_does_not_spoil_the_json() -> None:
@@ -149,8 +212,10 @@ def test_subtitles_by_hand() -> None:
         "2\n00:00:06,000 --> 00:00:07,000\nè così\n"
     )
     late = [Word("ora", 3661.25, 3661.5), Word("basta", 3661.6, 3662.9996)]
-    assert format_srt(late, 3662.5) == "1\n01:01:01,250 --> 01:01:02,500\nora basta\n"
-    assert format_srt([], 10.0) == ""
+    assert format_srt(time_cues(late, 3662.5)) == "1\n01:01:01,250 --> 01:01:02,500\nora basta\n"
+    assert format_srt(time_cues([], 10.0)) == ""
+    (slow,) = time_cues([Word("x" * 40, 1.0, 1.5)], 10.0)
+    assert (slow.start_s, slow.end_s) == (1.0, 3.0), "40 characters at 20 a second"
 
 
 @pytest.mark.parametrize(
@@ -178,13 +243,17 @@ def test_cues_hold_every_word_once_and_neither_overlap_nor_overflow(steps: list[
     for pause, length, text in steps:
         words.append(Word(text, (now + pause) / 1000, (now + pause + length) / 1000))
         now += pause + length
-    found = parse(format_srt(words, now / 1000))
+    found = parse(format_srt(time_cues(words, now / 1000)))
     assert [word for *_, lines in found for word in " ".join(lines).split()] == [word.text for word in words]
     assert all(len(lines) <= LINES and max(map(len, lines)) <= WIDTH for *_, lines in found)
     assert all(start < end <= start + MAX_CUE_S + 1e-6 for start, end, _ in found)
     times = [time for start, end, _ in found for time in (start, end)]
     assert times == sorted(times)
     assert not times or times[-1] <= now / 1000
+    limits = [*(start for start, *_ in found[1:]), now / 1000][: len(found)]
+    for (start, end, lines), limit in zip(found, limits, strict=True):
+        can_be_read = len(" ".join(lines)) / (end - start + 2e-3) <= READING_SPEED
+        assert can_be_read or end == pytest.approx(min(limit, start + MAX_CUE_S), abs=2e-3)
 
 
 # --- finished

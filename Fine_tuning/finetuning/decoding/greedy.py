@@ -21,12 +21,25 @@ def greedy_path(log_probs: np.ndarray) -> np.ndarray:
 
 def ctc_collapse(path: np.ndarray, vocabulary: Vocabulary) -> str:
     """Return the text of a path, (T,): repeats merged, then blanks dropped (Graves et al. 2006, section 3.2)."""
-    return vocabulary.decode(output for output, _ in _emissions(path, len(vocabulary)))
+    return vocabulary.decode(output for output, _ in emissions(path, len(vocabulary)))
 
 
 def word_spans(path: np.ndarray, vocabulary: Vocabulary) -> list[tuple[str, int, int]]:
-    """Return the words of a path, (T,), each with its first frame and the one after the start of its last token."""
-    return [(word, frames[0], frames[-1] + 1) for word, _, frames in _words(path, vocabulary)]
+    """Return the words of a path, (T,), each with its first frame and the one after its last token's last frame."""
+    return [(word, frames[0], _end(path, frames[-1])) for word, _, frames in _words(path, vocabulary)]
+
+
+def word_confidences(path: np.ndarray, log_probs: np.ndarray, vocabulary: Vocabulary) -> list[float]:
+    """Return the probability of the least probable token of each word of a path, (T,), in the frame it is surest of.
+
+    `log_probs`: (T, vocabulary + 1). A word is as sure as its weakest part: the minimum, as Laptev and Ginsburg
+    aggregate tokens (2022, "Fast entropy-based methods of word-level confidence estimation").
+    """
+    weakest = (
+        min(log_probs[first : _end(path, first), path[first]].max() for first in frames)
+        for _, _, frames in _words(path, vocabulary)
+    )
+    return [float(np.exp(min(value, 0.0))) for value in weakest]
 
 
 def word_tokens(path: np.ndarray, vocabulary: Vocabulary) -> dict[str, list[int]]:
@@ -39,7 +52,7 @@ def _words(path: np.ndarray, vocabulary: Vocabulary) -> list[tuple[str, list[int
     words: list[tuple[str, list[int], list[int]]] = []
     is_within = False
     spaces: list[tuple[int, int]] = []  # pieces before the next word that are but the space before it
-    for token, frame in _emissions(path, len(vocabulary)):
+    for token, frame in emissions(path, len(vocabulary)):
         if vocabulary.sentencepiece and vocabulary[token] == " ":
             spaces, is_within = [(token, frame)], False
             continue
@@ -55,7 +68,13 @@ def _words(path: np.ndarray, vocabulary: Vocabulary) -> list[tuple[str, list[int
     return words
 
 
-def _emissions(path: np.ndarray, blank: int) -> list[tuple[int, int]]:
+def _end(path: np.ndarray, first: int) -> int:
+    """Return the frame after those that repeat the output of the `first`."""
+    changes = np.flatnonzero(path[first:] != path[first])
+    return first + int(changes[0]) if len(changes) else len(path)
+
+
+def emissions(path: np.ndarray, blank: int) -> list[tuple[int, int]]:
     """Return the outputs of a path but for the `blank`, each with its first frame."""
     changes = np.flatnonzero(np.diff(path, prepend=-1))  # frames that do not repeat the one before
     return [(int(path[frame]), int(frame)) for frame in changes if path[frame] != blank]

@@ -126,8 +126,8 @@ def _core() -> "openvino.Core":
     return openvino.Core()
 
 
-def _compile(path: Path) -> "openvino.CompiledModel | None":
-    """Return the network with as many streams as torch has threads; None where the file cannot be read."""
+def compile_network(path: Path) -> "openvino.CompiledModel":
+    """Return the network of an ONNX file with as many streams as torch has threads; raise RuntimeError for no such."""
     threads = torch.get_num_threads()
     properties = {
         "INFERENCE_PRECISION_HINT": "f32",  # some processors would use bfloat16
@@ -135,8 +135,13 @@ def _compile(path: Path) -> "openvino.CompiledModel | None":
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # two runs would be tied to the same cores
     }
+    return _core().compile_model(path, "CPU", properties)
+
+
+def _compile(path: Path) -> "openvino.CompiledModel | None":
+    """Return the network of an export, None where the file cannot be read."""
     try:
-        return _core().compile_model(path, "CPU", properties)
+        return compile_network(path)
     except RuntimeError:
         return None
 

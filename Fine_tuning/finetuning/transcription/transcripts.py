@@ -1,4 +1,4 @@
-"""What is said in recordings: which files they are, their transcripts in three formats, and which are finished.
+"""What is said in recordings: which files they are, their transcripts in each format, and which are finished.
 
 In a folder of transcripts: one file a recording and `.transcribed.jsonl`, a line a transcript that says of which sound
 and by which model it is. Of several processes each but the first has a log of its own, `.transcribed-<rank>.jsonl`,
@@ -16,9 +16,10 @@ from typing import Any
 from finetuning.audio.stream import looks_like_audio
 from finetuning.errors import UserError, printable
 from finetuning.files import atomic_open, ensure_writable_dir, parse_json, remove_stale_temp_files, sha256
-from finetuning.transcription.subtitles import Word, format_srt
+from finetuning.transcription.subtitles import Cue, Word, format_srt, format_vtt, time_cues
 
-SUFFIXES = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt"}
+SUFFIXES = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt", "vtt": ".vtt", "ctm": ".ctm", "labels": ".labels.txt"}
+SPEAKERS = ("left", "right")  # of the channels, where each is a speaker
 LOG, LOG_OF_RANK = ".transcribed.jsonl", ".transcribed-{}.jsonl"
 NO_SUFFIX = {"raw", "mat4", "mat5", "sd2"}  # libsndfile's formats that do not say what they hold, or are no sound
 BY_FFMPEG = (
@@ -43,6 +44,17 @@ class Passage:
     duration_s: float
     text: str  # as the model writes it
     words: Sequence[Word]
+    speaker: str = ""  # one of SPEAKERS, or not known
+
+    @property
+    def end_s(self) -> float:
+        """When the segment ends."""
+        return self.start_s + self.duration_s
+
+    @property
+    def said_s(self) -> float:
+        """When the first word is said."""
+        return self.words[0].start_s if self.words else self.start_s
 
 
 def find_recordings(given: Iterable[str]) -> tuple[list[Recording], list[Path]]:
@@ -82,21 +94,65 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(path for path in audio if path != folder), sorted(left_out)
 
 
-def format_transcript(style: str, audio: Path, passages: Sequence[Passage], named: bool = False) -> str:
-    """A transcript: a line a passage as plain text or as JSON with NeMo's field names, or subtitles.
+def format_transcript(
+    style: str, audio: Path, passages: Sequence[Passage], named: bool = False, calibrated: bool = False
+) -> str:
+    """A transcript: a line a passage as plain text or as JSON with NeMo's field names, subtitles, or a line a word.
 
-    Lines of text begin, when they are to be `named`, with the recording and a tab.
+    Lines of text begin, when they are to be `named`, with the recording and a tab. `calibrated`: of the confidences.
     """
-    if style == "srt":
-        end_s = passages[-1].start_s + passages[-1].duration_s if passages else 0.0
-        return format_srt([word for passage in passages for word in passage.words], end_s)
+    if style in ("srt", "vtt"):
+        cues = _cues(passages, named_speakers=style == "srt")
+        return format_srt(cues) if style == "srt" else format_vtt(cues)
     if style == "text":
         name = f"{printable(str(audio))}\t" if named else ""
-        return "".join(f"{name}{printable(passage.text).strip()}\n" for passage in passages)
-    return "".join(
-        _line({"audio_filepath": _utf8(audio), "offset": p.start_s, "duration": p.duration_s, "pred_text": p.text})
-        for p in passages or [Passage(0.0, 0.0, "", ())]  # as evaluate.py wants it: nothing is said, stated
-    )
+        return "".join(f"{name}{_prefix(p.speaker)}{printable(p.text).strip()}\n" for p in passages)
+    if style == "ctm":
+        return _ctm(audio, passages, calibrated)
+    if style == "labels":
+        words = [(word, passage.speaker) for passage in passages for word in passage.words]
+        return "".join(f"{w.start_s:.3f}\t{w.end_s:.3f}\t{_prefix(who)}{printable(w.text)}\n" for w, who in words)
+    nothing = [Passage(0.0, 0.0, "", ())]  # stated, as evaluate.py wants it
+    return "".join(_line(_fields(audio, passage, calibrated)) for passage in passages or nothing)
+
+
+def _prefix(speaker: str) -> str:
+    return f"{speaker}: " if speaker else ""
+
+
+def _cues(passages: Sequence[Passage], named_speakers: bool) -> list[Cue]:
+    """The cues of each speaker, together in order of time."""
+    end_s = max((passage.end_s for passage in passages), default=0.0)
+    cues: list[Cue] = []
+    for speaker in sorted({passage.speaker for passage in passages}):
+        words = [word for passage in passages if passage.speaker == speaker for word in passage.words]
+        cues += time_cues(words, end_s, speaker, _prefix(speaker) if named_speakers else "")
+    return sorted(cues, key=lambda cue: cue.start_s)
+
+
+def _ctm(audio: Path, passages: Sequence[Passage], calibrated: bool) -> str:
+    """The words in NIST's time marked conversation format, in sclite's order: file, channel, start, duration, word."""
+    name = "_".join(printable(audio.stem).split())
+    lines = [] if calibrated else [";; confidence: not calibrated\n"]
+    for channel, speaker in zip("AB", SPEAKERS, strict=True):
+        words = [w for p in passages if (p.speaker or SPEAKERS[0]) == speaker for w in p.words]
+        for word in sorted(words, key=lambda word: word.start_s):
+            confidence = "" if word.confidence is None else f" {word.confidence:.3f}"
+            times = f"{word.start_s:.3f} {word.end_s - word.start_s:.3f}"
+            lines.append(f"{name} {channel} {times} {printable(word.text)}{confidence}\n")
+    return "".join(lines)
+
+
+def _fields(audio: Path, passage: Passage, calibrated: bool) -> dict[str, Any]:
+    """The line of a passage; a confidence that is not calibrated has another name."""
+    fields = {"audio_filepath": _utf8(audio), "offset": passage.start_s, "duration": passage.duration_s}
+    fields |= {"speaker": passage.speaker} if passage.speaker else {}
+    name, words = "confidence" if calibrated else "raw_confidence", []
+    for word in passage.words:
+        times = {"start": round(word.start_s, 3), "end": round(word.end_s, 3)}
+        known = {} if word.confidence is None else {name: round(word.confidence, 3)}
+        words.append({"word": word.text} | times | known)
+    return fields | {"pred_text": passage.text, "words": words}
 
 
 class TranscriptFolder:
