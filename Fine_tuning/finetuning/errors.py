@@ -188,12 +188,3 @@ def report_error(sentence: str, status: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"\n{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)
     return status
-
-
-def is_interruption(error: BaseException | None) -> bool:
-    """Return whether a library has turned Ctrl-C or SIGTERM into `error`."""
-    while error:
-        if isinstance(error, KeyboardInterrupt) or re.search(r"\b(KeyboardInterrupt|Terminated): ", str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
