@@ -20,7 +20,7 @@ def seeds(measured: dict) -> str:
         f"**{spread(variants[variant], key)}** {when}"
         for variant, key, when in (
             ("demo", "wer", "after fine-tuning"),
-            ("demo", "lm_wer", "with the language model"),
+            ("demo", "lm_wer", "with the language model (its weights searched for over wider ranges then)"),
             ("demo from scratch", "wer", "when trained from scratch, without the English model"),
         )
         if variant in variants and key in variants[variant]["runs"][0]
