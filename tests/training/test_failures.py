@@ -403,21 +403,24 @@ finally:
 
 
 @pytest.mark.parametrize(("ends", "status"), [("exit 3", 2), ("kill -9 $$", 2), ("exit 0", 7)])
-def test_when_a_process_ends_and_this_one_does_not_notice_all_end_in_words(ends: str, status: int) -> None:
-    code = f"""
+def test_when_a_process_ends_and_this_one_does_not_notice_all_end_in_words(
+    tmp_path: Path, ends: str, status: int
+) -> None:
+    script = tmp_path / "watches.py"
+    script.write_text(f"""
 import subprocess, sys
-sys.path.insert(0, {str(ROOT / "Fine_tuning")!r})
 from finetuning.training.peer_processes import monitor_peers
 sleeper = subprocess.Popen(["sleep", "600" if {status} == 2 else "0.1"])
-print(sleeper.pid)
+print(sleeper.pid, flush=True)
 monitor_peers([sleeper, subprocess.Popen(["sh", "-c", {ends!r}])], grace_s=0.1)
 sys.exit(7)
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == status, ended.stderr
-    assert ("trains together with this one has ended; the last checkpoint is intact" in ended.stderr) == (status == 2)
+""")
+    process = Forked(str(script))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert ("trains together with this one has ended; the last checkpoint is intact" in err) == (status == 2)
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{ended.stdout.strip()}/exe").exists():  # the one that waits is ended too
+    while Path(f"/proc/{out.strip()}/exe").exists():  # the one that waits is ended too
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
