@@ -316,3 +316,24 @@ def recipes(of: dict) -> str:
         wer, cer = (spread(demo, key) for key in ("lm_wer", "lm_cer"))
         about += f" With the language model the demo has a WER of {wer} and a CER of {cer}."
     return "\n".join([*lines, "", about])
+
+
+def telephone(of: dict[str, Any]) -> str:
+    """Return what training on some telephone speech brings on calls, and costs without them."""
+    lines = of["models"]["without"]
+    rows = [f"| Test WER | {' | '.join(lines)} |", f"|---|{'---:|' * len(lines)}"]
+    names = {"without": "the demo's model", "with": f"`training.telephone={of['share']:g}`"}
+    for model, name in names.items():
+        wers = " | ".join(f"{rates['wer']:.4f}" for rates in of["models"][model].values())
+        rows.append(f"| {name} | {wers} |")
+    about = f"One run each, on {of['machine']}; {of['data']}; ADPCM: Dialogic's, not among the training's codecs."
+    return "\n".join([*rows, "", about])
+
+
+def wrong_texts(of: dict[str, Any]) -> str:
+    """Return how many exchanged texts are among the worst tenth by loss."""
+    found = " and ".join(f"{count} by {ranking}" for ranking, count in reversed(of["found"].items()))
+    return (
+        f"Of {of['utterances']} training texts {of['exchanged']} were exchanged with each other before training; of "
+        f"these, {found} are among the worst {of['worst']} (one run, on {of['machine']}; {of['data']})."
+    )

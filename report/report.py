@@ -53,6 +53,8 @@ MEASURED = {  # in results/reference/, and what writes it
     "memory": "memory.py",
     "evaluation": "evaluation.py",
     "domain": "domain.py",
+    "telephone": "telephone.py",
+    "wrong_texts": "wrong_texts.py",
     "decoding": "decoding.py",
     "interval_coverage": "interval_coverage.py",
 }
@@ -178,6 +180,8 @@ def build_parts() -> dict[str, str]:
         "decoders": format_decoder_table(shipped),
         "domain": readme_tables.domain(inputs["domain"]),
         "decoding": readme_tables.decoding(inputs["decoding"]),
+        "telephone": readme_tables.telephone(inputs["telephone"]),
+        "wrong_texts": readme_tables.wrong_texts(inputs["wrong_texts"]),
         "dataset_creation": on_each_processor(readme_tables.conversion, "dataset_creation"),
         "training": on_each_processor(readme_tables.training, "training"),
         "memory": readme_tables.memory(inputs["memory"]),
