@@ -3,11 +3,10 @@
     python Fine_tuning/evaluate.py [--config FILE] [section.key=value …]
 
 Each model of evaluation.models is run over the test manifest once, and over that of each further test set; of another
-system the predictions are read from a file. Rerun the
-same command to resume after an interruption; what is finished is not computed again. The page report.html beside the
-predictions shows where the models fail. With evaluation.decoder=lm each model has a second row, by beam search with the
-language model. Started by torchrun or srun, several processes share the utterances, each on a GPU of its own where
-there are GPUs.
+system the predictions are read from a file. Rerun the same command to resume after an interruption; what is finished is
+not computed again. The page report.html beside the predictions shows where the models fail. With evaluation.decoder=lm
+each model has a second row, by beam search with the language model. Started by torchrun or srun, several processes
+share the utterances, each on a GPU of its own where there are GPUs.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -17,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,17 +27,18 @@ from finetuning import distributed
 from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config, Evaluated, System
-from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, read_manifest
+from finetuning.data.manifest import manifest_path
 from finetuning.decoding import prediction_cache, predictions
 from finetuning.decoding.predictions import ModelOutput
 from finetuning.errors import UserError, describe_failure, is_interruption, printable, run_script
+from finetuning.evaluation.evaluated_data import Data, find_manifests, read_data, read_training
 from finetuning.files import code_fingerprint, ensure_writable_dir, exclusive_locks, sha256, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from nemo.collections.asr.models import EncDecCTCModel
 
-    from finetuning.decoding.beam_search import BeamSearch, Settings
+    from finetuning.decoding.beam_search import Settings
     from finetuning.evaluation.external_predictions import ExternalPredictions
     from finetuning.evaluation.results import Row
     from finetuning.evaluation.slices import Groups
@@ -51,31 +51,6 @@ class Model:
     name: str  # of its row in the table
     path: Path
     sha256: str
-
-
-@dataclass(frozen=True)
-class Data:
-    """The utterances of a manifest, and the hash of the file they were read from."""
-
-    manifest: Path
-    sha256: str
-    utterances: list[Utterance]
-    part: str = ""  # folder of what is written about it, "" for the test set of the split
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder that the wavs' paths are relative to."""
-        return self.manifest.parent
-
-    @property
-    def hours(self) -> float:
-        """Return the duration of all utterances."""
-        return sum(utterance.duration for utterance in self.utterances) / 3600
-
-    @cached_property
-    def audio(self) -> str:
-        """Return the state of the wavs when this is first asked for; a wav that changes has another state."""
-        return prediction_cache.audio_state(self.utterances, self.folder)
 
 
 def main() -> None:
@@ -151,34 +126,6 @@ def evaluate(config: Config) -> None:
         raise UserError(
             f"not evaluated, for the reasons above: {', '.join(name for name in sources if name in failed)}"
         )
-
-
-def find_manifests(folder: Path, split: Evaluated) -> dict[str, Path]:
-    """Return the manifests to evaluate by the part that they are: of the test, "" and each further test set."""
-    if split is Evaluated.test:
-        return {name.removeprefix("test") and name: path for name, path in find_test_sets(folder).items()}
-    return {f"all_of_{split}": manifest_path(folder, split)}
-
-
-def read_data(manifest: Path, part: str = "") -> Data:
-    """Return the manifest's utterances and its hash; raise UserError where one has no text to score against.
-
-    `part`: the folder of what is written about them, beside that of the test set.
-    """
-    before = sha256(manifest) if manifest.is_file() else ""
-    utterances = read_manifest(manifest)
-    for number, utterance in enumerate(utterances, start=1):
-        if not utterance.text.strip():
-            raise UserError(f"{manifest}, utterance {number} has an empty text to score against; run step 1 again")
-    if sha256(manifest) != before:
-        raise UserError(f"{manifest} was replaced while it was read; rerun the same command")
-    return Data(manifest, before, utterances, part)
-
-
-def read_training(folder: Path) -> list[Utterance] | None:
-    """Return the utterances of the training manifest in `folder`, None where there is none."""
-    manifest = manifest_path(folder, "train")
-    return read_manifest(manifest, check_audio=False) if manifest.is_file() else None
 
 
 def find_model(source: str, config: Config) -> Path:
@@ -277,33 +224,17 @@ def predict_with_lm(
     search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
     if not settings or not test.part:
         validated = predict(model, sample, config).predictions, read_log_probs(model, sample, config)
-    settings = settings or tune(search, *validated, work=tuned, record=(config, tuning, sample.audio))
+    if not settings:
+        texts = [prediction.text for prediction in validated[0]]
+        settings, trials = weight_search.search_weights(search, validated[1], texts, tuned.name)
+        record = weight_search.decoder_record(config, settings, trials, validated[0], tuning, sample.audio)
+        write_json(tuned / predictions.DECODER, record)
     log_probs = read_log_probs(model, test, config)
     output = weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work)
     if not test.part:
         files, tested = (model.path, work / predictions.DECODER), (greedy.predictions, log_probs)
         print(calibration.calibrate(*files, (search, settings), validated, tested, config.text))
     return output, hashes, settings
-
-
-def tune(
-    search: "BeamSearch",
-    greedy: list[predictions.Prediction],
-    log_probs: "list[np.ndarray]",
-    work: Path,
-    record: tuple[Config, dict[str, str], str],
-) -> "Settings":
-    """Return the settings that are best on the validation set, and write them to decoder.json in `work`.
-
-    `record`: the configuration, the hashes and the state of the wavs that decoder.json states.
-    """
-    from finetuning.decoding import weight_search
-
-    config, hashes, audio = record
-    settings, trials = weight_search.search_weights(search, log_probs, [p.text for p in greedy], work.name)
-    content = weight_search.decoder_record(config, settings, trials, greedy, hashes, audio)
-    write_json(work / predictions.DECODER, content)
-    return settings
 
 
 def read_log_probs(model: Model, data: Data, config: Config) -> "list[np.ndarray]":

@@ -12,6 +12,8 @@ from typing import Any
 
 import jiwer
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from finetuning.config.schema import Text
 from finetuning.data.text_normalization import Language
@@ -26,7 +28,6 @@ from finetuning.model.vocabulary import Vocabulary
 
 BINS = 10
 MIN_WORDS = 50  # of the validation set; fewer say nothing
-STEPS = 100  # of Newton's method, which converges in about 10
 RIDGE = 1e-3  # keeps it finite where the words that are right can be told from the others without error
 Utterances = tuple[Sequence[Prediction], Sequence[np.ndarray]]  # and the log-probabilities of each, (T, vocabulary + 1)
 
@@ -99,19 +100,19 @@ def decoded_words(
 
 def fit(words: Words) -> Calibration:
     """Return the most likely calibration, with Platt's targets, which are not quite 0 and 1."""
-    features = np.array([[logit(probability), 1.0] for probability in words.probabilities])  # (words, 2)
+    logits = np.array([logit(probability) for probability in words.probabilities])
     count, wrong = words.right.sum(), (~words.right).sum()
     targets = np.where(words.right, (count + 1) / (count + 2), 1 / (wrong + 2))
-    weights = np.zeros(2)
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-np.clip(features @ weights, -500, 500)))
-        gradient = features.T @ (p - targets) + RIDGE * weights
-        hessian = features.T @ (features * (p * (1 - p))[:, None]) + RIDGE * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        weights -= step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-9:
-            break
-    return Calibration(round(float(weights[0]), 6), round(float(weights[1]), 6))
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the negative log-likelihood and its gradient."""
+        scores = weights[0] * logits + weights[1]
+        error = expit(scores) - targets
+        value = np.sum(np.logaddexp(0, scores) - targets * scores) + RIDGE / 2 * weights @ weights
+        return value, np.array([error @ logits, error.sum()]) + RIDGE * weights
+
+    slope, offset = minimize(loss, np.zeros(2), jac=True).x
+    return Calibration(round(float(slope), 6), round(float(offset), 6))
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
