@@ -69,7 +69,7 @@ report: .venv/.complete
 # install cmake g++ zlib1g-dev libboost-{program-options,system,thread,test}-dev)
 lmplz: .venv/.complete
 	rm -rf .venv/kenlm && mkdir .venv/kenlm
-	.venv/bin/pip download --quiet --no-deps --no-binary :all: --dest .venv/kenlm kenlm==0.3.0
+	.venv/bin/pip download --quiet --no-deps --no-binary kenlm --dest .venv/kenlm kenlm==0.3.0
 	tar -xzf .venv/kenlm/kenlm-0.3.0.tar.gz -C .venv/kenlm
 	cmake -S .venv/kenlm/kenlm-0.3.0 -B .venv/kenlm/build -DCMAKE_BUILD_TYPE=Release
 	cmake --build .venv/kenlm/build --target lmplz build_binary --parallel 2
