@@ -218,7 +218,6 @@ def test_a_language_is_an_experiment_of_its_own(name: str) -> None:
     assert bool(config.evaluation.published) == bool(config.evaluation.published_on) == (name == "italian")
     assert model_card.LANGUAGES[code].lower() == name
     assert config.text.numbers is None
-    assert config.text.foreign is (Foreign.transliterate if name == "italian" else Foreign.reject)
 
 
 def test_alphabets() -> None:
