@@ -111,6 +111,30 @@ def test_loudness_changes_by_as_much_as_is_allowed() -> None:
 
 
 @pytest.mark.nemo
+def test_silence_is_digital_or_the_clips_own_background() -> None:
+    """A hum of 1 kHz, 40 dB below the tone that follows it, is what half of the clips are padded with."""
+    from finetuning.training.augmentation import build_augmentor
+
+    augmentor, time_s = build_augmentor(training("training.silence_s=0.5"), RATE), np.arange(RATE) / RATE
+    clip = (np.sin(2 * np.pi * 1000 * time_s) * np.where(time_s < 0.2, 0.005, 0.5)).astype(np.float32)
+    padded = [changed(augmentor, clip, seed) for seed in range(40)]
+    lengths, digital = [], 0
+    for each in padded:
+        start = next(i for i in range(len(each)) if np.array_equal(each[i : i + len(clip)], clip))
+        lengths += [start, len(each) - len(clip) - start]
+        before = each[:start]
+        digital += not before.any()
+        if before.any() and start > 1600:
+            power = np.abs(np.fft.rfft(before)) ** 2
+            assert abs(np.fft.rfftfreq(start, 1 / RATE)[power.argmax()] - 1000) < 40
+            assert 0.002 < np.sqrt(np.mean(before**2)) < 0.007  # the hum's is 0.0035
+    assert all(each.dtype == clip.dtype for each in padded) and 12 < digital < 28
+    assert min(lengths) < 800 and 7200 < max(lengths) <= 8000
+    assert np.array_equal(padded[0], changed(augmentor, clip, 0))
+    assert not changed(augmentor, np.zeros(RATE, np.float32)).any(), "digital silence has no background"
+
+
+@pytest.mark.nemo
 def test_a_telephone_takes_what_is_above_its_band() -> None:
     """Of white noise what is below 3.4 kHz stays, with the noise of the codec; each of the codecs is drawn."""
     from finetuning.training.augmentation import build_augmentor

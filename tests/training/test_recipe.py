@@ -250,6 +250,14 @@ def test_speed_is_changed_as_nemo_changes_it_by_scipy():
     assert lengths == {14400, 15200, 16000, 16800, 17600}
 
 
+def test_a_cpu_trains_in_bfloat16_where_it_has_units_for_it(tiny):
+    from finetuning.training import fine_tuning
+
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert fine_tuning.precision(tiny().training) == ("bf16-mixed" if "amx_bf16" in flags else "32-true")
+    assert fine_tuning.precision(tiny("training.precision=32-true").training) == "32-true"
+
+
 def test_batches_by_duration_train(tiny):
     config = tiny("training.max_epochs=1", "training.frozen_epochs=0", "training.batch_duration_s=20")
     model, changed = trained(config)

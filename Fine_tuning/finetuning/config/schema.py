@@ -346,6 +346,7 @@ class Training:
     keep_best: int = key(at_least=-1)
     encoder_lr_scale: float = key(at_least=0)
     speed_perturbation: float = key(0.0, at_least=0, below=0.5)
+    silence_s: float = key(0.0, at_least=0, at_most=10)
     gain_db: float = key(0.0, at_least=0)
     noise: Noise = field(default_factory=Noise)
     room: Room = field(default_factory=Room)

@@ -186,6 +186,7 @@ def _added_sound(training: dict[str, Any]) -> dict[str, str]:
     noise, room = training["noise"], training["room"]
     ratio = f"{noise['min_snr_db']:g} to {noise['max_snr_db']:g} dB below the speech"
     used = {
+        "Silence": f"up to {training['silence_s']:g} s at both ends" if training.get("silence_s") else "",
         "Loudness": f"± {training['gain_db']:g} dB" if training["gain_db"] else "",
         "Telephone": f"{training['telephone']:.0%} of the clips" if training.get("telephone") else "",
         "Noise": f"in {noise['probability']:.0%} of the clips, {ratio}" if noise["folder"] else "",

@@ -205,7 +205,9 @@ def precision(training: experiment.Training) -> str:
     """Return the numerical precision of the training, as Lightning calls it."""
     if training.precision != "auto":
         return training.precision.value
-    return "16-mixed" if uses_gpu(training.accelerator) else "32-true"
+    if uses_gpu(training.accelerator):
+        return "16-mixed"
+    return "bf16-mixed" if torch.cpu.get_capabilities().get("amx_bf16") else "32-true"  # slower without such units
 
 
 def uses_gpu(accelerator: str) -> bool:
