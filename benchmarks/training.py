@@ -1,10 +1,11 @@
-"""A training step of QuartzNet15x5 timed: stock NeMo, our convolutions, and our convolutions on our batches.
+"""A training step of QuartzNet15x5 timed: stock NeMo, our convolutions, our batches, and 16-bit mixed precision.
 
     python benchmarks/training.py
 
 Writes results/reference/training.json in about a quarter of an hour. The utterances are noise of the lengths of Common
 Voice clips (log-normal, mean 5.4 s, between 1 and 16 s): what they say does not change how long a step takes. A step is
-features, encoder, decoder, CTC loss, gradients and NovoGrad; each way takes its turn in every round.
+features, encoder, decoder, CTC loss, gradients and NovoGrad; each way takes its turn in every round. Mixed precision in
+bfloat16 is timed where the processor multiplies such matrices in hardware (AMX).
 """
 
 import argparse
@@ -59,14 +60,17 @@ def measure(rounds: int) -> dict:
     ours = quartznet_15x5()
     channels_last.use_channels_last(ours)
     by_count, by_duration = (EpochBatchSampler(lengths, BATCH, seconds, 0) for seconds in (None, BATCH * MEAN_S))
-    ways = {"stock": (stock, by_count), "convolutions": (ours, by_count), "and batches": (ours, by_duration)}
-    plans = {way: iter(batches) for way, (_, batches) in ways.items()}
-    optimisers = {way: novograd(model) for way, (model, _) in ways.items()}
+    ways = {"stock": (stock, by_count, False), "convolutions": (ours, by_count, False)}
+    ways |= {"and batches": (ours, by_duration, False)}
+    if has_amx():
+        ways["and bf16"] = (ours, by_duration, True)
+    plans = {way: iter(batches) for way, (_, batches, _) in ways.items()}
+    optimisers = {way: novograd(model) for way, (model, _, _) in ways.items()}
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     difference = compare(stock, ours, [lengths[index] for _, index in next(iter(by_count))][:4])
     for i in range(-1, rounds):  # the first one warms up
-        for way, (model, _) in ways.items():
-            spoken, took = step(model, optimisers[way], plans[way], lengths)
+        for way, (model, _, bf16) in ways.items():
+            spoken, took = step(model, optimisers[way], plans[way], lengths, bf16)
             if i >= 0:
                 speeds[way].append(spoken / took)
         print(f"round {i}:", {way: round(found[-1], 2) for way, found in speeds.items() if found}, file=sys.stderr)
@@ -85,6 +89,11 @@ def measure(rounds: int) -> dict:
     }
 
 
+def has_amx() -> bool:
+    """Tell whether the processor multiplies matrices of bfloat16 in hardware."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def durations(count: int) -> list[float]:
     """Seconds, spread like Common Voice's."""
     rng = random.Random(0)
@@ -101,13 +110,16 @@ def step(
     optimiser: torch.optim.Optimizer,
     plan: Iterator[list[tuple[int, int]]],
     lengths: list[float],
+    bf16: bool,
 ) -> tuple[float, float]:
-    """One training step: seconds of audio without padding, and seconds it took."""
+    """One training step, in mixed precision or not: seconds of audio without padding, and seconds it took."""
     seconds = [lengths[index] for _, index in next(plan)]
     batch = noise(seconds)
     started = time.perf_counter()
     optimiser.zero_grad()
-    loss(model, batch).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # as Lightning's bf16-mixed
+        value = loss(model, batch)
+    value.backward()
     optimiser.step()
     return sum(seconds), time.perf_counter() - started
 

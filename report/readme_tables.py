@@ -21,13 +21,13 @@ def seeds(measured: dict) -> str:
         for variant, key, when in (
             ("demo", "wer", "after fine-tuning"),
             ("demo", "lm_wer", "with the language model (its weights searched for over wider ranges then)"),
-            ("demo from scratch", "wer", "when trained from scratch, without the English model"),
+            ("demo from scratch", "wer", "without the English model"),
         )
         if variant in variants and key in variants[variant]["runs"][0]
     ]
     return (
         f"Each row is one run. Over {len(measured['seeds'])} seeds the demo's WER is {_and(rates)}: the mean, and how "
-        "far a single new run may lie from it (95 %, Student's t)."
+        "far a new run may lie from it (95 %). Another CPU or number of threads is like another seed."
     )
 
 
@@ -96,12 +96,11 @@ def published(others: dict[str, Any], evaluation: Evaluation) -> str:
     run, clips = others["run"], others["common_voice"]["validated_clips"]
     steps, frozen, knee = round(run["steps"] / run["epochs"]), run["frozen_epochs"], run["second_knee_epoch"]
     known = (
-        f"Known of the second row's training: the text states a split of {run['split']['text']}, the code "
-        f"{run['split']['code']}, the log fits neither ({steps * run['batch'] / clips:.0%} of the clips an epoch); "
-        f"silence was trimmed, as it was not in the test (with it: WER {run['test_wer_trimmed']}); a stray `_` was "
-        f"among the {run['labels']} labels. It was resumed at epoch {knee}, where the validation loss has a second "
-        f"knee: the script unfreezes the encoder only when epoch {frozen + 1} begins, so probably only about "
-        f"{knee - frozen - 1} of {run['epochs']} epochs trained it."
+        f"Known of the second row's training: its text states a split of {run['split']['text']}, its code "
+        f"{run['split']['code']}, its log fits neither ({steps * run['batch'] / clips:.0%} of the clips an epoch); "
+        f"silence was trimmed (in the test too: WER {run['test_wer_trimmed']}); the {run['labels']} labels include a "
+        f"stray `_`. Resumed at epoch {knee}, where the validation loss has a second knee, it left the encoder frozen "
+        f"again: probably only about {knee - frozen - 1} of {run['epochs']} epochs trained it."
     )
     return "\n".join(
         [
@@ -179,9 +178,10 @@ def training(of: dict) -> str:
         "stock": "stock NeMo, random batches",
         "convolutions": "channels last, random batches",
         "and batches": "channels last, batches by duration",
+        "and bf16": "and in bfloat16, by the processor's AMX",
     }
     lines = ["| A training step on the CPU | Seconds of audio/s | Faster than stock NeMo |", "|---|---:|---:|"]
-    for way, name in ways.items():
+    for way, name in ((way, name) for way, name in ways.items() if way in of["audio_s_per_s"]):
         ratio = "" if way == "stock" else f"{of['stock_to'][way]['median']:.2f} ×"
         lines.append(f"| {name} | {short(of['audio_s_per_s'][way]['median'])} | {ratio} |")
     about = [
@@ -318,15 +318,29 @@ def recipes(of: dict) -> str:
     return "\n".join([*lines, "", about])
 
 
-def telephone(of: dict[str, Any]) -> str:
-    """Return what training on some telephone speech brings on calls, and costs without them."""
-    lines = of["models"]["without"]
-    rows = [f"| Test WER | {' | '.join(lines)} |", f"|---|{'---:|' * len(lines)}"]
-    names = {"without": "the demo's model", "with": f"`training.telephone={of['share']:g}`"}
-    for model, name in names.items():
-        wers = " | ".join(f"{rates['wer']:.4f}" for rates in of["models"][model].values())
-        rows.append(f"| {name} | {wers} |")
-    about = f"One run each, on {of['machine']}; {of['data']}; ADPCM: Dialogic's, not among the training's codecs."
+def conditions(of: dict[str, Any]) -> str:
+    """Return what training on telephone speech or on silence brings on such clips, and costs without them."""
+    names = {
+        "as they are": "as they are",
+        "GSM": "GSM",
+        "ADPCM": "ADPCM",
+        "zeros": f"{of['silence_s']:g} s of zeros around",
+        "background": f"{of['silence_s']:g} s of background around",
+        "joined": f"two joined, {of['pause_s']:g} s of background between",
+        "pauses": f"all in one recording, {' to '.join(f'{s:g}' for s in of['long_pauses_s'])} s of background between",
+        "music": "the same with music between",
+        "noise": f"the same in white noise, {of['noise_db']:g} dB below the speech",
+    }
+    trainings = [f"`{overrides[0]}`" if overrides else "the demo" for overrides in of["trainings"].values()]
+    rows = [f"| Test WER | {' | '.join(trainings)} |", f"|---|{'---:|' * len(trainings)}"]
+    for condition, name in names.items():
+        wers = [spread(of["rates"][training][condition], "wer") for training in of["trainings"]]
+        rows.append(f"| {name} | {' | '.join(wers)} |")
+    about = (
+        f"{OVER_SEEDS.format(len(of['seeds']))}; {of['data']}; {of['machine']}, one thread a run. ADPCM: Dialogic's, "
+        "none of the training's codecs. Background: of the quietest tenth of a second of the clip, to and fro. The "
+        f"recording of all clips lasts {of['long_s']} s and goes through `transcribe.py`; the others, `evaluate.py`."
+    )
     return "\n".join([*rows, "", about])
 
 
