@@ -1,10 +1,12 @@
 """A model and recordings -> what is said in them, as text, JSON lines, subtitles or words with their times.
 
     python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt|vtt|ctm|labels] [--output FOLDER]
-                                     [--channels mix|split] [--language-model DECODER.JSON] [--config FILE]
+                                     [--channels mix|split] [--language-model DECODER.JSON] [--boost FILE]
+                                     [--config FILE]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where nobody
-speaks. --channels split takes the two channels of a call for two speakers. With --output each recording gets a file of
+speaks. --channels split takes the two channels of a call for two speakers; --boost names a file of words and phrases to
+prefer, one a line, which are normalised by the rules of the configuration. With --output each recording gets a file of
 its own, and a rerun resumes with those that have none yet; without, transcripts are printed. Notices and the progress
 bar go to stderr. Started by torchrun or srun, several processes share the recordings, each on a GPU of its own where
 there are GPUs.
@@ -30,6 +32,7 @@ from finetuning.files import ensure_writable_dir, exclusive_lock, sha256, sha256
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from finetuning.decoding.boosting import Phrase
     from finetuning.transcription.segmentation import Segment
     from finetuning.transcription.transcripts import Passage, Recording, TranscriptFolder
 
@@ -58,8 +61,9 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
     from finetuning.language_model.kenlm import require_flashlight
     from finetuning.transcription.transcripts import TranscriptFolder, find_recordings
 
-    if arguments.language_model:
+    if arguments.language_model or arguments.boost:
         require_flashlight()
+    phrases = read_boosted(arguments.boost, arguments.config) if arguments.boost else []
     given, left_out = find_recordings(arguments.recordings)
     if left_out:
         notify(f"left out, for they do not look like sound: {file_names(left_out)}; name a file to have it tried")
@@ -79,6 +83,7 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
             notify(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
     used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
     used = sha256_of([used, arguments.channels]) if arguments.channels != "mix" else used
+    used = sha256_of([used, [[phrase.text, phrase.weight] for phrase in phrases]]) if phrases else used
     folder = ensure_writable_dir(Path(arguments.output)) if arguments.output else None
     with exclusive_lock(folder) if folder else nullcontext():
         transcripts, left = None, readable
@@ -91,7 +96,7 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
             notify(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0
         if left:
-            job = left, (path, decoder), (folder, arguments.format, used), arguments.channels, len(given) > 1
+            job = left, (path, decoder, phrases), (folder, arguments.format, used), arguments.channels, len(given) > 1
             done = transcribe_share(*distributed.broadcast(job), transcripts)
     if bad := len(given) - (len(readable) - len(left)) - done:
         raise UserError(
@@ -113,6 +118,9 @@ def command_line() -> argparse.Namespace:
     parser.add_argument(
         "--language-model", metavar="DECODER.JSON", help="as evaluate.py evaluation.decoder=lm leaves it for a model"
     )
+    parser.add_argument(
+        "--boost", metavar="FILE", help="words and phrases to prefer, one a line, maybe a tab and a weight"
+    )
     parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--output", metavar="FOLDER", help="for one file a recording")
     return parser.parse_args()
@@ -131,6 +139,14 @@ def find_model(name_or_path: str, config: str) -> Path:
             raise
         models = experiment.Model()
     return locate_model(name_or_path, models)
+
+
+def read_boosted(file: str, config: str) -> "list[Phrase]":
+    """Return the phrases of a file, normalised by the rules of the configuration."""
+    from finetuning.config.loading import load_config
+    from finetuning.decoding.boosting import read_phrases
+
+    return read_phrases(Path(file), load_config(config, []).text)
 
 
 def notify(sentence: object) -> None:
@@ -160,7 +176,7 @@ def is_readable(recording: "Recording") -> bool:
 
 def transcribe_share(
     recordings: list["Recording"],
-    model: tuple[Path, Path | None],
+    model: tuple[Path, Path | None, "list[Phrase]"],
     output: tuple[Path | None, str, str],
     channels: str,
     named: bool,
@@ -191,19 +207,26 @@ def transcribe_share(
     return sum(count for _, count in shares)
 
 
-def load_transcriber(path: Path, decoder: Path | None) -> "Transcriber":
-    """Return what transcribes segments with the model of `path`, greedily or by a decoder.json's beam search."""
+def load_transcriber(path: Path, decoder: Path | None, phrases: "list[Phrase]") -> "Transcriber":
+    """Return what transcribes segments with the model of `path`, greedily or by beam search.
+
+    `decoder`: the decoder.json of a search with a language model; `phrases`: those that are preferred.
+    """
     notify(f"loading {path.name} (NeMo takes a while)")
     from finetuning.model import ctc_model
 
     model = ctc_model.restore_model(path)  # keeps NeMo quiet while it is imported
-    from finetuning.decoding import confidence, inference, weight_search
+    from finetuning.decoding import beam_search, confidence, inference, weight_search
     from finetuning.decoding.openvino_runtime import load_network
     from finetuning.transcription import recognizer
 
     inference.prepare_for_inference(model)
-    beam = weight_search.restore_decoder(decoder, ctc_model.get_vocabulary(model)) if decoder else None
-    calibration = confidence.read_calibration(path, decoder)
+    beam, vocabulary = None, ctc_model.get_vocabulary(model)
+    if decoder:
+        beam = weight_search.restore_decoder(decoder, vocabulary, phrases)
+    elif phrases:
+        beam = beam_search.BeamSearch(None, {}, vocabulary, phrases), beam_search.WITHOUT_LM
+    calibration = None if phrases else confidence.read_calibration(path, decoder)  # fitted without them
     by = {"beam": beam, "calibration": calibration}
     transcribe_segments = partial(recognizer.transcribe_segments, model, load_network(model, path), **by)
     return transcribe_segments, inference.sample_rate(model), calibration is not None

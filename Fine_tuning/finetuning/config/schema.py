@@ -403,6 +403,7 @@ class Evaluation:
     recipes: dict[str, list[str]] = field(default_factory=dict)
     split: Evaluated = MISSING
     decoder: Decoder = MISSING
+    boost: str | None = key(None, **PATH)  # words and phrases that beam search prefers, one a line
     topics: dict[str, list[str]] = field(default_factory=dict)
     predictions: str = key(**PATH)
     results: str = key(**PATH)

@@ -7,16 +7,16 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from finetuning.evaluation.results import WITH_LM, Row, interval_fields, make_result, round_or_none, run_name
+from finetuning.evaluation.results import BOOSTED, WITH_LM, Row, interval_fields, make_result, round_or_none, run_name
 from finetuning.evaluation.scoring import Score
 
 
 def pool_recipes(rows: Sequence[Row], recipes: Mapping[str, Sequence[str]]) -> list[Row]:
-    """Return `rows` with those of the runs of each recipe replaced by one, behind the others; greedy, then with LM."""
+    """Return `rows` with those of the runs of each recipe replaced by one for each decoder, behind the others."""
     runs = {
         f"{recipe}{decoder}": [f"{run_name(recipe, number)}{decoder}" for number in range(1, len(models) + 1)]
         for recipe, models in recipes.items()
-        for decoder in ("", WITH_LM)
+        for decoder in ("", WITH_LM, BOOSTED, f"{WITH_LM}{BOOSTED}")
     }
     of = {row.result["model"]: row for row in rows}
     pooled = {name: [of[run] for run in its_runs if run in of] for name, its_runs in runs.items()}
