@@ -8,7 +8,7 @@ The hypothesis maximises, over paths of the acoustic model,
 where p(words) is the language model's, the end of the sentence included (KenLM; Heafield 2011), or 1 without one. Words
 are those of the lexicon, which may hold several of one spelling, and, so that the vocabulary stays open, those of the
 greedy text of the same utterance: a word that the language model does not know has the probability of its <unk>. Words
-of boosted phrases are not unknown: their weight takes the place of unknown_score.
+of boosted phrases are charged no unknown_score.
 
 The words of a character model end with a space or with the utterance. Those of a sub-word model are spelt as its
 tokenizer spells them and end with their last piece: flashlight completes a word in the first frame of that piece or,
@@ -108,8 +108,7 @@ class BeamSearch:
             return np.zeros(0, dtype=np.int64)
         greedy_words = word_tokens(greedy_path(log_probs), self.vocabulary)
         paths = self._search(self.trie, log_probs, settings, MAX_TOKENS) if self.trie else []
-        listed = self.known.keys() | self.phrases.keys()
-        unknown = {word: tokens for word, tokens in sorted(greedy_words.items()) if word not in listed}
+        unknown = {word: tokens for word, tokens in sorted(greedy_words.items()) if word not in self.known}
         if unknown or self.phrases:
             texts = (ctc_collapse(path, self.vocabulary) for path in paths[:NEARBY])
             nearby = {*greedy_words, *(word for text in texts for word in text.split())} & self.known.keys()
