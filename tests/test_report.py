@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+import boosting_table
 import interval_tables
 import paper_figures
 import paper_pdf
 import readme_tables
-import boosting_table
 import report
 from conftest import ROOT
 from finetuning.config.loading import load_config
