@@ -1,8 +1,8 @@
 """A model and recordings -> what is said in them, as text, JSON lines, subtitles or words with their times.
 
-    python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt|vtt|ctm|labels] [--output FOLDER]
-                                     [--channels mix|split] [--language-model DECODER.JSON] [--boost FILE]
-                                     [--config FILE]
+    python Fine_tuning/transcribe.py MODEL FILE_FOLDER_OR_MANIFEST... [--format text|jsonl|srt|vtt|ctm|labels]
+                                     [--output FOLDER] [--channels mix|split] [--language-model DECODER.JSON]
+                                     [--boost FILE] [--config FILE]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where nobody
 speaks. --channels split takes the two channels of a call for two speakers; --boost names a file of words and phrases to
@@ -19,7 +19,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -33,8 +32,9 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from finetuning.decoding.boosting import Phrase
+    from finetuning.transcription.recordings import Recording
     from finetuning.transcription.segmentation import Segment
-    from finetuning.transcription.transcripts import Passage, Recording, TranscriptFolder
+    from finetuning.transcription.transcripts import Passage, TranscriptFolder
 
     # what is said in segments, their sample rate in Hz, and whether confidences are calibrated
     Transcriber = tuple[Callable[[list[Segment]], list[Passage]], int, bool]
@@ -59,7 +59,8 @@ def main() -> None:
 def transcribe_all(arguments: argparse.Namespace) -> None:
     """Transcribe what can be read, and end with an error when something could not."""
     from finetuning.language_model.kenlm import require_flashlight
-    from finetuning.transcription.transcripts import TranscriptFolder, find_recordings
+    from finetuning.transcription.recordings import find_recordings
+    from finetuning.transcription.transcripts import TranscriptFolder
 
     if arguments.language_model or arguments.boost:
         require_flashlight()
@@ -110,7 +111,8 @@ def command_line() -> argparse.Namespace:
 
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
-    parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
+    help_ = "of a folder, all audio files below it; of a NeMo manifest (.json, .jsonl), those that it names"
+    parser.add_argument("recordings", metavar="FILE_FOLDER_OR_MANIFEST", nargs="+", help=help_)
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
         "--channels", choices=CHANNELS, default="mix", help="split: each of two is a speaker; default: %(default)s"
@@ -248,7 +250,7 @@ def transcribe(
 
     whole, calibrated = 0, transcriber[2]
     speakers = SPEAKERS if channels == "split" else ("",)
-    total_s = len(speakers) * sum(stated_duration_s(recording.audio) for recording in recordings)
+    total_s = len(speakers) * sum(each.duration_s or stated_duration_s(each.audio) for each in recordings)
     with tqdm(total=total_s, unit="s", unit_scale=True, disable=distributed.rank() > 0) as bar:
         for recording, passages, failure in transcribe_recordings(transcriber, recordings, speakers, bar):
             try:
@@ -258,7 +260,7 @@ def transcribe(
                     notify(failure)
                 elif not passages:
                     notify(f"nothing is said in {recording.audio}, as this model has it: its transcript is empty")
-                transcript = format_transcript(style, recording.audio, passages, named and not transcripts, calibrated)
+                transcript = format_transcript(style, recording.shown, passages, named and not transcripts, calibrated)
                 if transcripts:
                     transcripts.write(recording, transcript, whole=not failure)
                 else:
@@ -274,47 +276,26 @@ def transcribe_recordings(
     transcriber: "Transcriber", recordings: list["Recording"], speakers: Sequence[str], bar: "tqdm"
 ) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
     """Yield each recording with what is said in it, and what is wrong with it; advance `bar` by the seconds."""
+    from finetuning.transcription.recordings import parts_of
     from finetuning.transcription.segmentation import Segment
+    from finetuning.transcription.voice_activity import make_listener
 
     transcribe_segments, rate, _ = transcriber
-    parts = parts_of(recordings, rate, speakers)
+    parts = parts_of(recordings, rate, speakers, make_listener, notify)
     passages: list[Passage] = []
     while batch := list(islice(parts, BATCH)):
         transcribed = iter(transcribe_segments([part for _, part in batch if isinstance(part, Segment)]))
         for recording, part in batch:
             if isinstance(part, Segment):
-                before_s = passages[-1].end_s if passages and passages[-1].speaker == part.speaker else 0.0
+                before_s = (
+                    passages[-1].end_s if passages and passages[-1].speaker == part.speaker else recording.offset_s
+                )
                 passages.append(next(transcribed))
                 bar.update(passages[-1].end_s - before_s)  # with the pause before it
             else:
                 spoken = [passage for passage in passages if passage.text.strip()]
                 yield recording, sorted(spoken, key=lambda passage: passage.said_s), part
                 passages = []
-
-
-def parts_of(
-    recordings: list["Recording"], rate: int, speakers: Sequence[str]
-) -> Iterator[tuple["Recording", "Segment | UserError | None"]]:
-    """The segments of each recording and then, for its end, None or what is wrong with it.
-
-    Of two `speakers` each has a channel, and the file is read twice: a side that is silent for long needs no memory.
-    """
-    from finetuning.transcription.segmentation import iter_segments, read_blocks
-    from finetuning.transcription.voice_activity import make_listener
-
-    for recording in recordings:
-        failure, notes = None, set()
-        for number, speaker in enumerate(speakers):
-            channel = number if speaker else None
-            blocks = read_blocks(recording.audio, rate, notes, channel)
-            try:
-                for segment in iter_segments(blocks, rate, make_listener(rate), is_conversation=bool(speaker)):
-                    yield recording, replace(segment, speaker=speaker)
-            except UserError as error:
-                failure = error
-        for note in sorted(notes):
-            notify(f"{recording.audio} {note}")
-        yield recording, failure
 
 
 if __name__ == "__main__":
