@@ -59,13 +59,15 @@ def main() -> None:
 
 def evaluate(config: Config) -> None:
     """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
-    from finetuning.evaluation import external_predictions, results, results_table, slices
+    from finetuning.evaluation import external_predictions, recipes, results, results_table, second_wer, slices
 
     sources = results.row_names(config)
     if any(isinstance(source, str) for source in sources.values()):
         check_beam_search(config)
     folder = experiment.manifest_folder(config)
     tests = [read_data(path, part) for part, path in find_manifests(folder, config.evaluation.split).items()]
+    if config.evaluation.second_wer:
+        second_wer.check_sentences(config.evaluation.second_wer, tests)
     training = read_training(folder)
     for test in tests:
         size = f"{len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)"
@@ -102,7 +104,8 @@ def evaluate(config: Config) -> None:
             if rows[test.part]:
                 write_summary(rows[test.part], sources, test, config)
         if len(tests) > 1 and any(rows.values()):
-            table = {part or "test": [row.result for row in of_part] for part, of_part in rows.items()}
+            pooled = {part: recipes.pool_recipes(of_part, config.evaluation.recipes) for part, of_part in rows.items()}
+            table = {part or "test": [row.result for row in of_part] for part, of_part in pooled.items()}
             print(f"\n{results_table.format_test_sets(table)}")
     if failed:
         raise UserError(
@@ -163,8 +166,11 @@ def score_model(
     decoder: dict[str, Any] | None = None,
 ) -> "Row":
     """Return the row `name` of the table, and write its result; `decoder`: its name and settings, None for greedy."""
-    from finetuning.evaluation import bootstrap, results, results_table, scoring, slices
+    from finetuning.evaluation import bootstrap, results, results_table, scoring, second_wer, slices
 
+    kind, second = config.evaluation.second_wer, None
+    if kind:
+        second = second_wer.score_words(kind, output.predictions, test.utterances)
     is_external = output.vocabulary is None
     if with_rules := is_external or scoring.needs_text_rules(output.vocabulary, config.text.alphabet):
         output = scoring.apply_text_rules(output, config.text)
@@ -180,6 +186,7 @@ def score_model(
         **results.make_result(name, score, test.hours, missing, hashes),
         **results.interval_fields(by_speaker),
         "nemo_wer": results.round_or_none(nemo_wer),
+        **(second_wer.second_fields(kind, second) if second else {}),
         **results.origin_fields(name, config),
         "slices": slices.score_slices(groups, score),
         **({"decoder": decoder} if decoder else {}),
@@ -191,7 +198,7 @@ def score_model(
         result["decoder"] = {"name": results.EXTERNAL}
     results.write_result(ensure_writable_dir(experiment.resolve_path(config.evaluation.results) / test.part), result)
     speed = results_table.format_real_time_factor(name, output.timing)
-    return results.Row(result, output.predictions, score, by_speaker, speed)
+    return results.Row(result, output.predictions, score, by_speaker, speed, second)
 
 
 def write_summary(rows: "list[Row]", sources: dict[str, str | System], test: Data, config: Config) -> None:

@@ -41,6 +41,7 @@ class Row:
     score: Score
     by_speaker: np.ndarray  # word errors, words, character errors and characters, (speakers, 4)
     real_time_factor: str  # as printed
+    second: tuple[Score, np.ndarray] | None = None  # as second_wer.score_words returns it
 
 
 def package_versions() -> dict[str, str]:
