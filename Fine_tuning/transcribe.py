@@ -1,8 +1,8 @@
 """A model and recordings -> what is said in them, as text, JSON lines, subtitles or words with their times.
 
-    python Fine_tuning/transcribe.py MODEL FILE_FOLDER_OR_MANIFEST... [--format text|jsonl|srt|vtt|ctm|labels]
-                                     [--output FOLDER] [--channels mix|split] [--language-model DECODER.JSON]
-                                     [--boost FILE] [--config FILE]
+    python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt|vtt|ctm|labels] [--output FOLDER]
+                                     [--channels mix|split] [--language-model DECODER.JSON] [--boost FILE]
+                                     [--config FILE]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where nobody
 speaks. --channels split takes the two channels of a call for two speakers; --boost names a file of words and phrases to
@@ -58,13 +58,15 @@ def main() -> None:
 
 def transcribe_all(arguments: argparse.Namespace) -> None:
     """Transcribe what can be read, and end with an error when something could not."""
+    from finetuning.config.loading import load_config
+    from finetuning.decoding.boosting import fingerprint, read_phrases
     from finetuning.language_model.kenlm import require_flashlight
     from finetuning.transcription.recordings import find_recordings
     from finetuning.transcription.transcripts import TranscriptFolder
 
     if arguments.language_model or arguments.boost:
         require_flashlight()
-    phrases = read_boosted(arguments.boost, arguments.config) if arguments.boost else []
+    phrases = read_phrases(Path(arguments.boost), load_config(arguments.config, []).text) if arguments.boost else []
     given, left_out = find_recordings(arguments.recordings)
     if left_out:
         notify(f"left out, for they do not look like sound: {file_names(left_out)}; name a file to have it tried")
@@ -84,7 +86,7 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
             notify(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
     used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
     used = sha256_of([used, arguments.channels]) if arguments.channels != "mix" else used
-    used = sha256_of([used, [[phrase.text, phrase.weight] for phrase in phrases]]) if phrases else used
+    used = sha256_of([used, fingerprint(phrases)]) if phrases else used
     folder = ensure_writable_dir(Path(arguments.output)) if arguments.output else None
     with exclusive_lock(folder) if folder else nullcontext():
         transcripts, left = None, readable
@@ -111,8 +113,8 @@ def command_line() -> argparse.Namespace:
 
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
-    help_ = "of a folder, all audio files below it; of a NeMo manifest (.json, .jsonl), those that it names"
-    parser.add_argument("recordings", metavar="FILE_FOLDER_OR_MANIFEST", nargs="+", help=help_)
+    what = "of a folder, all audio files below it; of a NeMo manifest (.json, .jsonl), those that it names"
+    parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help=what)
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
         "--channels", choices=CHANNELS, default="mix", help="split: each of two is a speaker; default: %(default)s"
@@ -141,14 +143,6 @@ def find_model(name_or_path: str, config: str) -> Path:
             raise
         models = experiment.Model()
     return locate_model(name_or_path, models)
-
-
-def read_boosted(file: str, config: str) -> "list[Phrase]":
-    """Return the phrases of a file, normalised by the rules of the configuration."""
-    from finetuning.config.loading import load_config
-    from finetuning.decoding.boosting import read_phrases
-
-    return read_phrases(Path(file), load_config(config, []).text)
 
 
 def notify(sentence: object) -> None:
