@@ -91,6 +91,7 @@ def test_what_is_incomplete_or_broken_is_refused(tmp_path: Path, name: str, cont
         ("{name: a, predictions: x.csv}, {name: A, predictions: y.csv}", "would both be called A.*give another name"),
         ("x/a.nemo, {name: a, predictions: y.csv}", "x/a.nemo and y.csv would both be called a; give another name"),
         ("{name: a+LM, predictions: y.csv}", "give another name"),
+        ("{name: a+Boost, predictions: y.csv}", "as the row of a model with boosted words is; give another name"),
     ],
 )
 def test_a_wrong_mapping_is_refused(models: str, words: str) -> None:

@@ -70,7 +70,10 @@ class BeamSearch:
         self.vocabulary, self.blank, self.phrases = vocabulary, len(vocabulary), {each.text: each for each in phrases}
         self.known: dict[str, list[tuple[int, float]]] = {}  # numbers and scores of the words of each spelling
         check_phrases(phrases, vocabulary)
-        self._load(arpa, lexicon) if arpa else self._load_nothing()
+        if arpa:
+            self._load(arpa, lexicon)
+        else:
+            self._load_nothing()
 
     def _load(self, arpa: Path, lexicon: Mapping[str, str]) -> None:
         """Load a language model, and make the trie of all of its words."""
