@@ -5,8 +5,9 @@
 Each model of evaluation.models is run over the test manifest once, and over that of each further test set; of another
 system the predictions are read from a file. Rerun the same command to resume after an interruption; what is finished is
 not computed again. The page report.html beside the predictions shows where the models fail. With evaluation.decoder=lm
-each model has a second row, by beam search with the language model. Started by torchrun or srun, several processes
-share the utterances, each on a GPU of its own where there are GPUs.
+each model has a second row, by beam search with the language model, and with evaluation.boost=FILE one more, by beam
+search that prefers the words of the file. Started by torchrun or srun, several processes share the utterances, each on
+a GPU of its own where there are GPUs.
 """
 
 import finetuning.startup  # noqa: F401  first: it says what ends a script while the rest is imported
@@ -15,11 +16,9 @@ import finetuning.startup  # noqa: F401  first: it says what ends a script while
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from importlib.metadata import version
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -27,30 +26,23 @@ from finetuning import distributed
 from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config, Evaluated, System
-from finetuning.data.manifest import manifest_path
-from finetuning.decoding import prediction_cache, predictions
 from finetuning.decoding.predictions import ModelOutput
 from finetuning.errors import UserError, describe_failure, is_interruption, printable, run_script
 from finetuning.evaluation.evaluated_data import Data, find_manifests, read_data, read_training
-from finetuning.files import code_fingerprint, ensure_writable_dir, exclusive_locks, sha256, write_json
+from finetuning.evaluation.model_predictions import (
+    Model,
+    input_hashes,
+    predict,
+    predict_boosted,
+    predict_with_lm,
+    restore,
+)
+from finetuning.files import ensure_writable_dir, exclusive_locks, sha256, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-    from nemo.collections.asr.models import EncDecCTCModel
-
-    from finetuning.decoding.beam_search import Settings
     from finetuning.evaluation.external_predictions import ExternalPredictions
     from finetuning.evaluation.results import Row
     from finetuning.evaluation.slices import Groups
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model to evaluate."""
-
-    name: str  # of its row in the table
-    path: Path
-    sha256: str
 
 
 def main() -> None:
@@ -67,21 +59,19 @@ def main() -> None:
 
 def evaluate(config: Config) -> None:
     """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
-    from finetuning.evaluation import external_predictions, results, results_table, slices
-    from finetuning.language_model import kenlm
+    from finetuning.evaluation import external_predictions, recipes, results, results_table, second_wer, slices
 
     sources = results.row_names(config)
-    with_lm = config.evaluation.decoder == "lm" and any(isinstance(source, str) for source in sources.values())
-    if with_lm:
-        kenlm.require_flashlight()
+    if any(isinstance(source, str) for source in sources.values()):
+        check_beam_search(config)
     folder = experiment.manifest_folder(config)
     tests = [read_data(path, part) for part, path in find_manifests(folder, config.evaluation.split).items()]
+    if config.evaluation.second_wer:
+        second_wer.check_sentences(config.evaluation.second_wer, tests)
     training = read_training(folder)
     for test in tests:
         size = f"{len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)"
         print(f"{test.part or config.name}: {size}")
-    if with_lm:
-        kenlm.find_language_model(config.language_model.output, config.file)  # fails early where there is none
 
     failed: list[str] = []
     rows: dict[str, list[Row]] = {test.part: [] for test in tests}
@@ -107,25 +97,53 @@ def evaluate(config: Config) -> None:
                         hashes["manifest"] = test.sha256
                         rows[test.part].append(score_model(name, output, hashes, test, groups, config))
                         continue
-                    greedy = predict(model, test, config)
-                    rows[test.part].append(score_model(name, greedy, input_hashes(model, test), test, groups, config))
-                    if with_lm:
-                        lm_name = results.lm_row_name(name)
-                        sources[lm_name] = sources[name]
-                        with report_failure(lm_name, failed):
-                            output, hashes, settings = predict_with_lm(model, test, greedy, config)
-                            row = score_model(lm_name, output, hashes, test, groups, config, settings)
-                            rows[test.part].append(row)
+                    for row in evaluate_model(model, test, groups, config, failed):
+                        rows[test.part].append(row)
+                        sources[row.result["model"]] = sources[name]
         for test in tests:
             if rows[test.part]:
                 write_summary(rows[test.part], sources, test, config)
         if len(tests) > 1 and any(rows.values()):
-            table = {part or "test": [row.result for row in of_part] for part, of_part in rows.items()}
+            pooled = {part: recipes.pool_recipes(of_part, config.evaluation.recipes) for part, of_part in rows.items()}
+            table = {part or "test": [row.result for row in of_part] for part, of_part in pooled.items()}
             print(f"\n{results_table.format_test_sets(table)}")
     if failed:
         raise UserError(
             f"not evaluated, for the reasons above: {', '.join(name for name in sources if name in failed)}"
         )
+
+
+def check_beam_search(config: Config) -> None:
+    """Raise UserError, before anything is run, where the beam search that is asked for lacks something."""
+    from finetuning.decoding import boosting
+    from finetuning.language_model import kenlm
+
+    if config.evaluation.decoder == "lm" or config.evaluation.boost:
+        kenlm.require_flashlight()
+    if config.evaluation.decoder == "lm":
+        kenlm.find_language_model(config.language_model.output, config.file)
+    if config.evaluation.boost:
+        boosting.read_phrases(experiment.resolve_path(config.evaluation.boost), config.text)
+
+
+def evaluate_model(model: Model, test: Data, groups: "Groups", config: Config, failed: list[str]) -> "Iterator[Row]":
+    """Yield the rows of a model: greedy and, where they are asked for, those by beam search."""
+    from finetuning.evaluation import results
+
+    greedy, settings = predict(model, test, config), None
+    yield score_model(model.name, greedy, input_hashes(model, test), test, groups, config)
+    with_lm = config.evaluation.decoder == "lm"
+    if with_lm:
+        name = results.lm_row_name(model.name)
+        with report_failure(name, failed):
+            output, hashes, settings = predict_with_lm(model, test, greedy, config)
+            yield score_model(name, output, hashes, test, groups, config, {"name": "lm", **asdict(settings)})
+    if config.evaluation.boost:
+        name = results.boosted_row_name(model.name, with_lm)
+        with report_failure(name, failed):
+            output, hashes, settings = predict_boosted(name, model, test, greedy, config, settings)
+            decoder = {"name": "lm+boost" if with_lm else "boost", **asdict(settings)}
+            yield score_model(name, output, hashes, test, groups, config, decoder)
 
 
 def find_model(source: str, config: Config) -> Path:
@@ -138,117 +156,6 @@ def find_model(source: str, config: Config) -> Path:
     return pretrained.locate_model(source, config.model)
 
 
-@lru_cache(maxsize=1)
-def restore(model: Model) -> "EncDecCTCModel":
-    """Return the restored model; raise UserError where its file was replaced after its hash was taken."""
-    print(f"loading {model.path.name} (NeMo takes a while)")
-    from finetuning.model import ctc_model
-
-    restored = ctc_model.restore_model(model.path)
-    if sha256(model.path) != model.sha256:
-        raise UserError(f"{model.path} was replaced while it was read; rerun the same command")
-    return restored
-
-
-def input_hashes(model: Model, data: Data) -> dict[str, str]:
-    """Return the hashes of all that greedy predictions depend on, but for the wavs."""
-    return {"model": model.sha256, "manifest": data.sha256, "code": code_fingerprint("decoding.manifest_inference")}
-
-
-def output_folder(row: str, data: Data, config: Config) -> Path:
-    """Return the folder of a row's predictions of `data`."""
-    return experiment.resolve_path(config.evaluation.predictions) / row / data.part
-
-
-def predict(model: Model, data: Data, config: Config) -> ModelOutput:
-    """Return the greedy predictions: the saved ones, or those of one pass of the model over the utterances."""
-    from finetuning.evaluation import results
-
-    work, name = output_folder(model.name, data, config), f"{model.name}, {data.part}" if data.part else model.name
-    inputs = {
-        "sha256": input_hashes(model, data),
-        "alphabet": config.text.alphabet,
-        "versions": results.package_versions(),
-        "audio": data.audio,
-    }
-    save_log_probs = config.evaluation.decoder == "lm"
-    cached, reason = prediction_cache.load_cached(work, inputs, data.utterances, save_log_probs)
-    if cached:
-        print(f"{name}: model and manifest are as before, predictions are reused from {work}")
-        return cached
-    if reason:
-        print(f"{name}: predictions are made again ({reason})")
-    restored = restore(model)
-    prediction_cache.prepare_folder(work, inputs)
-    from finetuning.decoding.manifest_inference import run_inference
-
-    batch_size = config.evaluation.batch_size
-    output = run_inference(name, restored, model.path, data.utterances, data.folder, work, batch_size, save_log_probs)
-    if prediction_cache.audio_state(data.utterances, data.folder) != data.audio:
-        prediction_cache.discard_predictions(work)
-        raise UserError(f"wavs of {data.manifest} were changed while they were read; rerun the same command")
-    return output
-
-
-def predict_with_lm(
-    model: Model, test: Data, greedy: ModelOutput, config: Config
-) -> tuple[ModelOutput, dict[str, str], "Settings"]:
-    """Return the predictions by beam search with the language model, the hashes of their inputs, and the settings.
-
-    The search is over the log-probabilities that `predict` has saved. Its weights are tuned on the validation set once
-    for this model and this language model, and saved in decoder.json.
-    """
-    from finetuning.decoding import beam_search, weight_search
-    from finetuning.evaluation import calibration, results
-    from finetuning.language_model import kenlm
-
-    *_, lm_hashes = kenlm.find_language_model(config.language_model.output, config.file)
-    name = results.lm_row_name(model.name)
-    work, tuned = output_folder(name, test, config), output_folder(name, replace(test, part=""), config)
-    validation = read_data(manifest_path(test.folder, "validation"), "validation")
-    sample = replace(validation, utterances=weight_search.sample_utterances(validation.utterances))
-    hashes = {**lm_hashes, "model": model.sha256, "manifest": test.sha256, "validation": validation.sha256}
-    hashes["code"] = code_fingerprint("decoding.manifest_inference", "decoding.weight_search")
-    tuning = {name: digest for name, digest in hashes.items() if name != "manifest"}
-    audio = {"test": test.audio, "validation": sample.audio}
-    inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}, "audio": audio}
-    cached, reason = prediction_cache.load_cached(work, inputs, test.utterances)
-    settings = weight_search.read_current_settings(tuned / predictions.DECODER, tuning, sample.audio)
-    if cached and settings:
-        print(f"{name}: model, language model and manifests are as before, predictions are reused from {work}")
-        return cached, hashes, settings
-    if reason:
-        print(f"{name}: predictions are made again ({reason})")
-    prediction_cache.prepare_folder(work, inputs)
-    write_json(work / predictions.VOCABULARY, greedy.vocabulary.as_json())
-    search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
-    if not settings or not test.part:
-        validated = predict(model, sample, config).predictions, read_log_probs(model, sample, config)
-    if not settings:
-        texts = [prediction.text for prediction in validated[0]]
-        settings, trials = weight_search.search_weights(search, validated[1], texts, tuned.name)
-        record = weight_search.decoder_record(config, settings, trials, validated[0], tuning, sample.audio)
-        write_json(tuned / predictions.DECODER, record)
-    log_probs = read_log_probs(model, test, config)
-    output = weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work)
-    if not test.part:
-        files, tested = (model.path, work / predictions.DECODER), (greedy.predictions, log_probs)
-        print(calibration.calibrate(*files, (search, settings), validated, tested, config.text))
-    return output, hashes, settings
-
-
-def read_log_probs(model: Model, data: Data, config: Config) -> "list[np.ndarray]":
-    """Return the log-probabilities that `predict` has saved; where they are damaged, the model is run again."""
-    work = output_folder(model.name, data, config)
-    try:
-        return predictions.read_log_probs(work)
-    except UserError as error:
-        print(f"{str(error).partition(';')[0]}; it is made again")
-        prediction_cache.discard_predictions(work)
-        predict(model, data, config)
-        return predictions.read_log_probs(work)
-
-
 def score_model(
     name: str,
     output: ModelOutput,
@@ -256,11 +163,14 @@ def score_model(
     test: Data,
     groups: "Groups",
     config: Config,
-    settings: "Settings | None" = None,
+    decoder: dict[str, Any] | None = None,
 ) -> "Row":
-    """Return the row `name` of the table, and write its result; `settings`: of the beam search, None for greedy."""
-    from finetuning.evaluation import bootstrap, results, results_table, scoring, slices
+    """Return the row `name` of the table, and write its result; `decoder`: its name and settings, None for greedy."""
+    from finetuning.evaluation import bootstrap, results, results_table, scoring, second_wer, slices
 
+    kind, second = config.evaluation.second_wer, None
+    if kind:
+        second = second_wer.score_words(kind, output.predictions, test.utterances)
     is_external = output.vocabulary is None
     if with_rules := is_external or scoring.needs_text_rules(output.vocabulary, config.text.alphabet):
         output = scoring.apply_text_rules(output, config.text)
@@ -270,15 +180,16 @@ def score_model(
     score = scoring.score_predictions(bar)
     score = replace(score, loss_left_out=0) if is_external else score
     by_speaker = bootstrap.sum_by_speaker(score, test.utterances)
-    has_nemo_wer = not (settings or with_rules or output.vocabulary.sentencepiece)
+    has_nemo_wer = not (decoder or with_rules or output.vocabulary.sentencepiece)
     nemo_wer = scoring.nemo_word_error_rate(output.predictions, score, output.vocabulary) if has_nemo_wer else None
     result = {
         **results.make_result(name, score, test.hours, missing, hashes),
         **results.interval_fields(by_speaker),
         "nemo_wer": results.round_or_none(nemo_wer),
+        **(second_wer.second_fields(kind, second) if second else {}),
         **results.origin_fields(name, config),
         "slices": slices.score_slices(groups, score),
-        **({"decoder": {"name": "lm", **asdict(settings)}} if settings else {}),
+        **({"decoder": decoder} if decoder else {}),
         **({"test_set": test.part} if test.part else {}),
     }
     if with_rules:
@@ -287,7 +198,7 @@ def score_model(
         result["decoder"] = {"name": results.EXTERNAL}
     results.write_result(ensure_writable_dir(experiment.resolve_path(config.evaluation.results) / test.part), result)
     speed = results_table.format_real_time_factor(name, output.timing)
-    return results.Row(result, output.predictions, score, by_speaker, speed)
+    return results.Row(result, output.predictions, score, by_speaker, speed, second)
 
 
 def write_summary(rows: "list[Row]", sources: dict[str, str | System], test: Data, config: Config) -> None:
@@ -303,7 +214,7 @@ def write_summary(rows: "list[Row]", sources: dict[str, str | System], test: Dat
     print(f"\n{test.part}" if test.part else "")
     print(results_table.format_table([row.result for row in pooled], config.evaluation, comparisons))
     print(f"\n{slices.format_slices(table)}")
-    if config.evaluation.decoder == "lm":
+    if config.evaluation.decoder == "lm" or config.evaluation.boost:
         print(f"\n{results_table.format_decoder_table(table)}")
     speeds = ", ".join(row.real_time_factor for row in rows)
     print(f"\nReal-time factor, processing time / duration of the audio: {speeds}.")

@@ -3,7 +3,7 @@
     python Fine_tuning/train_language_model.py [--config FILE] [section.key=value ...]
 
 Estimates a model from each of language_model.sources, mixes them by their weights and writes language_model.arpa,
-lexicon.txt and language_model.json to language_model.output. Of a long text, KenLM's lmplz estimates it on disk, where
+lexicon.txt and language_model.json to language_model.output. Of long texts, KenLM's lmplz estimates them on disk, where
 it is installed (make lmplz), and language_model.binary is written too. Sentences of validation and test are left out.
 `evaluate.py evaluation.decoder=lm` and `transcribe.py --language-model` use it.
 """
@@ -11,6 +11,7 @@ it is installed (make lmplz), and language_model.binary is written too. Sentence
 import finetuning.startup  # noqa: F401  first: it reports what ends the script during the other imports
 
 # isort: split
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -138,7 +139,7 @@ def estimate(config: Config, path: Path, stats: "list[SourceStats]") -> "tuple[L
 
 
 def choose_lmplz(config: Config) -> str | None:
-    """Return the path of KenLM's lmplz for a long text, or one that may need more memory than is free, else None.
+    """Return the path of KenLM's lmplz for long texts, or those that may need more memory than is free, else None.
 
     Raises UserError when the texts certainly need more and lmplz cannot be used.
     """
@@ -151,23 +152,17 @@ def choose_lmplz(config: Config) -> str | None:
         f"{words:,} words take about {least / 1e9:.1f} to {most / 1e9:.1f} GB of memory, depending on how often they "
         f"repeat, and {free / 1e9:.1f} GB are free"
     )
-    single, long = len(sources) == 1, words > lmplz.MANY_WORDS
-    program = lmplz.find_program("lmplz") if single else None
+    long, program = words > lmplz.MANY_WORDS, lmplz.find_program("lmplz")
     if program and (long or most > free):
         print(f"{need}: {program} estimates the model on disk")
         return program
-    if least > free and single:
-        raise UserError(
-            f"{need}; shorten {corpus.source_file(sources[0], config)}, or type: make lmplz (it builds KenLM's lmplz, "
-            "which estimates the same model on disk)"
-        )
     if least > free:
         raise UserError(
-            f"{need}; shorten the texts of language_model.sources: only a single source can be estimated on disk, by "
-            "KenLM's lmplz; several are mixed in memory"
+            f"{need}; shorten the texts of language_model.sources, or type: make lmplz (it builds KenLM's lmplz, which "
+            "estimates the same model on disk)"
         )
     if most >= REPORTED_BYTES:
-        hint = "; make lmplz builds KenLM's lmplz, which needs far less" if single and long else ""
+        hint = "; make lmplz builds KenLM's lmplz, which needs far less" if long else ""
         print(f"{need}{': it may not be enough' * (most > free)}{hint}")
     return None
 
@@ -175,24 +170,30 @@ def choose_lmplz(config: Config) -> str | None:
 def estimate_on_disk(
     program: str, config: Config, path: Path, stats: "list[SourceStats]"
 ) -> tuple[list[int], list[str], list[int]]:
-    """Estimate a model with lmplz and write it to `path`.
+    """Estimate a model with lmplz, or one of each source, which are mixed in memory, and write it to `path`.
 
     Returns the counts of each order, the words, and the orders whose discounts could not be estimated.
     """
     from finetuning.language_model import arpa, corpus, kneser_ney, lmplz
 
-    settings, vocabulary = config.language_model, None
-    if settings.min_count > 1:  # the text is read twice
-        source, uncounted = settings.sources[0], corpus.SourceStats("", 1.0)
-        sentences = corpus.iter_sentences(source, config, corpus.held_out_texts(config), uncounted)
-        vocabulary = kneser_ney.frequent_words(sentences, settings.min_count)
-        if not vocabulary:
-            raise UserError(corpus.NO_WORD.format(settings.min_count))
-    sources = iter_sources(config, stats)
-    fallbacks = lmplz.estimate_with_lmplz(program, path, next(sources), settings.order, settings.prune, vocabulary)
-    next(sources, None)
+    settings = config.language_model
+    vocabulary, absent, paths, fallbacks = None, [()], [path], set()
+    work = path.with_name("sources")
+    if several := len(settings.sources) > 1:
+        shutil.rmtree(work, ignore_errors=True)
+        ensure_writable_dir(work)
+        paths = [work / f"{number}.arpa" for number in range(len(settings.sources))]
+    if several or settings.min_count > 1:  # the texts are read twice
+        vocabulary, absent = corpus.read_vocabulary(config)
+    for of_source, sentences, lacks in zip(paths, iter_sources(config, stats), absent, strict=True):
+        limits = (settings.order, settings.prune, vocabulary, lacks)
+        fallbacks.update(lmplz.estimate_with_lmplz(program, of_source, sentences, *limits))
+    if several:
+        weights = [source.weight for source in settings.sources]
+        arpa.write_arpa(path, kneser_ney.mix_models(list(map(arpa.read_arpa, paths)), weights))
+        shutil.rmtree(work)
     counts, words = arpa.read_unigrams(path)
-    return counts, words, fallbacks
+    return counts, words, sorted(fallbacks)
 
 
 if __name__ == "__main__":

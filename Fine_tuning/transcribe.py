@@ -1,10 +1,12 @@
 """A model and recordings -> what is said in them, as text, JSON lines, subtitles or words with their times.
 
     python Fine_tuning/transcribe.py MODEL FILE_OR_FOLDER... [--format text|jsonl|srt|vtt|ctm|labels] [--output FOLDER]
-                                     [--channels mix|split] [--language-model DECODER.JSON] [--config FILE]
+                                     [--channels mix|split] [--language-model DECODER.JSON] [--boost FILE]
+                                     [--config FILE]
 
 Reads any audio or video that libsndfile or ffmpeg reads, of any length: what is longer than 17 s is cut where nobody
-speaks. --channels split takes the two channels of a call for two speakers. With --output each recording gets a file of
+speaks. --channels split takes the two channels of a call for two speakers; --boost names a file of words and phrases to
+prefer, one a line, which are normalised by the rules of the configuration. With --output each recording gets a file of
 its own, and a rerun resumes with those that have none yet; without, transcripts are printed. Notices and the progress
 bar go to stderr. Started by torchrun or srun, several processes share the recordings, each on a GPU of its own where
 there are GPUs.
@@ -17,7 +19,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,8 +31,10 @@ from finetuning.files import ensure_writable_dir, exclusive_lock, sha256, sha256
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from finetuning.decoding.boosting import Phrase
+    from finetuning.transcription.recordings import Recording
     from finetuning.transcription.segmentation import Segment
-    from finetuning.transcription.transcripts import Passage, Recording, TranscriptFolder
+    from finetuning.transcription.transcripts import Passage, TranscriptFolder
 
     # what is said in segments, their sample rate in Hz, and whether confidences are calibrated
     Transcriber = tuple[Callable[[list[Segment]], list[Passage]], int, bool]
@@ -55,11 +58,15 @@ def main() -> None:
 
 def transcribe_all(arguments: argparse.Namespace) -> None:
     """Transcribe what can be read, and end with an error when something could not."""
+    from finetuning.config.loading import load_config
+    from finetuning.decoding.boosting import fingerprint, read_phrases
     from finetuning.language_model.kenlm import require_flashlight
-    from finetuning.transcription.transcripts import TranscriptFolder, find_recordings
+    from finetuning.transcription.recordings import find_recordings
+    from finetuning.transcription.transcripts import TranscriptFolder
 
-    if arguments.language_model:
+    if arguments.language_model or arguments.boost:
         require_flashlight()
+    phrases = read_phrases(Path(arguments.boost), load_config(arguments.config, []).text) if arguments.boost else []
     given, left_out = find_recordings(arguments.recordings)
     if left_out:
         notify(f"left out, for they do not look like sound: {file_names(left_out)}; name a file to have it tried")
@@ -79,6 +86,7 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
             notify(f"{decoder} was tuned for another model than {path.name}: its weights may not suit this one")
     used = sha256_of([sha256(path), sha256(decoder)]) if decoder else sha256(path)
     used = sha256_of([used, arguments.channels]) if arguments.channels != "mix" else used
+    used = sha256_of([used, fingerprint(phrases)]) if phrases else used
     folder = ensure_writable_dir(Path(arguments.output)) if arguments.output else None
     with exclusive_lock(folder) if folder else nullcontext():
         transcripts, left = None, readable
@@ -91,7 +99,7 @@ def transcribe_all(arguments: argparse.Namespace) -> None:
             notify(f"{len(readable) - len(left):,} of {len(given):,} recordings are transcribed already in {folder}")
         done = 0
         if left:
-            job = left, (path, decoder), (folder, arguments.format, used), arguments.channels, len(given) > 1
+            job = left, (path, decoder, phrases), (folder, arguments.format, used), arguments.channels, len(given) > 1
             done = transcribe_share(*distributed.broadcast(job), transcripts)
     if bad := len(given) - (len(readable) - len(left)) - done:
         raise UserError(
@@ -105,13 +113,17 @@ def command_line() -> argparse.Namespace:
 
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a .nemo file, or a name of model.registry in the configuration")
-    parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help="of a folder, all audio files below it")
+    what = "of a folder, all audio files below it; of a NeMo manifest (.json, .jsonl), those that it names"
+    parser.add_argument("recordings", metavar="FILE_OR_FOLDER", nargs="+", help=what)
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
         "--channels", choices=CHANNELS, default="mix", help="split: each of two is a speaker; default: %(default)s"
     )
     parser.add_argument(
         "--language-model", metavar="DECODER.JSON", help="as evaluate.py evaluation.decoder=lm leaves it for a model"
+    )
+    parser.add_argument(
+        "--boost", metavar="FILE", help="words and phrases to prefer, one a line, maybe a tab and a weight"
     )
     parser.add_argument("--config", default="configs/italian.yaml", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--output", metavar="FOLDER", help="for one file a recording")
@@ -160,7 +172,7 @@ def is_readable(recording: "Recording") -> bool:
 
 def transcribe_share(
     recordings: list["Recording"],
-    model: tuple[Path, Path | None],
+    model: tuple[Path, Path | None, "list[Phrase]"],
     output: tuple[Path | None, str, str],
     channels: str,
     named: bool,
@@ -191,19 +203,26 @@ def transcribe_share(
     return sum(count for _, count in shares)
 
 
-def load_transcriber(path: Path, decoder: Path | None) -> "Transcriber":
-    """Return what transcribes segments with the model of `path`, greedily or by a decoder.json's beam search."""
+def load_transcriber(path: Path, decoder: Path | None, phrases: "list[Phrase]") -> "Transcriber":
+    """Return what transcribes segments with the model of `path`, greedily or by beam search.
+
+    `decoder`: the decoder.json of a search with a language model; `phrases`: those that are preferred.
+    """
     notify(f"loading {path.name} (NeMo takes a while)")
     from finetuning.model import ctc_model
 
     model = ctc_model.restore_model(path)  # keeps NeMo quiet while it is imported
-    from finetuning.decoding import confidence, inference, weight_search
+    from finetuning.decoding import beam_search, confidence, inference, weight_search
     from finetuning.decoding.openvino_runtime import load_network
     from finetuning.transcription import recognizer
 
     inference.prepare_for_inference(model)
-    beam = weight_search.restore_decoder(decoder, ctc_model.get_vocabulary(model)) if decoder else None
-    calibration = confidence.read_calibration(path, decoder)
+    beam, vocabulary = None, ctc_model.get_vocabulary(model)
+    if decoder:
+        beam = weight_search.restore_decoder(decoder, vocabulary, phrases)
+    elif phrases:
+        beam = beam_search.BeamSearch(None, {}, vocabulary, phrases), beam_search.WITHOUT_LM
+    calibration = None if phrases else confidence.read_calibration(path, decoder)  # fitted without them
     by = {"beam": beam, "calibration": calibration}
     transcribe_segments = partial(recognizer.transcribe_segments, model, load_network(model, path), **by)
     return transcribe_segments, inference.sample_rate(model), calibration is not None
@@ -225,7 +244,7 @@ def transcribe(
 
     whole, calibrated = 0, transcriber[2]
     speakers = SPEAKERS if channels == "split" else ("",)
-    total_s = len(speakers) * sum(stated_duration_s(recording.audio) for recording in recordings)
+    total_s = len(speakers) * sum(each.duration_s or stated_duration_s(each.audio) for each in recordings)
     with tqdm(total=total_s, unit="s", unit_scale=True, disable=distributed.rank() > 0) as bar:
         for recording, passages, failure in transcribe_recordings(transcriber, recordings, speakers, bar):
             try:
@@ -235,7 +254,7 @@ def transcribe(
                     notify(failure)
                 elif not passages:
                     notify(f"nothing is said in {recording.audio}, as this model has it: its transcript is empty")
-                transcript = format_transcript(style, recording.audio, passages, named and not transcripts, calibrated)
+                transcript = format_transcript(style, recording.shown, passages, named and not transcripts, calibrated)
                 if transcripts:
                     transcripts.write(recording, transcript, whole=not failure)
                 else:
@@ -251,47 +270,26 @@ def transcribe_recordings(
     transcriber: "Transcriber", recordings: list["Recording"], speakers: Sequence[str], bar: "tqdm"
 ) -> Iterator[tuple["Recording", list["Passage"], UserError | None]]:
     """Yield each recording with what is said in it, and what is wrong with it; advance `bar` by the seconds."""
+    from finetuning.transcription.recordings import parts_of
     from finetuning.transcription.segmentation import Segment
+    from finetuning.transcription.voice_activity import make_listener
 
     transcribe_segments, rate, _ = transcriber
-    parts = parts_of(recordings, rate, speakers)
+    parts = parts_of(recordings, rate, speakers, make_listener, notify)
     passages: list[Passage] = []
     while batch := list(islice(parts, BATCH)):
         transcribed = iter(transcribe_segments([part for _, part in batch if isinstance(part, Segment)]))
         for recording, part in batch:
             if isinstance(part, Segment):
-                before_s = passages[-1].end_s if passages and passages[-1].speaker == part.speaker else 0.0
+                before_s = (
+                    passages[-1].end_s if passages and passages[-1].speaker == part.speaker else recording.offset_s
+                )
                 passages.append(next(transcribed))
                 bar.update(passages[-1].end_s - before_s)  # with the pause before it
             else:
                 spoken = [passage for passage in passages if passage.text.strip()]
                 yield recording, sorted(spoken, key=lambda passage: passage.said_s), part
                 passages = []
-
-
-def parts_of(
-    recordings: list["Recording"], rate: int, speakers: Sequence[str]
-) -> Iterator[tuple["Recording", "Segment | UserError | None"]]:
-    """The segments of each recording and then, for its end, None or what is wrong with it.
-
-    Of two `speakers` each has a channel, and the file is read twice: a side that is silent for long needs no memory.
-    """
-    from finetuning.transcription.segmentation import iter_segments, read_blocks
-    from finetuning.transcription.voice_activity import make_listener
-
-    for recording in recordings:
-        failure, notes = None, set()
-        for number, speaker in enumerate(speakers):
-            channel = number if speaker else None
-            blocks = read_blocks(recording.audio, rate, notes, channel)
-            try:
-                for segment in iter_segments(blocks, rate, make_listener(rate), is_conversation=bool(speaker)):
-                    yield recording, replace(segment, speaker=speaker)
-            except UserError as error:
-                failure = error
-        for note in sorted(notes):
-            notify(f"{recording.audio} {note}")
-        yield recording, failure
 
 
 if __name__ == "__main__":

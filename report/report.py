@@ -3,7 +3,7 @@
     python report/report.py
 
 Reads the committed files in results/reference/, which the scripts in benchmarks/ write, and paper/'s own; writes
-README.md, docs/benchmarks.md, docs/metrics.md, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`.
+README.md, three files of docs/, image.png, paper/numbers.json, paper/figures/ and `Finetuning ASR.pdf`.
 The same input gives the same bytes.
 """
 
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 
 import yaml
 
+import boosting_table
 import interval_tables
 import paper_figures
 import paper_pdf
@@ -37,7 +38,10 @@ from wording import minutes
 if TYPE_CHECKING:
     import pandas as pd
 
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "metrics")))  # with the tables
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "metrics", "language_model")),
+)  # with the tables
 REFERENCE = ROOT / "results" / "reference"
 PAPER = ROOT / "paper"
 BASE = ROOT / "models" / "demo" / "quartznet_small_en.run.json"
@@ -54,6 +58,7 @@ MEASURED = {  # in results/reference/, and what writes it
     "evaluation": "evaluation.py",
     "domain": "domain.py",
     "conditions": "conditions.py",
+    "boosting": "boosting.py",
     "wrong_texts": "wrong_texts.py",
     "decoding": "decoding.py",
     "interval_coverage": "interval_coverage.py",
@@ -179,6 +184,7 @@ def build_parts() -> dict[str, str]:
         "architectures": readme_tables.architectures(inputs["architectures"], inputs["recipes"]["variants"]["demo"]),
         "decoders": format_decoder_table(shipped),
         "domain": readme_tables.domain(inputs["domain"]),
+        "boosting": boosting_table.boosting(inputs["boosting"]),
         "decoding": readme_tables.decoding(inputs["decoding"]),
         "conditions": readme_tables.conditions(inputs["conditions"]),
         "wrong_texts": readme_tables.wrong_texts(inputs["wrong_texts"]),

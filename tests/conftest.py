@@ -18,7 +18,7 @@ from forked import Forked
 ROOT = Path(__file__).resolve().parents[1]
 collect_ignore_glob = []  # tests of what has no package for this Python, see requirements.txt
 if sys.version_info >= (3, 13):
-    of_flashlight = ("beam_search", "evaluate_lm", "weight_search")
+    of_flashlight = ("beam_search", "boosting", "evaluate_lm", "weight_search")
     collect_ignore_glob += ["*/language_model/*", *(f"*test_{name}.py" for name in of_flashlight)]
 if sys.version_info < (3, 11, 4):
     collect_ignore_glob += ["*test_mozilla_data_collective.py"]

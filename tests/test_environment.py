@@ -170,7 +170,7 @@ def test_every_imported_package_is_pinned():
     modules = {"nemo": "nemo-toolkit", "yaml": "pyyaml", "imageio_ffmpeg": "imageio-ffmpeg"}
     modules |= {"axe_core_python": "axe-core-python", "dotenv": "python-dotenv"}
     modules |= {"flashlight": "flashlight-text", "huggingface_hub": "huggingface-hub"}
-    modules |= {"sherpa_onnx": "sherpa-onnx", "silero_vad": "silero-vad"}
+    modules |= {"sherpa_onnx": "sherpa-onnx", "silero_vad": "silero-vad", "whisper_normalizer": "whisper-normalizer"}
     sources = [
         path for folder in ("Fine_tuning", "benchmarks", "report", "tests") for path in (ROOT / folder).rglob("*.py")
     ]

@@ -38,6 +38,7 @@ MAY_IMPORT_HEAVY = {
     "transcription.recognizer",
     "transcription.voice_activity",
     "distributed",  # where there are several processes
+    "evaluation.model_predictions",  # where a model has to be run
     "model.pretrained",  # to look up a name, not before
 }
 # from the top; those of one line know nothing of each other

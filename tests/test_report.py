@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import boosting_table
 import interval_tables
 import paper_figures
 import paper_pdf
@@ -50,7 +51,7 @@ def test_what_follows_from_the_results_is_not_stale(made: dict[Path, bytes]):
 
 def test_a_figure_that_is_edited_by_hand_is_put_back():
     pages = {page: page.read_text(encoding="utf-8") for page in report.PAGES}
-    edited = {page: re.sub(r"\| (Model-IT-finetuned|6) ", r"| \1!", text) for page, text in pages.items()}
+    edited = {page: re.sub(r"\| (Model-IT-finetuned|6|no list) ", r"| \1!", text) for page, text in pages.items()}
     assert all(edited[page] != text for page, text in pages.items())
     assert report.fill_pages(edited) == pages
 
@@ -417,3 +418,13 @@ def test_the_figures_of_another_processor_are_kept_and_shown_beside(
     assert other.name == "training.8_CPU_cores_Y_9.json"
     shown = report.on_each_processor(readme_tables.training, "training")
     assert "Medians of 6 rounds on 2 CPU cores (" in shown and "Medians of 7 rounds on 8 CPU cores (Y 9)" in shown
+
+
+def test_what_listed_words_bring_is_told_as_measured():
+    def row(weight, right, false_alarms):
+        return {"weight": weight, "said": 9, "right": right, "false_alarms": false_alarms, "wer": 0.25}
+
+    rows = {"without": [row(None, 4, 0), row(3.0, 8, 2)], "with": [row(None, 5, 1), row(3.0, 9, 0)]}
+    table = boosting_table.boosting({"words": ["binario"], "default_weight": 3.0, "data": {"clean": rows}})
+    assert "| no list | 4 + 0, 0.250 | 5 + 1, 0.250 |\n| 3 (default) | 8 + 2, 0.250 | 9 + 0, 0.250 |" in table
+    assert "| Weight | clean | +LM, clean |" in table and "of 9," in table

@@ -299,6 +299,42 @@ def test_another_language_model_is_tuned_anew(
     assert decoder["language_model"] == f"{tmp_path}/lm"
 
 
+@pytest.mark.parametrize("decoder", ["lm", "greedy"])
+def test_boosted_words_have_a_row_which_transcribe_writes_too(
+    both: Finished, run_in_process: Script, data: Path, model: Path, tmp_path: Path, decoder: str
+) -> None:
+    """Of the words that end the references, which differ from what the model writes by a letter."""
+    shutil.copytree(both[0], tmp_path / "out")
+    name = "italian+LM+boost" if decoder == "lm" else "italian+boost"
+    evaluated, listed = tmp_path / "out" / "predictions" / name / "predictions.jsonl", tmp_path / "words.txt"
+    command = [*options(tmp_path / "out", data, model), f"evaluation.decoder={decoder}", f"evaluation.boost={listed}"]
+    ends, texts = [row["text"].split()[-1] for row in lines(data / "test_manifest.json")], []
+    for words, weight, why in ((ends[:3], "19", ""), (ends[:3], "19.0", "are reused"), (ends[3:], "19", "(different")):
+        listed.write_text("".join(f"{word.upper()}\t{weight}\n" for word in words), encoding="utf-8")
+        process = run_in_process("evaluate.py", *command)
+        assert process.returncode == 0, process.stderr
+        assert f"| {name} " in process.stdout and "loading" not in process.stdout
+        reused = [
+            line for line in process.stdout.splitlines() if line.startswith(f"{name}: ") and "predictions are" in line
+        ]
+        assert (why in "".join(reused)) if why else not reused
+        texts.append([row["pred_text"] for row in lines(evaluated)])
+    assert texts[0] == texts[1] != texts[2]
+    assert any(word in text.split() for word, text in zip(ends[3:], texts[2][3:], strict=True)), "one is near enough"
+    result = json.loads((tmp_path / "out" / "results" / f"{name}.json").read_text())
+    assert result["decoder"]["name"] == ("lm+boost" if decoder == "lm" else "boost")
+
+    lm = ["--language-model", str(tmp_path / "out" / "predictions" / "italian+LM" / "decoder.json")]
+    wavs = [str(data / row["audio_filepath"]) for row in lines(evaluated)]
+    given = [str(model), *wavs, "--format", "jsonl", "--boost", str(listed), *(lm if decoder == "lm" else [])]
+    transcribed = run_in_process("transcribe.py", *given)
+    assert transcribed.returncode == 0, transcribed.stderr
+    assert [json.loads(line)["pred_text"] for line in transcribed.stdout.splitlines()] == texts[2]
+    listed.write_text("casa\theavy\n")
+    for script, arguments in (("evaluate.py", command), ("transcribe.py", given)):
+        assert_refused(run_in_process(script, *arguments), f"{listed}, line 1: 'heavy' is no weight")
+
+
 def test_transcribe_writes_what_evaluate_does(
     both: Finished, run_script: Script, data: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_what_is_incomplete_or_broken_is_refused(tmp_path: Path, name: str, cont
         ("{name: a, predictions: x.csv}, {name: A, predictions: y.csv}", "would both be called A.*give another name"),
         ("x/a.nemo, {name: a, predictions: y.csv}", "x/a.nemo and y.csv would both be called a; give another name"),
         ("{name: a+LM, predictions: y.csv}", "give another name"),
+        ("{name: a+Boost, predictions: y.csv}", "as the row of a model with boosted words is; give another name"),
     ],
 )
 def test_a_wrong_mapping_is_refused(models: str, words: str) -> None:
@@ -105,8 +106,12 @@ def test_what_transcribe_writes_is_a_row_with_the_models_own_texts(
     write_clips(sample_archive, tmp_path / "it", 4)
     written = tmp_path / "other.jsonl"
     command = ["--format", "jsonl", "--config", "configs/demo.yaml"]
-    transcribed = run_script("transcribe.py", str(ROOT / MODEL), str(tmp_path / "it" / "wavs"), *command)
+    manifest = tmp_path / "it" / "test_manifest.json"
+    transcribed = run_script("transcribe.py", str(ROOT / MODEL), str(manifest), *command)
     assert transcribed.returncode == 0, transcribed.stderr
+    named = [[json.loads(line)["audio_filepath"] for line in text.splitlines()] for text in
+             (transcribed.stdout, manifest.read_text(encoding="utf-8"))]  # fmt: skip
+    assert named[0] == named[1], "in the manifest's own words and order"
     written.write_text(transcribed.stdout, encoding="utf-8")
     given = ["--config", "configs/demo.yaml", "evaluation.decoder=greedy", f"dataset.output={tmp_path}/it"]
     given += [f"evaluation.predictions={tmp_path}/run/predictions", f"evaluation.results={tmp_path}/results"]

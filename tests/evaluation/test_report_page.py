@@ -23,7 +23,7 @@ import soundfile
 import browser as chromium
 from conftest import ROOT
 from finetuning.config.loading import load_config
-from finetuning.config.schema import Config
+from finetuning.config.schema import Config, SecondWer
 from finetuning.data import shard_writer
 from finetuning.data.manifest import SPLITS, Utterance, read_manifest, write_manifest
 from finetuning.decoding.predictions import Prediction
@@ -427,6 +427,20 @@ def test_the_mean_of_several_runs_is_a_row(tmp_path: Path, browser: chromium.Bro
     ]  # 0 and 2 of 4; 12.706 · 0.354 · √1.5
     assert "±: how far a new run may lie" in shown.texts("#footnotes")[0]
     assert shown.texts("#model option") == ["warm-1", "warm-2"]
+    assert shown.complaints() == []
+
+
+@in_a_browser
+def test_a_second_wer_is_a_column(small: Evaluated, browser: chromium.Browser) -> None:
+    small.config.evaluation.second_wer = SecondWer.orthographic
+    for number, row in enumerate(small.rows):
+        second = {"second_wer": 0.5 + number / 4, "second_wer_interval": None, "second_wer_kind": "orthographic"}
+        small.rows[number] = replace(row, result=row.result | second)
+    shown = browser.open(small.write())
+    assert shown.texts("#table thead th")[3:6] == ["WER", "WER, orthographic", "Substituted"]
+    assert shown.texts("#table tbody td:nth-child(5)") == ["0.5000", "0.7500"]
+    assert shown.texts("#table tbody td.best:nth-child(5)") == ["0.5000"]
+    assert "WER, orthographic: words as they stand in the sentences" in shown.texts("#footnotes")[0]
     assert shown.complaints() == []
 
 

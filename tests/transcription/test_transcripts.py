@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from finetuning.audio.ffmpeg import find_ffmpeg
 from finetuning.errors import UserError
+from finetuning.transcription.recordings import Recording, find_recordings
 from finetuning.transcription.segmentation import read_blocks
 from finetuning.transcription.subtitles import (
     LINES,
@@ -27,9 +28,7 @@ from finetuning.transcription.subtitles import (
 from finetuning.transcription.transcripts import (
     LOG,
     Passage,
-    Recording,
     TranscriptFolder,
-    find_recordings,
     format_transcript,
 )
 from releases import tone

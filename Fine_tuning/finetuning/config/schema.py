@@ -164,6 +164,14 @@ class Decoder(StrEnum):
     lm = auto()
 
 
+class SecondWer(StrEnum):
+    """Another scoring, for a second WER: with capitals and punctuation, or after one of Whisper's normalisers."""
+
+    orthographic = auto()
+    whisper = auto()
+    whisper_english = auto()
+
+
 @dataclass
 class Split:
     """Shares of train, validation and test, and how they are drawn."""
@@ -404,6 +412,8 @@ class Evaluation:
     recipes: dict[str, list[str]] = field(default_factory=dict)
     split: Evaluated = MISSING
     decoder: Decoder = MISSING
+    boost: str | None = key(None, **PATH)  # words and phrases that beam search prefers, one a line
+    second_wer: SecondWer | None = None
     topics: dict[str, list[str]] = field(default_factory=dict)
     predictions: str = key(**PATH)
     results: str = key(**PATH)

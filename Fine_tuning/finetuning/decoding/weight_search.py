@@ -21,6 +21,7 @@ from finetuning.config.schema import Config
 from finetuning.data.manifest import Utterance
 from finetuning.decoding import beam_search
 from finetuning.decoding.beam_search import BeamSearch, Settings
+from finetuning.decoding.boosting import Phrase
 from finetuning.decoding.decoding_pool import decoding_pool, processes
 from finetuning.decoding.partial_predictions import open_partial, read_partial
 from finetuning.decoding.predictions import DECODER, TIMING, ModelOutput, Prediction, finish_predictions
@@ -230,7 +231,7 @@ def read_current_settings(path: Path, hashes: dict[str, str], audio: str = "") -
         return None
 
 
-def restore_decoder(path: Path, vocabulary: Vocabulary) -> tuple[BeamSearch, Settings]:
+def restore_decoder(path: Path, vocabulary: Vocabulary, phrases: Sequence[Phrase] = ()) -> tuple[BeamSearch, Settings]:
     """Return the beam search that a decoder.json describes, for a model with this `vocabulary`, and its settings.
 
     Raise UserError when there is another language model than the one it was tuned with.
@@ -239,4 +240,4 @@ def restore_decoder(path: Path, vocabulary: Vocabulary) -> tuple[BeamSearch, Set
     *_, hashes = kenlm.find_language_model(folder, config_file)
     if not hashes.items() <= tuned_with.items():
         raise UserError(f"{path} was tuned with another language model; rerun evaluate.py evaluation.decoder=lm")
-    return beam_search.load_beam_search(folder, config_file, vocabulary, hashes), settings
+    return beam_search.load_beam_search(folder, config_file, vocabulary, hashes, phrases), settings

@@ -7,16 +7,18 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from finetuning.evaluation.results import WITH_LM, Row, interval_fields, make_result, round_or_none, run_name
+from finetuning.config.schema import SecondWer
+from finetuning.evaluation import second_wer
+from finetuning.evaluation.results import BOOSTED, WITH_LM, Row, interval_fields, make_result, round_or_none, run_name
 from finetuning.evaluation.scoring import Score
 
 
 def pool_recipes(rows: Sequence[Row], recipes: Mapping[str, Sequence[str]]) -> list[Row]:
-    """Return `rows` with those of the runs of each recipe replaced by one, behind the others; greedy, then with LM."""
+    """Return `rows` with those of the runs of each recipe replaced by one for each decoder, behind the others."""
     runs = {
         f"{recipe}{decoder}": [f"{run_name(recipe, number)}{decoder}" for number in range(1, len(models) + 1)]
         for recipe, models in recipes.items()
-        for decoder in ("", WITH_LM)
+        for decoder in ("", WITH_LM, BOOSTED, f"{WITH_LM}{BOOSTED}")
     }
     of = {row.result["model"]: row for row in rows}
     pooled = {name: [of[run] for run in its_runs if run in of] for name, its_runs in runs.items()}
@@ -35,18 +37,22 @@ def pool_runs(name: str, rows: Sequence[Row]) -> Row:
     score = Score(fmean(losses) if None not in losses else None, first.score.loss_left_out, *counts)
     by_speaker = sum(row.by_speaker for row in rows)
     hashes = {**first.result["sha256"], "model": " ".join(row.result["sha256"]["model"] for row in rows)}
+    second, rates = None, ["wer", "cer"]
+    if first.second:
+        second, rates = second_wer.pool([row.second for row in rows]), [*rates, "second_wer"]
     result = {
         **first.result,
         **make_result(name, score, first.result["hours"], first.result["letters_missing"], hashes),
         **interval_fields(by_speaker),
+        **(second_wer.second_fields(SecondWer(first.result["second_wer_kind"]), second) if second else {}),
         "decoder": {"name": first.result["decoder"]["name"]},  # each run has weights of its own
         "utterances": first.result["utterances"],
         "runs": len(rows),
-        **{f"{rate}_new_run": new_run_distance([row.result[rate] for row in rows]) for rate in ("wer", "cer")},
+        **{f"{rate}_new_run": new_run_distance([row.result[rate] for row in rows]) for rate in rates},
     }
     its_own = {"nemo_wer", "slices"}  # of the first run
     result = {key: value for key, value in result.items() if key not in its_own}
-    return replace(first, result=result, predictions=[], score=score, by_speaker=by_speaker)
+    return replace(first, result=result, predictions=[], score=score, by_speaker=by_speaker, second=second)
 
 
 def new_run_distance(values: Sequence[float]) -> float | None:

@@ -28,7 +28,7 @@ from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError
 from finetuning.evaluation.recipes import pool_recipes
 from finetuning.evaluation.results import Comparison, Row, release_name
-from finetuning.evaluation.results_table import KNOWS_TEST_SET, comparison_note, format_table
+from finetuning.evaluation.results_table import KNOWS_TEST_SET, SECOND_WER, comparison_note, format_table
 from finetuning.evaluation.significance import verdict
 from finetuning.files import atomic_open, ensure_writable_dir
 from finetuning.metrics import confusions
@@ -152,6 +152,7 @@ def report_content(
         "published_on": config.evaluation.published_on,
         "comparisons": [{**pair, "verdict": verdict(pair)} for pair in comparisons],
         "knows_test_set": KNOWS_TEST_SET,
+        "second_wer": SECOND_WER.get(config.evaluation.second_wer, ""),
         "comparison_note": comparison_note(comparisons),
         "audio": _audio_kind(utterances),
         "unseen_words": words_not_in_training(config, rows),

@@ -21,6 +21,7 @@ from finetuning.files import atomic_open, read_json, write_json
 
 COMPARISONS = "comparisons"  # results/<experiment>/comparisons.json: each pair of models
 WITH_LM = "+LM"  # ends the name of the row of a model decoded with the language model
+BOOSTED = "+boost"  # ends the name of the row of a model decoded with boosted words, maybe after WITH_LM
 EXTERNAL = "external"  # decoder of a row whose predictions another system made
 MAX_NAME_BYTES = 200  # a file system allows 255, and .json and the marks of a temporary file are added
 MAX_NUMBER = 1e15  # counts, rates and losses beyond it are damage
@@ -40,6 +41,7 @@ class Row:
     score: Score
     by_speaker: np.ndarray  # word errors, words, character errors and characters, (speakers, 4)
     real_time_factor: str  # as printed
+    second: tuple[Score, np.ndarray] | None = None  # as second_wer.score_words returns it
 
 
 def package_versions() -> dict[str, str]:
@@ -95,11 +97,17 @@ def lm_row_name(name: str) -> str:
     return f"{name}{WITH_LM}"
 
 
+def boosted_row_name(name: str, with_lm: bool) -> str:
+    """Return the name of the row of model `name` decoded with boosted words, `with_lm`: and the language model."""
+    return f"{name}{WITH_LM if with_lm else ''}{BOOSTED}"
+
+
 def validate_row_name(name: str, model: str | System) -> None:
     """Raise UserError where the results of `model` cannot be saved under `name`."""
     wrong = [
         (name.casefold() == COMPARISONS, "as another result is"),
         (name.casefold().endswith(WITH_LM.casefold()), "as the row of a model with the language model is"),
+        (name.casefold().endswith(BOOSTED), "as the row of a model with boosted words is"),
         (not name or name.startswith(".") or "/" in name, "as no file of results can be"),
         (not name.isprintable(), "with a character that cannot be shown"),
         (len(name.encode(errors="replace")) > MAX_NAME_BYTES, f"with more than {MAX_NAME_BYTES} bytes"),
@@ -183,7 +191,8 @@ def origin_fields(row: str, config: Config) -> Result:
     trained on is not stated, and releases share most of theirs.
     """
     origin = dataset_origin(manifest_folder(config))
-    names = [row, config.model.base or ""] if row.removesuffix(WITH_LM) == config.training.name else [row]
+    is_own = row.removesuffix(BOOSTED).removesuffix(WITH_LM) == config.training.name
+    names = [row, config.model.base or ""] if is_own else [row]
     languages = COMMON_VOICE.findall(origin["release"] or "")
     known = any(_knows_common_voice(name, language) for name in names for language in languages)
     return {**origin, "may_know_test_set": known}

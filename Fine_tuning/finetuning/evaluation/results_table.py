@@ -9,6 +9,11 @@ from finetuning.evaluation.significance import verdict
 
 COLUMNS = ("Model", "Test loss", "CER", "WER")
 MOST_OUTSIDE = 20  # characters in a footnote
+SECOND_WER = {
+    "orthographic": "words as they stand in the sentences, with capitals and punctuation.",
+    "whisper": "sentences and texts after Whisper's normaliser of all languages but English.",
+    "whisper_english": "sentences and texts after Whisper's normaliser of English.",
+}
 KNOWS_TEST_SET = (
     "Published by NVIDIA, or fine-tuned from such a model: trained on Common Voice, maybe on clips of this test set; "
     "its error rates may be too low."
@@ -20,12 +25,15 @@ def format_table(rows: Sequence[Result], evaluation: Evaluation, comparisons: Se
 
     It is followed by the published rows, marked as such, by our row minus the published one, and by the note.
     """
+    seconds = dict.fromkeys(row["second_wer_kind"] for row in rows if "second_wer" in row)
     cells, footnotes = [], list(dict.fromkeys(footnote for row in rows for footnote in _footnotes(row)))
     for row in rows:
         marks = "".join(f" [{footnotes.index(footnote) + 1}]" for footnote in _footnotes(row))
-        cells.append((row["model"] + marks, _figure(row["loss"]), _rate(row, "cer"), _rate(row, "wer")))
+        rates = (_rate(row, name) for name in ("cer", "wer", *["second_wer"] * bool(seconds)))
+        cells.append((row["model"] + marks, _figure(row["loss"]), *rates))
     parts = [
-        markdown_table(COLUMNS, cells),
+        markdown_table((*COLUMNS, *(f"WER, {kind}" for kind in seconds)), cells),
+        "\n".join(f"WER, {kind}: {SECOND_WER[kind]}" for kind in seconds),
         "\n".join(f"[{number}] {footnote}" for number, footnote in enumerate(footnotes, start=1)),
         _interval_note(rows),
         "\n".join(map(_difference_line, comparisons)),
@@ -40,12 +48,12 @@ def format_table(rows: Sequence[Result], evaluation: Evaluation, comparisons: Se
 
 
 def format_test_sets(tables: Mapping[str, Sequence[Result]]) -> str:
-    """Return CER and WER of each model on each test set, a pair of columns a set; `tables`: the rows by set."""
+    """Return CER and WER of each model or recipe on each test set, without intervals; `tables`: the rows by set."""
     names = dict.fromkeys(row["model"] for rows in tables.values() for row in rows)
     of = {test_set: {row["model"]: row for row in rows} for test_set, rows in tables.items()}
     header = ["Model", *(f"{test_set}, {rate.upper()}" for test_set in tables for rate in ("cer", "wer"))]
     cells = [
-        [name, *(_figure(rows[name][rate]) if name in rows else "" for rows in of.values() for rate in ("cer", "wer"))]
+        [name, *(_mean(rows[name], rate) if name in rows else "" for rows in of.values() for rate in ("cer", "wer"))]
         for name in names
     ]
     return markdown_table(header, cells)
@@ -160,9 +168,14 @@ def format_real_time_factor(name: str, timing: dict[str, Any] | None) -> str:
 
 def _rate(row: Result, name: str) -> str:
     """Return a rate and, where they are known, how far a new run may lie from it and its interval."""
-    distance, interval = row.get(f"{name}_new_run"), row.get(f"{name}_interval")
-    new_run = "" if distance is None else f" ± {distance:.3f}"
-    return _figure(row[name]) + new_run + ("" if interval is None else " [{:.3f}, {:.3f}]".format(*interval))
+    interval = row.get(f"{name}_interval")
+    return _mean(row, name) + ("" if interval is None else " [{:.3f}, {:.3f}]".format(*interval))
+
+
+def _mean(row: Result, name: str) -> str:
+    """Return a rate and, of several runs, how far a new one may lie from it."""
+    distance = row.get(f"{name}_new_run")
+    return _figure(row[name]) + ("" if distance is None else f" ± {distance:.3f}")
 
 
 def _figure(value: float | None) -> str:

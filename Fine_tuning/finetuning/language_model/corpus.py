@@ -1,6 +1,7 @@
 """The texts from which the language model of an experiment is estimated: normalised, filtered and counted."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,23 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"there is no text {path}; language_model.sources names a file with one sentence per line")
     return UserError(f"cannot read the text {path} ({error}); it must be UTF-8 with one sentence per line")
+
+
+def read_vocabulary(config: Config) -> tuple[list[str], list[list[str]]]:
+    """Return the words of a language model and, for each source, those that it lacks; the texts are not kept.
+
+    Raises UserError when no word occurs often enough.
+    """
+    held_out, settings = held_out_texts(config), config.language_model
+    counts = []
+    for source in settings.sources:
+        sentences = iter_sentences(source, config, held_out, SourceStats("", 1.0))
+        counts.append(Counter(word for words in sentences for word in words))
+    total = sum(counts, Counter())
+    words = sorted(word for word, count in total.items() if count >= settings.min_count)
+    if not words:
+        raise UserError(NO_WORD.format(settings.min_count))
+    return words, [[word for word in words if word not in of_source] for of_source in counts]
 
 
 def estimate_mixture(

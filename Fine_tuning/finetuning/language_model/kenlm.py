@@ -122,9 +122,9 @@ def require_flashlight() -> None:
     if not find_spec("flashlight"):
         version = ".".join(map(str, sys.version_info[:2]))
         raise UserError(
-            f"a language model needs the package flashlight-text, which this Python {version} lacks and which exists "
-            "for 3.11 and 3.12; type: make -B .venv/.complete PYTHON=python3.12, or do without a language model: "
-            "evaluation.decoder=greedy"
+            f"beam search needs the package flashlight-text, which this Python {version} lacks and which exists for "
+            "3.11 and 3.12; type: make -B .venv/.complete PYTHON=python3.12, or do without a language model and "
+            "boosted words: evaluation.decoder=greedy evaluation.boost=null"
         )
 
 

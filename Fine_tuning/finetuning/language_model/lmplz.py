@@ -2,8 +2,8 @@
 
 lmplz estimates the same model as kneser_ney.py (interpolated modified Kneser-Ney; Heafield et al. 2013): log10 p agrees
 to 5e-7. It does not accept <unk> in a text, so a word outside the vocabulary is written as RARE, which becomes <unk>
-afterwards. That spreads the probability of unseen words over one more word, and log10 p differs by a few times
-1 / number of words.
+afterwards. Where the text has every word of the vocabulary, that spreads the probability of unseen words over one more
+word, and log10 p differs by a few times 1 / number of words.
 """
 
 import math
@@ -19,12 +19,10 @@ from typing import BinaryIO
 
 from finetuning.errors import UserError, printable
 from finetuning.files import atomic_path
-from finetuning.language_model.kneser_ney import FALLBACK
+from finetuning.language_model.kneser_ney import FALLBACK, SPECIAL
 
-LEAST_PER_WORD, MOST_PER_WORD = (
-    100,
-    300,
-)  # bytes that kneser_ney.py takes, measured on repeated and on ever new sentences
+# bytes that kneser_ney.py and arpa.py take, measured on repeated and on ever new sentences, of which nothing is pruned
+LEAST_PER_WORD, MOST_PER_WORD = 100, 530
 MANY_WORDS = 10_000_000  # about a million sentences; above it lmplz is used wherever it is installed
 RARE = "<rare>"  # in no text: such a tag is rejected as a transcriber's note, like <unk>
 SORT_SHARE = 0.5  # of the free memory that lmplz may sort in
@@ -100,11 +98,12 @@ def estimate_with_lmplz(
     order: int,
     prune: Sequence[int],
     vocabulary: Iterable[str] | None,
+    absent: Sequence[str] = (),
 ) -> list[int]:
     """Write the ARPA file of a text, which is read once; return the orders whose discounts could not be estimated.
 
-    `vocabulary`: the words of the model, any other becomes <unk>; None: all words. Raises UserError, and writes
-    nothing, when lmplz fails.
+    `vocabulary`: the words of the model, any other becomes <unk>; None: all words. `absent`: those that the text lacks;
+    they get the probability of a word that does not occur. Raises UserError, and writes nothing, when lmplz fails.
     """
     command = [
         lmplz,
@@ -116,13 +115,12 @@ def estimate_with_lmplz(
     command += ["-T", f"{arpa.parent}/", "--discount_fallback", *map(str, FALLBACK[1:])]
     command += ["--prune", *map(str, prune)] if any(prune) else []
     allowed = None if vocabulary is None else frozenset(vocabulary)
+    command += ["--vocab_pad", str(len(allowed) + len(SPECIAL) - 1)] if absent else []  # <s> is never predicted
     with atomic_path(arpa) as temporary, temporary.open("wb") as text, tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         try:
-            if _feed(process.stdin, sentences, allowed):
-                text.writelines(_rare_as_unknown(process.stdout))
-            else:
-                shutil.copyfileobj(process.stdout, text)
+            has_rare = _feed(process.stdin, sentences, allowed)
+            text.writelines(_complete_unigrams(process.stdout, has_rare, absent))
         except BaseException:
             process.kill()
             raise
@@ -151,18 +149,23 @@ def _feed(stdin: BinaryIO, sentences: Iterable[Sequence[str]], allowed: frozense
     return rare
 
 
-def _rare_as_unknown(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines of lmplz's ARPA file with RARE and <unk>, which is first and in no n-gram, merged to <unk>."""
+def _complete_unigrams(lines: Iterable[bytes], has_rare: bool, absent: Sequence[str]) -> Iterator[bytes]:
+    """Yield the lines of lmplz's ARPA file with the `absent` words, which are as probable as its <unk>.
+
+    <unk> is first and in no n-gram; where there is RARE, this takes its place, with its share too where none is absent.
+    """
     unknown = None
     for line in lines:
         if line.startswith(b"ngram 1="):
-            line = b"ngram 1=%d\n" % (int(line.partition(b"=")[2]) - 1)
+            line = b"ngram 1=%d\n" % (int(line.partition(b"=")[2]) + len(absent) - has_rare)
         elif unknown is None and b"\t<unk>" in line:
             unknown = 10 ** float(line.split(b"\t")[0])
-            continue
-        elif RARE.encode() in line:
+            yield from (line.replace(b"<unk>", word.encode(), 1) for word in absent)
+            if has_rare:
+                continue
+        elif has_rare and RARE.encode() in line:
             probability, gram, *rest = line.split(b"\t")
-            if gram.strip() == RARE.encode():
+            if gram.strip() == RARE.encode() and not absent:
                 probability = b"%.7f" % math.log10(10 ** float(probability) + (unknown or 0.0))
             words = [b"<unk>" if word == RARE.encode() else word for word in gram.rstrip(b"\n").split(b" ")]
             end = b"" if rest else b"\n"

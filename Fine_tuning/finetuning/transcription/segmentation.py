@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetuning.audio.decoding import open_sound
-from finetuning.audio.stream import AudioError, to_mono
+from finetuning.audio.stream import TOLERATED_S, AudioError, to_mono
 from finetuning.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,6 +188,27 @@ def read_blocks(
     notes.update(sound.notes)
     if read < MIN_SEGMENT_S * rate:
         raise UserError(f"{path} holds {f'less than {MIN_SEGMENT_S} s of' if read else 'no'} sound")
+
+
+def crop_blocks(
+    blocks: Iterable["np.ndarray"], path: Path, rate: int, offset_s: float, duration_s: float
+) -> Iterator["np.ndarray"]:
+    """Yield the part of `blocks`, those of `path` at `rate` Hz, that begins at `offset_s`.
+
+    Raise UserError, after what there is, where the recording ends before the part does.
+    """
+    start, end, position = round(offset_s * rate), round((offset_s + duration_s) * rate), 0
+    for block in blocks:
+        part = block[max(0, start - position) : max(0, end - position)]
+        position += len(block)
+        if len(part):
+            yield part
+        if position >= end:
+            return
+    if position <= start or end - position > TOLERATED_S * rate:
+        raise UserError(
+            f"{path} ends at {position / rate:.1f} s, before its part of {duration_s:g} s at {offset_s:g} s"
+        )
 
 
 def _fault(path: Path, read_s: float, bad: AudioError) -> UserError:

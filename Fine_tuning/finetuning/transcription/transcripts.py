@@ -1,4 +1,4 @@
-"""What is said in recordings: which files they are, their transcripts in each format, and which are finished.
+"""What is said in recordings: their transcripts in each format, and which of them are finished.
 
 In a folder of transcripts: one file a recording and `.transcribed.jsonl`, a line a transcript that says of which sound
 and by which model it is. Of several processes each but the first has a log of its own, `.transcribed-<rank>.jsonl`,
@@ -8,32 +8,19 @@ until the next run.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuning.audio.stream import looks_like_audio
 from finetuning.errors import UserError, printable
 from finetuning.files import atomic_open, ensure_writable_dir, parse_json, remove_stale_temp_files, sha256
+from finetuning.transcription.recordings import Recording
 from finetuning.transcription.subtitles import Cue, Word, format_srt, format_vtt, time_cues
 
 SUFFIXES = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt", "vtt": ".vtt", "ctm": ".ctm", "labels": ".labels.txt"}
 SPEAKERS = ("left", "right")  # of the channels, where each is a speaker
 LOG, LOG_OF_RANK = ".transcribed.jsonl", ".transcribed-{}.jsonl"
-NO_SUFFIX = {"raw", "mat4", "mat5", "sd2"}  # libsndfile's formats that do not say what they hold, or are no sound
-BY_FFMPEG = (
-    "aac ac3 aif aifc amr ape asf avi flv m2ts m4a m4b m4v mka mkv mov mp2 mp4 mpeg mpg oga ogv opus qta snd sph spx "
-    "vob weba webm wma wmv wv 3ga 3gp"
-)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A file with sound and the name of its transcript, without suffix, relative to the folder of transcripts."""
-
-    audio: Path
-    name: str
 
 
 @dataclass(frozen=True)
@@ -55,43 +42,6 @@ class Passage:
     def said_s(self) -> float:
         """When the first word is said."""
         return self.words[0].start_s if self.words else self.start_s
-
-
-def find_recordings(given: Iterable[str]) -> tuple[list[Recording], list[Path]]:
-    """Each file that is given and, sorted, those below a folder that hold sound; and those below it that do not.
-
-    They are recognised by content, and by the suffixes of sound: one of these that holds none is refused later on.
-    Hidden ones are neither. A folder without any stands for itself, as one that cannot be read does. A file that is
-    given twice is there once.
-    """
-    by_path: dict[Path, Recording] = {}
-    left_out: list[Path] = []
-    for path in map(Path, given):
-        inside, others = _inside(path)
-        left_out += others
-        for audio in inside or [path]:
-            name = str(audio.relative_to(path).with_suffix("")) if inside else audio.stem
-            by_path.setdefault(audio.absolute(), Recording(audio, name))
-    return list(by_path.values()), left_out
-
-
-def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The visible files below `folder` with sound, and those without; none where it is no folder, or unreadable."""
-    import soundfile
-
-    suffixes = {name.lower() for name in soundfile.available_formats()}.union(BY_FFMPEG.split()) - NO_SUFFIX
-    audio: list[Path] = []
-    left_out: list[Path] = []
-
-    def keep(error: OSError) -> None:
-        audio.append(Path(error.filename))
-
-    for parent, folders, files in os.walk(folder, onerror=keep):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(parent, name) for name in files if not name.startswith(".")):
-            known = path.suffix[1:].lower() in suffixes
-            (audio if known or looks_like_audio(path) else left_out).append(path)
-    return sorted(path for path in audio if path != folder), sorted(left_out)
 
 
 def format_transcript(

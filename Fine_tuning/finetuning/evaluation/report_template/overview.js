@@ -5,23 +5,25 @@ function showResults() {
   at("about").textContent = `What ${plural(results.length, "model")} made of ${plural(page.utterances, "utterance")} (${of}): error ` +
     "rates, by group and by word too, frequent confusions, and every utterance with its audio beside what was written.";
   at("note").textContent = page.note;
-  const heads = ["Model", ...["Test loss", "CER", "WER", "Substituted", "Deleted", "Inserted", "Without error"].map((head) => figure(head))];
+  const second = results.find((result) => result.second_wer_kind); // all rows have one, or none
+  const rates = ["loss", "cer", "wer", ...(second ? ["second_wer"] : [])];
+  const heads = ["Model", ...["Test loss", "CER", "WER", ...(second ? [`WER, ${second.second_wer_kind}`] : []), "Substituted", "Deleted", "Inserted", "Without error"].map((head) => figure(head))];
   const lowest = {}; // losses over different letters do not compare
-  for (const key of ["cer", "wer"]) {
+  for (const key of rates.slice(1)) {
     lowest[key] = Math.min(...results.map((result) => result[key] ?? Infinity));
   }
   const measured = (result, key) => ({class: results.length > 1 && result[key] === lowest[key] ? "figure best" : "figure",
     content: [rate(result[key]), result[`${key}_interval`] ? make("small", null, interval(result[`${key}_interval`])) : null]});
   const rows = page.models.map(({result, without_error}) => row("td", [result.model,
-    ...["loss", "cer", "wer"].map((key) => measured(result, key)),
+    ...rates.map((key) => measured(result, key)),
     ...["substitutions", "deletions", "insertions"].map((key) => figure(count(result[key]))),
     figure(count(without_error))]));
   const about = (result, key) => [result[`${key}_new_run`] ? `± ${rate(result[`${key}_new_run`], 3)}` : null,
     result[`${key}_interval`] ? interval(result[`${key}_interval`]) : null].filter(Boolean).join(" ");
   const means = page.means.map((result) => row("td", [`${result.model} (mean of ${plural(result.runs, "run")})`,
-    ...["loss", "cer", "wer"].map((key) => figure(rate(result[key]), make("small", null, about(result, key)))), "", "", "", ""]));
+    ...rates.map((key) => figure(rate(result[key]), make("small", null, about(result, key)))), "", "", "", ""]));
   const published = page.published.map((p) => row("td", [`${p.model} (published)`, ...[p.loss, p.cer, p.wer].map((v) =>
-    figure(rate(v))), "", "", "", ""], {class: "published"}));
+    figure(rate(v))), ...(second ? [""] : []), "", "", "", ""], {class: "published"}));
   at("table").append(make("thead", null, row("th", heads)), make("tbody", null, rows, means, published));
 
   for (const c of page.comparisons) {
@@ -30,6 +32,7 @@ function showResults() {
       `: WER ${sign}${rate(c.wer_difference)}${c.wer_interval ? ` ${interval(c.wer_interval)}` : ""}, ${c.verdict}.`));
   }
   const notes = ["Substituted, deleted and inserted words; utterances without a word error."];
+  if (second) notes.push(`WER, ${second.second_wer_kind}: ${page.second_wer}`);
   const known = results.find((result) => result.wer_interval || result.cer_interval);
   if (known) notes.push(`In brackets: 95 % intervals, bootstrap-t over ${count(known.speakers)} speakers.`);
   if (page.means.length) notes.push("±: how far a new run may lie from the mean (95 %, Student's t).");
