@@ -139,15 +139,16 @@ def test_the_graph_computes_the_features_of_nemo(clips: Path, gain: float) -> No
     assert np.abs(features - compute_features(model, samples)).max() < 0.02
 
 
-def test_a_hybrid_model_of_sub_words(clips: Path, tmp_path: Path) -> None:
-    """Attention, outputs every 80 ms, and a transducer that is left out."""
+@pytest.mark.parametrize("family", ["conformer", "hybrid"])
+def test_models_of_sub_words_with_attention(clips: Path, tmp_path: Path, family: str) -> None:
+    """Outputs every 40 or 80 ms; of the hybrid model the transducer is left out."""
     from finetuning.export import onnx_graph
     from finetuning.export.sherpa_onnx_folder import load_recogniser
     from finetuning.model.ctc_model import get_vocabulary, restore_model
     from finetuning.training.tokenizer import train_tokenizer
 
-    stock_model("hybrid", tmp_path, train_tokenizer([u.text for u in read_manifest(clips)] * 3, 32))
-    path = tmp_path / "hybrid.nemo"
+    stock_model(family, tmp_path, train_tokenizer([u.text for u in read_manifest(clips)] * 3, 32))
+    path = tmp_path / f"{family}.nemo"
     model = restore_model(path)
     onnx_graph.check_supported(model, path)
     onnx_graph.write_tokens(get_vocabulary(model), tmp_path / "tokens.txt")
