@@ -19,7 +19,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parents[1] / "Fine_tuning"
 LACKING = {
     "os": "fork register_at_fork sched_getaffinity O_DIRECTORY O_NOFOLLOW O_CLOEXEC getuid geteuid getpgid killpg "
-    "setsid mkfifo pipe2 posix_fadvise posix_fallocate memfd_create pidfd_open uname nice WIFSIGNALED statvfs chown fchmod",
+    "setsid mkfifo pipe2 posix_fadvise posix_fallocate memfd_create pidfd_open uname nice WIFSIGNALED chown",
     "signal": "SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGPIPE SIGCHLD SIGALRM alarm pthread_sigmask pthread_kill sigwait",
     "multiprocessing": "",
 }
