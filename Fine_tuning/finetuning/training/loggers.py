@@ -64,7 +64,7 @@ class TrackingService(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run of the service, which is kept open for nobody."""
+        """End the run of the service."""
         if not self.is_lost:
             self._send(self.service.finalize, status)
             if isinstance(self.service, WandbLogger):
@@ -86,13 +86,13 @@ def start_tracking(config: experiment.Config, output: Path) -> TrackingService |
     kind = config.training.logger
     if kind is None:
         return None
-    known = read_json(output / RUN_IDS)
-    run_id = known.get(kind) if isinstance(known, dict) else None
+    found = read_json(output / RUN_IDS)
+    known = found if isinstance(found, dict) else {}
     try:
-        service = _service(kind, config.name, output, run_id)
+        service = _service(kind, config.name, output, known.get(kind))
         if rank_zero_only.rank == 0:
             service.log_hyperparams(_settings(config))  # the first call: it starts the run
-            write_json(output / RUN_IDS, {kind: service.version})
+            write_json(output / RUN_IDS, {**known, kind: service.version})
     except Exception as error:  # each service has its own
         raise UserError(
             f"training.logger={kind} cannot start ({_reason(error)}); {START[kind]}, or type training.logger=null"
