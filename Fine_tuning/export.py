@@ -58,10 +58,10 @@ def main() -> None:
             locks.enter_context(exclusive_locks(folder))
             if onnx := add_onnx(model, finished.rows[0], config, folder, arguments.onnx):
                 card = model_card.write_model_card(replace(finished, onnx=onnx))
-            link(model, folder / model.name)
+            exported = link(model, folder / finished.file_name)
         with atomic_open(folder / "README.md") as text:
             text.write(card)
-        files = [folder / model.name, folder / "README.md", *(folder / name for name in onnx_files.FILES if onnx)]
+        files = [exported, folder / "README.md", *(folder / name for name in onnx_files.FILES if onnx)]
         print("\n".join(["Wrote", *(f"  {file}  {file.stat().st_size:,} bytes" for file in files)]))
         if len(finished.rows) > 1:
             print(f"The language model behind {finished.rows[1]['model']} is not among them")
@@ -196,6 +196,7 @@ def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Train
         rows=rows,
         compared=read_comparisons(rows, config),
         synthetic=any("synthetic" in str(note).lower() for note in notes),
+        repository=arguments.push,
     )
 
 
@@ -253,14 +254,18 @@ def add_onnx(model: Path, row: "Result", config: Config, folder: Path, wanted: b
     return export_for_sherpa_onnx(model, row, config.text, test, folder)
 
 
-def link(model: Path, path: Path) -> None:
-    """Make `path` a hard link to `model`, a copy where the file system has no links."""
+def link(model: Path, path: Path) -> Path:
+    """Make `path` the only hard link to `model` in its folder, or a copy where there are no links, and return it."""
+    for former in path.parent.glob("*.nemo"):  # of an export to another repository, or to none
+        if former.samefile(model):
+            former.unlink()
     with atomic_path(path) as temporary:
         temporary.unlink()
         try:
             os.link(model, temporary)
         except OSError:
             shutil.copyfile(model, temporary)
+    return path
 
 
 def push(repository: str, files: list[Path]) -> str:

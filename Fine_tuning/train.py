@@ -13,6 +13,7 @@ import finetuning.startup  # noqa: F401  first: it says what ends a script while
 import argparse
 import os
 from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def main() -> None:
         run_overfit_check(config, base, arguments.overfit)
         return
     check_names(config, base, output)
+    check_logger(config)
     with exclusive_lock(ensure_writable_dir(output)) if rank == 0 else nullcontext():  # one lock for all processes
         train(config, base, output, data["validation"], rank == 0)
 
@@ -173,6 +175,15 @@ def check_names(config: Config, base: Path | None, output: Path) -> None:
     for file in (path, output / "image.png", output / "metrics.csv"):
         if file.is_dir():
             raise UserError(f"{file} is a folder, and this run writes a file of that name; remove it")
+
+
+def check_logger(config: Config) -> None:
+    """Raise UserError where the package of `training.logger` is missing."""
+    if name := config.training.logger:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            raise UserError(f"training.logger={name} needs the package {name}; type: pip install {name}") from None
 
 
 def load_starting_model(

@@ -28,6 +28,7 @@ MAY_IMPORT_HEAVY = {
     "training.data_loading",
     "training.encoder_freezing",
     "training.fine_tuning",
+    "training.loggers",
     "training.metrics_logger",
     "training.model_selection",
     "training.monitor",

@@ -2,7 +2,6 @@
 
 import ast
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from finetuning.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 TEMP_NAME = re.compile(r"\.finetuning-(\d{1,10})-[0-9a-f]{16}-.+", re.DOTALL)  # with the process that writes it
 MAX_NAME_SUFFIX = 40  # last characters of a file's name in that of its temporary one: a name has at most 255 bytes
@@ -45,8 +49,12 @@ def check_disk_space(folder: Path, needed_bytes: int, what: str) -> None:
 def exclusive_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """Lock `folder` for this process; raise UserError when another run holds the lock, or `wait` until it is free.
 
-    The lock ends with the process. On a file system without locks for folders, as on some clusters, nothing is locked.
+    The lock ends with the process. On a file system without locks for folders, as on some clusters, and on Windows
+    nothing is locked.
     """
+    if fcntl is None:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     _lock_descriptors.add(descriptor)
     try:
@@ -86,7 +94,8 @@ def _release_locks() -> None:
         os.close(_lock_descriptors.pop())
 
 
-os.register_at_fork(after_in_child=_release_locks)
+if hasattr(os, "register_at_fork"):  # not on Windows, where no process is forked
+    os.register_at_fork(after_in_child=_release_locks)
 
 
 def create_temp_file(path: Path) -> Path:
@@ -109,7 +118,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         temporary = create_temp_file(path)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("rb+") as written:  # Windows synchronises only what is open for writing
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -139,6 +148,8 @@ def remove_stale_temp_files(folder: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # where os.kill ends the process; so nothing is taken for stale
+        return True
     try:
         os.kill(pid, 0)  # sends nothing, only checks
     except ProcessLookupError:

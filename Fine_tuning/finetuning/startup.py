@@ -12,6 +12,7 @@ import sys
 SCRIPTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(SCRIPTS)
 MIN_PYTHON = (3, 11)
+ON_WINDOWS = ("transcribe.py", "evaluate.py", "export.py")  # the others lock, fork and limit memory as Linux does
 
 
 def install_handlers() -> None:
@@ -22,8 +23,8 @@ def install_handlers() -> None:
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _interrupted)
     sys.excepthook = _excepthook
-    if os.name == "nt":
-        _exit_with("error: this project runs on Linux; on Windows, run the same command in WSL", 2)
+    if os.name == "nt" and os.path.basename(main) not in ON_WINDOWS:
+        _exit_with("error: on Windows only {}, {} and {} run; type the same in WSL".format(*ON_WINDOWS), 2)
     if sys.version_info < MIN_PYTHON:
         found = ".".join(map(str, sys.version_info[:2]))
         _exit_with(

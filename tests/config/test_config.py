@@ -86,7 +86,7 @@ def defaults(section: type, prefix: str = "") -> Iterator[tuple[str, object]]:
 def test_what_may_change_while_a_step_resumes():
     assert free_keys(Dataset) == {"source", "output", "download", "archive", "workers", "drop", "shards"}
     assert free_keys(Training) == {
-        "output", "name", "workers", "accelerator", "precision", "checkpoint_minutes",
+        "output", "name", "workers", "accelerator", "precision", "checkpoint_minutes", "logger",
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 import argparse
 import base64
 import json
+import os
 import re
 import runpy
 import shutil
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 from huggingface_hub import ModelCard, metadata_load
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +35,7 @@ from finetuning.files import read_json, sha256, write_json
 from finetuning.metrics.history import COLUMNS, write_metrics
 from finetuning.training import run_record
 from mutations import mutated
+from small import write_clips
 
 MODEL = ROOT / "models" / "demo" / "quartznet_small_en.nemo"
 SAMPLE, REAL = "cv-corpus-sample-1.0-2026-11-22/it", "cv-corpus-24.0-2025-12-05/it"
@@ -185,11 +186,29 @@ def test_a_release_of_common_voice_and_a_base_of_the_registry_are_named(run_in_p
     assert run_in_process("export.py", "--config", config, "--license", "MIT").returncode == 0
     path = tmp_path / "run" / "export" / "README.md"
     data, text = metadata_load(path), path.read_text(encoding="utf-8").lower()
-    assert (data["license"], data["datasets"], data["base_model"]) == ("mit", ["common_voice"], "stt_en_quartznet15x5")
+    assert (data["license"], data["datasets"]) == ("mit", ["common_voice"])
+    assert "base_model" not in data, "a name of NVIDIA's catalogue is no model of the hub"
     assert data["model-index"][0]["results"][0]["dataset"]["type"] == "common_voice"
     assert "synthetic" not in text
     assert "of 10 test utterances 2 (20.0%) are by a speaker heard in training" in text
     assert "expect more errors with new voices" in text
+
+
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        ("nvidia/parakeet-ctc-0.6b", "nvidia/parakeet-ctc-0.6b"),
+        *((base, None) for base in (None, "stt_it", "runs/a.nemo", "/models/a", "~/a/b")),
+    ],
+)
+def test_only_a_base_of_the_hub_is_linked(tmp_path: Path, base: str | None, named: str | None) -> None:
+    """The hub takes OWNER/NAME of a model it has, and nothing else."""
+    script = runpy.run_path(str(ROOT / "Fine_tuning" / "export.py"))
+    config = load_config(make(tmp_path), [])
+    arguments = argparse.Namespace(config="c", overrides=[], license="mit", push=None)
+    finished = script["gather"](tmp_path / "run" / "Model-IT-finetuned.nemo", config, arguments)
+    finished.run["config"]["model"]["base"] = base
+    assert card_metadata.make_metadata(finished).to_dict().get("base_model") == named
 
 
 def test_without_a_language_model_there_is_one_row(export: Script, tmp_path: Path) -> None:
@@ -246,7 +265,7 @@ def test_whatever_the_steps_have_left_it_is_one_sentence(tmp_path: Path) -> None
     """Of the files that the card is made of, whatever is in them."""
     config = load_config(make(tmp_path), [])
     script = runpy.run_path(str(ROOT / "Fine_tuning" / "export.py"))
-    arguments = argparse.Namespace(config="c", overrides=[], license="mit")
+    arguments = argparse.Namespace(config="c", overrides=[], license="mit", push=None)
     model = tmp_path / "run" / "Model-IT-finetuned.nemo"
     names = ["run/run.json", "run/metrics.csv", "data/dataset.json", "results/comparisons.json"]
     whole = {name: (tmp_path / name).read_bytes() for name in [*names, "results/Model-IT-finetuned+LM.json"]}
@@ -369,7 +388,7 @@ def test_a_broken_card_is_refused(whole: str, broken: str, says: str) -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers what the library asks when a model is uploaded, and keeps what came."""
+    """Answers what the library asks when a model is uploaded and downloaded, and keeps what came."""
 
     protocol_version = "HTTP/1.1"
     status = 200  # from the first request on
@@ -386,6 +405,33 @@ class Hub(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(pieces)
+
+    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        """As the hub's: a committed file of the large storage is a redirection to it, what is not there a code."""
+        committed = map(json.loads, self.came.get("/api/models/me/asr-it/commit/main", b"").splitlines()[1:])
+        oids = {file["value"]["path"]: file["value"]["oid"] for file in committed if file["key"] == "lfsFile"}
+        folder, _, name = self.path.rpartition("/")
+        if folder == "/storage":
+            self.send(200, self.came[self.path])
+        elif folder in ("/me/asr-it/resolve/main", "/me/asr-it/resolve/c0ffee") and name in oids:
+            stored = f"/storage/{oids[name]}"
+            address = f"http://localhost:{self.server.server_port}{stored}"  # another host than the hub's, as there
+            size = str(len(self.came[stored]))
+            self.send(302, Location=address, X_Repo_Commit="c0ffee", X_Linked_Etag=oids[name], X_Linked_Size=size)
+        elif folder.startswith("/me/asr-it/resolve/"):
+            self.send(404, X_Error_Code="EntryNotFound", X_Repo_Commit="c0ffee")
+        else:
+            self.answer()
+
+    do_HEAD = do_GET
 
     def answer(self) -> None:
         content = self.body()
@@ -407,13 +453,9 @@ class Hub(BaseHTTPRequestHandler):
                 {"commitUrl": f"{host}/me/asr-it/commit/c0ffee", "commitOid": "c0ffee"},
             )
         self.came[self.path] = content
-        body = json.dumps(told).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.send(status, json.dumps(told).encode())
 
-    do_GET = do_POST = do_PUT = answer
+    do_POST = do_PUT = answer
 
     def log_message(self, *_: object) -> None:
         pass
@@ -457,13 +499,14 @@ def test_what_is_pushed_arrives_complete(push: Script, tmp_path: Path) -> None:
     created = json.loads(hub.came["/api/repos/create"])
     assert created.items() >= {"name": "asr-it", "organization": "me"}.items() and "visibility" not in created
     head, *files = map(json.loads, hub.came["/api/models/me/asr-it/commit/main"].splitlines())
-    assert head["value"]["summary"] == "Model-IT-finetuned and its card"
+    assert head["value"]["summary"] == "asr-it and its card"
     sent = {file["value"]["path"]: file["value"] for file in files}
-    assert sent.keys() == {"README.md", "Model-IT-finetuned.nemo"}
-    card = (tmp_path / "run" / "export" / "README.md").read_bytes()
+    folder = tmp_path / "run" / "export"
+    assert sent.keys() == {"README.md", "asr-it.nemo"} == {path.name for path in folder.iterdir()}
+    card = (folder / "README.md").read_bytes()
     assert base64.b64decode(sent["README.md"]["content"]) == card
     assert json.loads(hub.came["/api/validate-yaml"])["content"].encode() == card
-    assert sent["Model-IT-finetuned.nemo"]["oid"] == sha256(MODEL)
+    assert sent["asr-it.nemo"]["oid"] == sha256(MODEL)
     assert hub.came[f"/storage/{sha256(MODEL)}"] == MODEL.read_bytes()
     tokens = dict(hub.asked)
     tokens.pop("/api/agent-harnesses", None)  # a list the library may look at
@@ -508,15 +551,26 @@ def test_no_token(push: Script) -> None:
 
 
 @pytest.mark.nemo
-def test_what_the_card_says_to_type_works(export: Script, tmp_path: Path) -> None:
-    assert export().returncode == 0
-    folder = tmp_path / "run" / "export"
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    noise = np.random.default_rng(0).normal(0, 0.1, 16000)
-    soundfile.write(folder / "recording.wav", noise, 16000)
-    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+def test_what_the_cards_say_to_type_works(push: Script, sample_archive: Path, tmp_path: Path) -> None:
+    """Both cards, that of the folder and that of the hub, in stock NeMo, which downloads the pushed model."""
+    write_clips(sample_archive, tmp_path, 6)
+    folder, codes = tmp_path / "run" / "export", []
+    with serving() as (address, _):
+        for typed in (("training.seed=0",), TO):
+            pushed = push(address, TOKEN, *typed)
+            assert pushed.returncode == 0, pushed.stderr
+            card = (folder / "README.md").read_text(encoding="utf-8")
+            codes += re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        shutil.copyfile(MODEL, tmp_path / "Model-IT-finetuned.nemo")  # where the first card is read
+        max((tmp_path / "wavs").iterdir(), key=lambda wav: wav.stat().st_size).rename(tmp_path / "recording.wav")
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": ""}
+        program = [sys.executable, "-c", "\n".join(codes)]
+        ran = subprocess.run(program, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert set(ran.stdout.splitlines()[-1]) <= set(" abcdefghijklmnopqrstuvwxyz'")
+    assert 'ASRModel.from_pretrained("me/asr-it")' in codes[1]
+    of_file, of_hub = [line for line in ran.stdout.splitlines() if not line.startswith("[NeMo")]
+    assert of_file == of_hub and len(of_hub) > 3, ran.stdout
+    assert [path.name for path in folder.glob("*.nemo")] == ["asr-it.nemo"], "the link of the first export is gone"
 
 
 @pytest.mark.nemo

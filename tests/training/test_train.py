@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -133,9 +134,22 @@ def test_tensorboard_holds_the_validation_figures(tiny_run: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tiny_run / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"train_loss", "learning_rate", "val_loss", "val_wer", "val_cer"}
     for name in ("val_loss", "val_wer", "val_cer"):
         written = [event.value for event in events.Scalars(name)]
         assert written == pytest.approx([float(row[name]) for row in read_rows(tiny_run)], abs=1e-4)
+
+
+def test_a_tracking_service_without_its_package_is_named(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    if find_spec("mlflow"):
+        pytest.skip("mlflow is installed")
+    refused = run_script(
+        "train.py", "--config", str(tiny_config), "training.logger=mlflow", f"training.output={tmp_path}"
+    )
+    assert_refused(refused, "training.logger=mlflow needs the package mlflow; type: pip install mlflow")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_run_is_left_alone_and_another_recipe_is_refused(
@@ -160,8 +174,12 @@ def progress(checkpoint: Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("minutes", "workers", "where"),
-    [(30, 1, [(1, 6)]), (0, 0, [(2, 2), (2, 3), (2, 4)]), (0, 2, [(1, 1), (1, 2), (1, 3), (1, 4)])],
+    ("minutes", "workers", "where", "logger"),
+    [
+        (30, 1, [(1, 6)], "null"),
+        (0, 0, [(2, 2), (2, 3), (2, 4)], "null"),
+        (0, 2, [(1, 1), (1, 2), (1, 3), (1, 4)], "wandb"),  # a service changes nothing either
+    ],
     ids=["at the switch", "unfrozen, within an epoch", "frozen, within an epoch, other readers"],
 )
 def test_killed_and_started_again_it_ends_with_the_same_weights(
@@ -172,9 +190,12 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     minutes: int,
     workers: int,
     where: list[tuple[int, int]],
+    logger: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     command = [
-        "train.py", "--config", str(tiny_config), f"training.checkpoint_minutes={minutes}",
+        "train.py", "--config", str(tiny_config), f"training.checkpoint_minutes={minutes}", f"training.logger={logger}",
         f"training.workers={workers}", f"training.output={tmp_path / 'run'}",
     ]  # fmt: skip
     process = Forked(*command)
@@ -197,6 +218,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     assert {path.name for path in (moved / "checkpoints").glob("[lp.]*")} == {"last.ckpt", "previous.ckpt"}
     assert not differing(weights(moved / "checkpoints" / "last.ckpt"), weights(tiny_run / "checkpoints" / "last.ckpt"))
     assert read_rows(moved) == read_rows(tiny_run)
+    assert len(list(moved.glob("wandb/offline-run-*"))) == (2 if logger == "wandb" else 0)
 
 
 def test_the_published_recipe_trains(tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script):

@@ -142,6 +142,13 @@ class Accelerator(StrEnum):
 Precision = StrEnum("Precision", {name: name for name in ("auto", "32-true", "16-mixed", "bf16-mixed")})  # Lightning's
 
 
+class TrackingServiceName(StrEnum):
+    """A service that shows the metrics of runs: Weights & Biases or MLflow, as their packages are called."""
+
+    wandb = auto()
+    mlflow = auto()
+
+
 class OptimizerName(StrEnum):
     """NeMo's name of the optimizer."""
 
@@ -352,6 +359,7 @@ class Training:
     gradient_clip: float | None = key(None, above=0)
     checkpoint_minutes: float = key(free=True, at_least=0)
     keep_best: int = key(at_least=-1)
+    logger: TrackingServiceName | None = field(default=None, metadata=metadata(free=True))
     encoder_lr_scale: float = key(at_least=0)
     speed_perturbation: float = key(0.0, at_least=0, below=0.5)
     silence_s: float = key(0.0, at_least=0, at_most=10)

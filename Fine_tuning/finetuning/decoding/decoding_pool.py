@@ -1,6 +1,7 @@
 """The beam search over many utterances, in a process for each CPU."""
 
 import multiprocessing
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ _inherited: tuple[BeamSearch, Sequence[np.ndarray]]  # of a worker
 
 def processes() -> int:
     """Return the number of processes that decode: one where the language model would have to be loaded in each."""
-    return available_cpus() if sys.platform == "linux" else 1
+    return available_cpus() if hasattr(os, "fork") and sys.platform == "linux" else 1
 
 
 @contextmanager

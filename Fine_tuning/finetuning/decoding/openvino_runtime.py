@@ -54,7 +54,8 @@ def load_network(model: EncDecCTCModel, path: Path) -> "openvino.CompiledModel |
 
 def export_path() -> Path:
     """Return this project's folder among the user's caches, there or not."""
-    caches = Path(os.environ.get("HOME", "/"), ".cache", os.environ.get("XDG_CACHE_HOME", ""))
+    home = os.environ.get("HOME") or os.environ.get("USERPROFILE", "/")  # the latter on Windows
+    caches = Path(home, ".cache", os.environ.get("XDG_CACHE_HOME", ""))
     return caches / "finetuning_asr"
 
 

@@ -199,7 +199,7 @@ def _audio_kind(utterances: Sequence[Utterance]) -> str:
 
 def _utterance_content(utterance: Utterance, wav: Path | ShardMember, audio: str, folder: Path) -> dict[str, Any]:
     """Return an utterance's part of the content; a link to its audio is relative to `folder`."""
-    link = quote(os.path.relpath(wav.resolve(), folder.resolve())) if audio == "linked" else ""
+    link = quote(Path(os.path.relpath(wav.resolve(), folder.resolve())).as_posix()) if audio == "linked" else ""
     return {
         "file": wav.name,
         "audio": embedded_audio(wav) if audio == "embedded" else link,

@@ -26,6 +26,7 @@ LICENSES = [
 ]  # fmt: skip
 TASK = "automatic-speech-recognition"
 COMMON_VOICE = re.compile(r"cv-corpus-\d[\d.]*-(delta-)?\d{4}-\d\d-\d\d/.+")  # its releases' names
+HUB_MODEL = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.nemo)")  # OWNER/NAME, all that the hub takes for a base model
 REQUIRED = ("language", "license", "library_name", "pipeline_tag", "tags", "metrics", "eval_results")
 SECTIONS = ("Results", "Limits", "Use", "Training", "Data", "Licence")
 
@@ -66,7 +67,7 @@ def _is_rate(value: Any) -> bool:
 
 def make_metadata(of: TrainedModel) -> ModelCardData:
     """Return the card's metadata. A release of Common Voice is named as such only when the speech is not synthetic."""
-    base, registry = of.run["config"]["model"]["base"], of.run["config"]["model"]["registry"]
+    base = of.run["config"]["model"]["base"] or ""
     real = _is_common_voice(of)
     return ModelCardData(
         language=of.language,
@@ -75,7 +76,7 @@ def make_metadata(of: TrainedModel) -> ModelCardData:
         pipeline_tag=TASK,
         tags=[TASK, "speech", "audio", "CTC", of.architecture, "NeMo", *(["synthetic-speech"] if of.synthetic else [])],
         datasets=["common_voice"] if real else None,
-        base_model=base if base in registry else None,
+        base_model=base if HUB_MODEL.fullmatch(base) else None,
         metrics=["wer", "cer"],
         model_name=of.name,
         eval_results=[_eval_result(of, row, metric) for row in of.rows for metric in ("wer", "cer")],

@@ -26,6 +26,7 @@ LANGUAGES = {
     "tr": "Turkish",
     "uk": "Ukrainian",
 }  # those of configs/; another one is called by its code
+READERS = "NeMo 2.6, 2.7 and 3.0 read it, NeMo 1.23 does not"  # a file written by the pinned NeMo, tried with each
 
 
 def write_model_card(of: TrainedModel) -> str:
@@ -136,22 +137,23 @@ def _counted(part: dict[str, float]) -> str:
 
 def _use(of: TrainedModel) -> str:
     rate = of.network["preprocessor"]["sample_rate"]
-    return f"""Recordings of {rate / 1000:g} kHz, one channel, with NVIDIA NeMo alone:
+    load = f'from_pretrained("{of.repository}")' if of.repository else f'restore_from("{of.file_name}")'
+    return f"""Recordings of {rate / 1000:g} kHz, one channel, with NVIDIA NeMo alone ({READERS}):
 
 ```python
-from nemo.collections.asr.models import EncDecCTCModel
+from nemo.collections.asr.models import ASRModel
 
-model = EncDecCTCModel.restore_from("{of.name}.nemo", map_location="cpu")
+model = ASRModel.{load}
 print(model.transcribe(["recording.wav"])[0].text)
 ```
 
 Audio and video of any format and length, with the project that made this model, at the commit below:
 
 ```
-python Fine_tuning/transcribe.py {of.name}.nemo recording.mp3
+python Fine_tuning/transcribe.py {of.repository or of.file_name} recording.mp3
 ```
 
-SHA-256 of `{of.name}.nemo`: `{of.run["model"]}`{describe_onnx_files(of.onnx) if of.onnx else ""}"""
+SHA-256 of `{of.file_name}`: `{of.run["model"]}`{describe_onnx_files(of.onnx) if of.onnx else ""}"""
 
 
 def _training(of: TrainedModel) -> str:

@@ -26,6 +26,7 @@ class TrainedModel:
     rows: list[Result]  # greedy and, where there is one, with the language model
     compared: list[Comparison]
     synthetic: bool  # whether the speech is
+    repository: str | None = None  # OWNER/NAME on the hub, when it goes there
     onnx: dict[str, Any] | None = None  # what onnx_files.RECORD holds
 
     @property
@@ -38,6 +39,11 @@ class TrainedModel:
                 "code, as cv-corpus-…/it, and run step 1 again"
             )
         return code
+
+    @property
+    def file_name(self) -> str:
+        """Return the name of the exported `.nemo`: on the hub NeMo looks for the one named after the repository."""
+        return f"{self.repository.partition('/')[2] if self.repository else self.name}.nemo"
 
     @property
     def base(self) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import TensorBoardLogger
 from nemo.collections.asr.models import EncDecCTCModel
 from nemo.collections.asr.modules import SpectrogramAugmentation
 from omegaconf import open_dict
@@ -37,6 +36,7 @@ from finetuning.training.checkpoints import (
 from finetuning.training.data_loading import setup_data
 from finetuning.training.encoder_freezing import EncoderFreezing
 from finetuning.training.failures import as_user_error
+from finetuning.training.loggers import TensorBoardFiles, TrackingService, start_tracking
 from finetuning.training.metrics_logger import MetricsLogger
 from finetuning.training.monitor import TrainingMonitor
 from finetuning.training.peer_processes import PeerProcessMonitor, launched_processes
@@ -117,14 +117,16 @@ def trainer_kwargs(training: experiment.Training) -> dict[str, Any]:
     }
 
 
-def build_trainer(training: experiment.Training, output: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(
+    training: experiment.Training, output: Path, callbacks: list[pl.Callback], tracking: TrackingService | None = None
+) -> pl.Trainer:
     """Return Lightning's Trainer; raise UserError where the machine or the SLURM job does not fit the configuration."""
     kwargs = trainer_kwargs(training)
     try:
         return pl.Trainer(
             max_epochs=training.max_epochs,
             **kwargs,
-            logger=TensorBoardLogger(output, name="tensorboard", version=""),
+            logger=[TensorBoardFiles(output), *([tracking] if tracking else [])],
             plugins=[AtomicCheckpointIO()],
             callbacks=callbacks,
             num_sanity_val_steps=0,
@@ -162,7 +164,7 @@ def fit(
         BestCheckpoints(output / "checkpoints", training.keep_best),
         last,
     ]
-    trainer = build_trainer(training, output, callbacks)
+    trainer = build_trainer(training, output, callbacks, start_tracking(config, output))
     set_regularization(model, training)
     model.set_trainer(trainer)
     batches, _ = setup_data(model, config, trainer)

@@ -203,5 +203,5 @@ def _line(fields: dict[str, Any]) -> str:
 
 
 def _utf8(path: Path) -> str:
-    """A name of a file may hold any bytes, a line of JSON may not."""
-    return os.fsencode(path).decode(errors="replace")
+    """A name of a file may hold any bytes, a line of JSON may not; its separator is / on Windows too."""
+    return os.fsencode(path.as_posix()).decode(errors="replace")
