@@ -32,6 +32,7 @@ def test_two_sessions_are_one_run_of_wandb(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = shipped("demo", "training.logger=wandb", "training.noise.folder=/home/me/noise")
     for step, metrics in enumerate(METRICS):
+        time.sleep(1.1 * step)  # wandb names a session by the second
         tracking = start_tracking(config, tmp_path)
         tracking.log_metrics(metrics, step)
         tracking.finalize("success")
