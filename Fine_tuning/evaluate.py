@@ -62,13 +62,13 @@ def evaluate(config: Config) -> None:
     from finetuning.evaluation import external_predictions, recipes, results, results_table, second_wer, slices
 
     sources = results.row_names(config)
-    if any(isinstance(source, str) for source in sources.values()):
-        check_beam_search(config)
     folder = experiment.manifest_folder(config)
     tests = [read_data(path, part) for part, path in find_manifests(folder, config.evaluation.split).items()]
     if config.evaluation.second_wer:
         second_wer.check_sentences(config.evaluation.second_wer, tests)
     training = read_training(folder)
+    if any(isinstance(source, str) for source in sources.values()):
+        check_beam_search(config)
     for test in tests:
         size = f"{len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)"
         print(f"{test.part or config.name}: {size}")

@@ -25,9 +25,9 @@ class Terminated(KeyboardInterrupt):
     """Raised at SIGTERM, which a scheduler sends before it takes the machine away; handled like Ctrl-C."""
 
 
-OUT_OF_MEMORY = (  # how torch words it in a RuntimeError, and hydra a MemoryError
+OUT_OF_MEMORY = (  # how torch words it in a RuntimeError, hydra a MemoryError, and Python what C code did not report
     r"MemoryError|bad.alloc|(can't|[Cc]annot) allocate memory|DefaultCPUAllocator|out of memory|"
-    r"could not (create|execute) a primitive"
+    r"could not (create|execute) a primitive|error return without exception set"
 )
 # Control characters and changes of writing direction: they move the cursor or make a text read differently
 TERMINAL_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -112,9 +112,11 @@ def test_validation_is_scored_as_step_3_scores(tiny_run: Path, tiny_dataset: Pat
     predictions = [prediction for _, prediction in predict(model, None, utterances, tiny_dataset, 4)]
     score = score_predictions(predictions)
     last = read_rows(tiny_run)[-1]
-    assert float(last["val_loss"]) == pytest.approx(score.loss, rel=1e-4)
-    assert float(last["val_wer"]) == pytest.approx(score.words.rate, abs=1e-4)
-    assert float(last["val_cer"]) == pytest.approx(score.characters.rate, abs=1e-4)
+    in_bfloat16 = json.loads((tiny_run / "run.json").read_text())["sessions"][-1]["precision"] == "bf16-mixed"
+    rate_tolerance = 0.01 if in_bfloat16 else 1e-4  # a processor with AMX validates in bfloat16 too
+    assert float(last["val_loss"]) == pytest.approx(score.loss, rel=2e-3 if in_bfloat16 else 1e-4)
+    assert float(last["val_wer"]) == pytest.approx(score.words.rate, abs=rate_tolerance)
+    assert float(last["val_cer"]) == pytest.approx(score.characters.rate, abs=rate_tolerance)
 
 
 def test_the_three_scripts_end_in_a_table(tiny_run: Path, tiny_config: Path, run_script: Script):
