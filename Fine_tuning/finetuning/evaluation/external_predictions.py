@@ -88,9 +88,9 @@ def _read_table(source: Path) -> tuple[list[Line], str]:
     for number, fields in rows:
         offset = fields.get("offset", 0.0) if is_json else 0.0
         if not (isinstance(fields.get(path), str) and fields[path] and isinstance(fields.get(text), str)):
-            raise UserError(f"{source}, line {number} does not hold {path} and {text}, both texts; mend or remove it")
+            raise UserError(f"{source}, line {number} does not hold {path} and {text}, both texts; fix or remove it")
         if isinstance(offset, bool) or not isinstance(offset, int | float):
-            raise UserError(f"{source}, line {number}: offset is no number of seconds; mend or remove it")
+            raise UserError(f"{source}, line {number}: offset is no number of seconds; fix or remove it")
         lines.append((fields[path], (float(offset),), fields[text]))
     return lines, text or ""
 
@@ -110,7 +110,7 @@ def _read_ctm(source: Path) -> tuple[list[Line], str]:
                 raise ValueError
         except ValueError as error:
             raise UserError(
-                f"{source}, line {number} is not utterance, channel, start, duration and word; mend or remove it"
+                f"{source}, line {number} is not utterance, channel, start, duration and word; fix or remove it"
             ) from error
         if channels.setdefault(name, channel) != channel:
             raise UserError(f"{source}, line {number}: {printable(name)} has words of two channels; keep those of one")

@@ -77,7 +77,7 @@ def read_manifest(path: Path) -> list[Recording]:
                 f"{where}: {printable(audio)} lies in a tar; give the manifest in the folder dataset.output"
             )
         if is_part and not (_is_seconds(offset) and _is_seconds(duration) and duration):
-            raise UserError(f"{where}: offset and duration must both be numbers of seconds; mend or remove the line")
+            raise UserError(f"{where}: offset and duration must both be numbers of seconds; fix or remove the line")
         inside = not Path(audio).is_absolute() and ".." not in Path(audio).parts
         name = str(Path(audio).with_suffix("")) if inside else Path(audio).stem
         part = (float(offset), float(duration)) if is_part else (0.0, None)
