@@ -164,7 +164,7 @@ def main() -> None:
                 for variant in corpus.variants
             }
             about = {
-                "machine": f"{CORES} CPU cores ({', '.join(sorted({run['cpu'] for run in runs.values()}))})",
+                "machine": f"{os.cpu_count()} CPU cores ({', '.join(sorted({run['cpu'] for run in runs.values()}))})",
                 "hours": round(sum(u.duration for u in training) / 3600, 3),  # of training, where not a part of them
                 "data": corpus.data,
                 "seeds": list(SEEDS),
