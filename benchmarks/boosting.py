@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from clone_to_table import ROOT
+from clone_to_table import ROOT, cpu_name
 from finetuning.config import loading
 from finetuning.data.manifest import manifest_path, read_manifest
 from finetuning.data.text_normalization import Language
@@ -56,7 +56,7 @@ def main() -> None:
         for source in config.language_model.sources
     )
     listed = sorted(domain - general)
-    measured = {"words": listed, "default_weight": DEFAULT_WEIGHT, "data": {}}
+    measured = {"machine": cpu_name(), "words": listed, "default_weight": DEFAULT_WEIGHT, "data": {}}
     for noise_db in NOISES_DB:
         name = "as recorded" if noise_db is None else f"white noise, {noise_db:g} dB"
         measured["data"][name] = measure(listed, *recognise(ROOT / config.dataset.output, noise_db))

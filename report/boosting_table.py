@@ -14,8 +14,8 @@ def boosting(of: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join([name, *map(_cell, cells)])} |")
     about = (
         f"Words written where they are said, of {columns[0][0]['said']}, + false alarms, WER; the list: "
-        f"{', '.join(of['words'])}. The model of a run of the demo, validation and test set, synthetic speech; the "
-        "language model, of general text, knows none of these words."
+        f"{', '.join(of['words'])}. The model of a run of the demo, validation and test set, synthetic speech, on "
+        f"{of['machine']}; the language model, of general text, knows none of these words."
     )
     return "\n".join([*lines, "", about])
 

@@ -425,6 +425,8 @@ def test_what_listed_words_bring_is_told_as_measured():
         return {"weight": weight, "said": 9, "right": right, "false_alarms": false_alarms, "wer": 0.25}
 
     rows = {"without": [row(None, 4, 0), row(3.0, 8, 2)], "with": [row(None, 5, 1), row(3.0, 9, 0)]}
-    table = boosting_table.boosting({"words": ["binario"], "default_weight": 3.0, "data": {"clean": rows}})
+    table = boosting_table.boosting(
+        {"machine": "X", "words": ["binario"], "default_weight": 3.0, "data": {"clean": rows}}
+    )
     assert "| no list | 4 + 0, 0.250 | 5 + 1, 0.250 |\n| 3 (default) | 8 + 2, 0.250 | 9 + 0, 0.250 |" in table
     assert "| Weight | clean | +LM, clean |" in table and "of 9," in table
