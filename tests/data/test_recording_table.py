@@ -294,7 +294,7 @@ def test_a_row_that_means_no_part_of_a_recording_has_its_reason(make: Make, tmp_
         ("a.csv", "path,path\n", (), ["names a column twice"]),
         ("a.csv", 'path,text\na.wav,"open\n', (), ["line 2 cannot be read", "look for an open quote"]),
         ("a.csv", b"path,text\na.wav,citt\xe0\n", (), ["line 2 is not UTF-8; save the table as UTF-8"]),
-        ("a.jsonl", "[1, 2\n", (), ["line 1 is not JSON", "write one object with path and text per line"]),
+        ("a.jsonl", "[1, 2\n", (), ["line 1 is not JSON", "write one JSON object per line"]),
         ("a.csv", "path,text\na.wav,Ciao\n", (), ["a.csv names 'a.wav' and nothing of that is in the folder"]),
         ("a.csv", "path,text\na.wav,Ciao\n", ("dataset.split.by=release",), ["has no column split"]),
         ("a.csv", "path,text\na.wav,Ciao\n", ("dataset.channel=left",), ["channel must be 0, 1 or mix, or null"]),

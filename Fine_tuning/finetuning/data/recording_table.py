@@ -148,7 +148,7 @@ def read_json_lines(source: Path) -> tuple[list[str], list[tuple[int, Row]]]:
         except ValueError as error:
             if not lines:
                 raise UserError(
-                    f"{source}, line {number} is not JSON ({error}); write one object with path and text per line"
+                    f"{source}, line {number} is not JSON ({error}); write one JSON object per line"
                 ) from error
             fields = {}
         lines.append((number, fields if isinstance(fields, dict) else {}))
