@@ -60,14 +60,18 @@ def main() -> None:
 def evaluate(config: Config) -> None:
     """Evaluate every model that can be, print the tables, and end with an error when one could not be."""
     from finetuning.evaluation import external_predictions, recipes, results, results_table, second_wer, slices
+    from finetuning.language_model import kenlm
 
     sources = results.row_names(config)
+    with_models = any(isinstance(source, str) for source in sources.values())
+    if with_models and (config.evaluation.decoder == "lm" or config.evaluation.boost):
+        kenlm.require_flashlight()
     folder = experiment.manifest_folder(config)
     tests = [read_data(path, part) for part, path in find_manifests(folder, config.evaluation.split).items()]
     if config.evaluation.second_wer:
         second_wer.check_sentences(config.evaluation.second_wer, tests)
     training = read_training(folder)
-    if any(isinstance(source, str) for source in sources.values()):
+    if with_models:
         check_beam_search(config)
     for test in tests:
         size = f"{len(test.utterances):,} test utterances, {test.hours:.2f} h, {len(sources)} model(s)"
@@ -114,12 +118,10 @@ def evaluate(config: Config) -> None:
 
 
 def check_beam_search(config: Config) -> None:
-    """Raise UserError, before anything is run, where the beam search that is asked for lacks something."""
+    """Raise UserError, before anything is run, where the beam search that is asked for lacks a file."""
     from finetuning.decoding import boosting
     from finetuning.language_model import kenlm
 
-    if config.evaluation.decoder == "lm" or config.evaluation.boost:
-        kenlm.require_flashlight()
     if config.evaluation.decoder == "lm":
         kenlm.find_language_model(config.language_model.output, config.file)
     if config.evaluation.boost:

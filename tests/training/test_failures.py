@@ -44,12 +44,9 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def train(run_in_process: Script, tiny_config: Path, tiny_dataset: Path, output: Path) -> Train:
     """Step 2 on 28 utterances, 6 steps an epoch; one last and no best checkpoints where nothing else is said."""
-    from torch.utils.data._utils import signal_handling
-
     usual = {"training.output": output, "training.workers": 0, "training.keep_best": 0}
 
     def run(**overrides: object) -> subprocess.CompletedProcess[str]:
-        signal_handling._SIGCHLD_handler_set = False  # Lightning took it away with its own at the end of the run before
         settings = usual | {key.replace("__", "."): value for key, value in overrides.items()}
         return run_in_process("train.py", "--config", str(tiny_config), *(f"{k}={v}" for k, v in settings.items()))
 
@@ -445,6 +442,19 @@ def test_a_process_that_reads_audio_and_is_ended_by_the_system(
     with meanwhile(lambda: last.exists() and readers(), end_them, again=True):
         assert_refused(train(training__workers=1, training__max_epochs=6), words, "the last checkpoint is intact")
     assert start_of(output, model).epochs
+
+
+def test_the_end_of_a_process_that_reads_audio_is_noticed_at_the_next_batch_and_nowhere_else() -> None:
+    """An error at any other moment may leave a lock of the queue to that process held, which would wait for ever."""
+    from finetuning.training.data_loading import InterruptSafeDataLoader
+
+    iterator = iter(InterruptSafeDataLoader(list(range(1_000)), num_workers=1, prefetch_factor=2))
+    assert next(iterator).tolist() == [0]
+    (reader,) = readers()
+    os.kill(int(reader), signal.SIGKILL)
+    os.waitid(os.P_PID, int(reader), os.WEXITED | os.WNOWAIT)  # a handler would be run after it
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(iterator)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,6 +1,7 @@
 """Utterances of a manifest -> batches for training and validation, the same in every resumed run."""
 
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,21 @@ class SeededDataset:
 
 
 class InterruptSafeDataLoader(DataLoader):
-    """Leaves Ctrl-C to the process that trains, which then ends the workers."""
+    """Leaves Ctrl-C to the process that trains, which then ends the workers.
+
+    When a worker has been killed, the next batch says so, within torch's 5 s. The handler of SIGCHLD that torch
+    installs would raise it at once, at whatever the process is doing: where that holds a lock of the queue to the
+    worker, the lock stays held, and the end of the iterator waits for it for ever.
+    """
 
     def __iter__(self) -> Any:
         """Return torch's iterator; workers that it starts never get Ctrl-C."""
+        handler = signal.getsignal(signal.SIGCHLD)
         with sigint_blocked():
-            return super().__iter__()
+            iterator = super().__iter__()
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            signal.signal(signal.SIGCHLD, handler)
+        return iterator
 
 
 def setup_data(

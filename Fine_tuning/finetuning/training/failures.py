@@ -12,17 +12,13 @@ from finetuning.errors import OUT_OF_MEMORY, UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDIES = {  # what torch says, and what the user reads
-    r"killed by signal: Bus error|shared memory|unable to mmap|</torch_": (
+    r"shared memory|unable to mmap|</torch_": (
         "not enough shared memory (/dev/shm) for the processes that read audio; {intact}; type training.workers=0, or "
         "give the container more of it (docker run --shm-size=8g)"
     ),
-    r"DataLoader worker .*killed by signal": (
-        "a process that reads audio was killed from outside, as the system does where memory runs short; {intact}; "
-        "type fewer training.workers=…"
-    ),
-    r"DataLoader worker .*exited unexpectedly": (  # torch noticed before it learnt by which signal
+    r"DataLoader worker .*exited unexpectedly": (
         "a process that reads audio was killed from outside, as the system does where memory or shared memory "
-        "(/dev/shm) runs short; {intact}; type fewer training.workers=…"
+        "(/dev/shm) runs short; {intact}; type fewer training.workers=…, or training.workers=0"
     ),
     r"CUDA out of memory|CUDA error: out of memory": (
         "not enough memory on the GPU for a batch; {intact}; type a smaller training.batch_size=… or "
