@@ -15,7 +15,7 @@ from finetuning.audio import decoding, ffmpeg
 from finetuning.audio.measurement import Measurement, is_telephone
 from releases import good_rows, sample_files, tone
 
-CLIPS = [row["path"] for row in good_rows(440)[::11]]  # by all speakers
+CLIPS = list({row["client_id"]: row["path"] for row in good_rows(440)}.values())[::2]  # a speaker each
 
 
 @cache

@@ -300,6 +300,7 @@ def test_a_wav_is_used_only_as_it_was_made(tmp_path: Path, capsys: pytest.Captur
     assert {line["path"]: line.get("wav_mtime_ns") for line in lines_of(log.path)[1:]}["touched.mp3"] == 5
 
 
+@pytest.mark.slow
 def test_few_clips_are_held_at_a_time(tmp_path: Path) -> None:
     good, taken, most = sample_files()[good_rows(1)[0]["path"]], 0, 0
 

@@ -318,6 +318,7 @@ def test_long_paths_have_short_names_that_differ() -> None:
     assert recording_table._wav_name("../è/.a.b.WAV", "t=1.000,2.500", "track=mix") == "_è_.a.b_1.000-2.500_mix.wav"
 
 
+@pytest.mark.slow
 def test_a_table_of_many_segments_is_read_in_a_moment(tmp_path: Path) -> None:
     """No step grows faster than the rows: a whole call centre's segments within seconds."""
     with (tmp_path / "a.csv").open("w") as file:
