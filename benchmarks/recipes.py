@@ -250,6 +250,7 @@ def one(corpus: Corpus, variant: str, seed: int, threads: str) -> dict[str, Any]
     return {
         "seed": seed,
         "cpu": cpu_name(),
+        "precision": record["sessions"][-1]["precision"],
         "epochs": len(wers),
         "reached": reached,
         **{key: of["greedy"][key] for key in ("loss", "cer", "wer")},

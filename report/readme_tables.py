@@ -281,15 +281,17 @@ def architectures(of: dict[str, Any], demo: dict[str, Any]) -> str:
 
 def human(of: dict[str, Any], variants: Collection[str] = HUMAN) -> str:
     """Return what these recipes reach on human speech; `of`: results/reference/recipes_mboshi.json."""
-    lines = ["| Recipe | Epochs | Test CER | Test WER | Runs |", "|---|---:|---:|---:|---:|"]
+    lines = ["| Recipe | Epochs | Test CER | Test WER | Each run's CER |", "|---|---:|---:|---:|---|"]
     for variant in [each for each in HUMAN if each in variants and each in of["variants"]]:
         found, runs = of["variants"][variant], of["variants"][variant]["runs"]
-        about = f"{runs[0]['epochs']} | {spread(found, 'cer')} | {spread(found, 'wer')} | {len(runs)} |"
-        lines.append(f"| {HUMAN[variant]} | {about}")
-        if "lm_wer" in runs[0]:
-            about = f"{spread(found, 'lm_cer')} | {spread(found, 'lm_wer')} | {len(runs)} |"
-            lines.append(f"| … with the language model | | {about}")
-    about = f"{of['data']}; {of['hours']:.1f} h of training; {of['machine']}, one thread a run."
+        for name, epochs, prefix in ((HUMAN[variant], runs[0]["epochs"], ""), ("… with the language model", "", "lm_")):
+            if f"{prefix}cer" in runs[0]:
+                each = ", ".join(f"{run[f'{prefix}cer']:.3f}" for run in runs)
+                rates = " | ".join(spread(found, f"{prefix}{key}") for key in ("cer", "wer"))
+                lines.append(f"| {name} | {epochs} | {rates} | {each} |")
+    precisions = {(run["cpu"], run["precision"]) for found in of["variants"].values() for run in found["runs"]}
+    trained = ", ".join(f"{cpu}: {precision}" for cpu, precision in sorted(precisions))
+    about = f"{of['data']}; {of['hours']:.1f} h of training; one thread a run, by processor and precision ({trained})."
     if any(len(found["runs"]) > 1 for found in of["variants"].values()):
         about += " Of several seeds: their mean, and how far a single new run may lie from it (95 %, Student's t)."
     return "\n".join([*lines, "", about])
