@@ -289,9 +289,9 @@ def human(of: dict[str, Any], variants: Collection[str] = HUMAN) -> str:
                 each = ", ".join(f"{run[f'{prefix}cer']:.3f}" for run in runs)
                 rates = " | ".join(spread(found, f"{prefix}{key}") for key in ("cer", "wer"))
                 lines.append(f"| {name} | {epochs} | {rates} | {each} |")
-    precisions = {(run["cpu"], run["precision"]) for found in of["variants"].values() for run in found["runs"]}
-    trained = ", ".join(f"{cpu}: {precision}" for cpu, precision in sorted(precisions))
-    about = f"{of['data']}; {of['hours']:.1f} h of training; one thread a run, by processor and precision ({trained})."
+    runs = [run for found in of["variants"].values() for run in found["runs"]]
+    precisions = " or ".join(sorted({run["precision"] for run in runs}))
+    about = f"{of['data']}; {of['hours']:.1f} h of training; {of['machine']}, one thread a run, {precisions}."
     if any(len(found["runs"]) > 1 for found in of["variants"].values()):
         about += " Of several seeds: their mean, and how far a single new run may lie from it (95 %, Student's t)."
     return "\n".join([*lines, "", about])

@@ -187,16 +187,16 @@ def test_what_was_reached_on_human_speech_stands_with_each_run():
     runs = [{**made, "epochs": 10, "cer": cer, "wer": 0.8} for cer in (0.30, 0.31, 0.32)]
     runs[2]["precision"] = "bf16-mixed"
     variants = {"warm": {"runs": runs}, "long": {"runs": [with_lm]}, "masks": {"runs": runs[:1]}}
-    found = {"data": "human speech", "hours": 3.61, "variants": variants}
+    found = {"machine": "2 CPU cores (X)", "data": "human speech", "hours": 3.61, "variants": variants}
     table = readme_tables.human(found).splitlines()
     assert table[2:7] == [
         "| `configs/mboshi.yaml` | 20 | 0.250 | 0.700 | 0.250 |",
         "| … with the language model |  | 0.200 | 0.550 | 0.200 |",
-        "| the short recipe: warm decoder, 2 frozen epochs | 10 | 0.310 ± 0.050 | 0.800 ± 0.000 | 0.300, 0.310, 0.320 |",
+        f"| {HUMAN['warm']} | 10 | 0.310 ± 0.050 | 0.800 ± 0.000 | 0.300, 0.310, 0.320 |",
         "| SpecAugment | 10 | 0.300 | 0.800 | 0.300 |",
         "",
     ]
-    assert "3.6 h of training; one thread a run, by processor and precision (X: 32-true, X: bf16-mixed)." in table[7]
+    assert "3.6 h of training; 2 CPU cores (X), one thread a run, 32-true or bf16-mixed." in table[7]
     assert len(readme_tables.human(found, ("long",)).splitlines()) == 6
 
 
