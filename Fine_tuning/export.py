@@ -256,15 +256,15 @@ def add_onnx(model: Path, row: "Result", config: Config, folder: Path, wanted: b
 
 def link(model: Path, path: Path) -> Path:
     """Make `path` the only hard link to `model` in its folder, or a copy where there are no links, and return it."""
-    for former in path.parent.glob("*.nemo"):  # of an export to another repository, or to none
-        if former.samefile(model):
-            former.unlink()
     with atomic_path(path) as temporary:
         temporary.unlink()
         try:
             os.link(model, temporary)
         except OSError:
             shutil.copyfile(model, temporary)
+    for former in path.parent.glob("*.nemo"):  # of an export to another repository, or to none
+        if former != path and former.samefile(model):
+            former.unlink()
     return path
 
 

@@ -11,7 +11,6 @@ it is installed (make lmplz), and language_model.binary is written too. Sentence
 import finetuning.startup  # noqa: F401  first: it reports what ends the script during the other imports
 
 # isort: split
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,14 @@ from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
 from finetuning.errors import UserError, run_script
-from finetuning.files import ensure_writable_dir, exclusive_lock, remove_stale_temp_files, sha256, write_json
+from finetuning.files import (
+    create_temp_file,
+    ensure_writable_dir,
+    exclusive_lock,
+    remove_stale_temp_files,
+    sha256,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from finetuning.language_model.corpus import SourceStats
@@ -177,21 +183,21 @@ def estimate_on_disk(
     from finetuning.language_model import arpa, corpus, kneser_ney, lmplz
 
     settings = config.language_model
-    vocabulary, absent, paths, fallbacks = None, [()], [path], set()
-    work = path.with_name("sources")
-    if several := len(settings.sources) > 1:
-        shutil.rmtree(work, ignore_errors=True)
-        ensure_writable_dir(work)
-        paths = [work / f"{number}.arpa" for number in range(len(settings.sources))]
+    vocabulary, absent, fallbacks = None, [()], set()
+    several = len(settings.sources) > 1
     if several or settings.min_count > 1:  # the texts are read twice
         vocabulary, absent = corpus.read_vocabulary(config)
-    for of_source, sentences, lacks in zip(paths, iter_sources(config, stats), absent, strict=True):
-        limits = (settings.order, settings.prune, vocabulary, lacks)
-        fallbacks.update(lmplz.estimate_with_lmplz(program, of_source, sentences, *limits))
-    if several:
-        weights = [source.weight for source in settings.sources]
-        arpa.write_arpa(path, kneser_ney.mix_models(list(map(arpa.read_arpa, paths)), weights))
-        shutil.rmtree(work)
+    temporary = [create_temp_file(path) for _ in settings.sources] if several else []
+    try:
+        for of_source, sentences, lacks in zip(temporary or [path], iter_sources(config, stats), absent, strict=True):
+            limits = (settings.order, settings.prune, vocabulary, lacks)
+            fallbacks.update(lmplz.estimate_with_lmplz(program, of_source, sentences, *limits))
+        if several:
+            weights = [source.weight for source in settings.sources]
+            arpa.write_arpa(path, kneser_ney.mix_models(list(map(arpa.read_arpa, temporary)), weights))
+    finally:
+        for of_source in temporary:
+            of_source.unlink(missing_ok=True)
     counts, words = arpa.read_unigrams(path)
     return counts, words, sorted(fallbacks)
 

@@ -4,10 +4,12 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from finetuning.errors import UserError
 from finetuning.files import (
     atomic_path,
@@ -71,6 +73,30 @@ def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path: Path) -> None
     path = tmp_path / ("è" * 125 + ".json")
     write_json(path, [1])
     assert read_json(path) == [1] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_to_what_may_only_be_read_is_put_in_place(tmp_path: Path) -> None:
+    """Not by root, who may write everything."""
+    (tmp_path / "model").write_bytes(b"weights")
+    (tmp_path / "model").chmod(0o444)
+    tmp_path.chmod(0o777)
+    program = f"""
+import os, sys
+from pathlib import Path
+from finetuning.files import atomic_path
+if os.geteuid() == 0:
+    os.chdir({str(tmp_path)!r})
+    os.setuid(65534)
+with atomic_path(Path("link")) as temporary:
+    temporary.unlink()
+    os.symlink("model", temporary)
+"""
+    started = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "Fine_tuning")},
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    assert (tmp_path / "link").read_bytes() == b"weights"
 
 
 def test_what_cannot_be_read_is_not_called_unwritable(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         temporary = create_temp_file(path)
         yield temporary
-        with temporary.open("rb+") as written:  # Windows synchronises only what is open for writing
+        with temporary.open("rb+" if os.name == "nt" else "rb") as written:  # Windows needs it open for writing
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:

@@ -105,10 +105,12 @@ def test_a_text_that_does_not_fit_gives_the_same_model(
 ) -> None:
     folder = prepare(tmp_path)
     texts = [" ".join(words).replace(" ' ", "'") for words in SENTENCES]
-    (folder / "extra.txt").write_text("\n".join([*texts, "Москва", "la rossa"]), encoding="utf-8")
-    given = [*options(folder, f"{{name: extra, file: '{folder}/extra.txt'}}"), *settings]
+    extra = folder / "lmplz" / "sources" / "extra.txt"  # where the model of one run goes, and its temporary files
+    extra.parent.mkdir(parents=True)
+    extra.write_text("\n".join([*texts, "Москва", "la rossa"]), encoding="utf-8")
+    given = [*options(folder, f"{{name: extra, file: '{extra}'}}"), *settings]
     if settings is MIXED:
-        given = [*options(folder), MIXED[0] % (folder / "extra.txt")]
+        given = [*options(folder), MIXED[0] % extra]
     found, said = {}, {}
     for by in ("here", "lmplz"):
         process = run_in_process("train_language_model.py", *given, f"language_model.output={folder}/{by}")
@@ -128,6 +130,7 @@ def test_a_text_that_does_not_fit_gives_the_same_model(
     lexicons = [(folder / by / kenlm.LEXICON).read_bytes() for by in ("here", "lmplz")]
     assert lexicons[0] == lexicons[1] and len({found[by].pop("sha256")["lexicon"] for by in found}) == 1
     assert found["here"] == found["lmplz"]
+    assert extra.is_file() and not list((folder / "lmplz").glob(".finetuning-*"))
 
 
 @real

@@ -187,3 +187,8 @@ def test_clips_are_changed_in_training_and_alike_when_it_is_resumed(
     assert not np.array_equal(clip(noisy, 0), clip(noisy, 1)), "as in every epoch"
     assert not np.array_equal(clip(noisy, 0), clip(plain, 0))
     assert np.array_equal(clip(noisy, 0, "validation"), clip(plain, 0, "validation"))
+
+    silent = load_config(str(tiny_config), ["training.silence_s=0.5"])
+    samplers = [data_loading.build_dataloader(model, of, trainer, "train", augment=True)[1] for of in (plain, silent)]
+    planned = [[slot.duration_s for slot in sampler.slots] for sampler in samplers]
+    assert planned[1] == [duration + 1 for duration in planned[0]], "batches by duration have room for it"

@@ -109,11 +109,14 @@ def test_where_nothing_is_learnt_yet_a_record_is_made_anew(run: Path) -> None:
     (run / "checkpoints" / "last.ckpt").rename(run / "checkpoints" / ".123-last.ckpt")  # of a run that was killed
     (run / "Model-IT-finetuned.nemo").unlink()
     (run / "run.json").write_text("hello")
+    (run / "logger.json").write_text("{}")
     config = load_config("configs/demo.yaml", options(run)[2:])
     assert run_record.start_run(run, config, BASE, is_main_process=False)["experiment"] == "demo"
     assert (run / "run.json").read_text() == "hello", "one process of several writes"
+    assert (run / "logger.json").exists()
     run_record.start_run(run, config, BASE)
     assert read_json(run / "run.json")["experiment"] == "demo"
+    assert not (run / "logger.json").exists(), "another run of the tracking service"
 
 
 @pytest.mark.slow
@@ -134,6 +137,9 @@ def test_a_damaged_record_is_one_sentence(run: Path) -> None:
             assert "\n" not in str(error) and re.search("training.output=|delete it and rerun", str(error))
 
     read()
+    path.write_bytes(b"null")
+    with pytest.raises(UserError, match=r"run.json is damaged \(it is not the record of a run"):
+        run_record.read_record(run)
 
 
 ROWS = pd.DataFrame([(n, "unfrozen", 20.5 / n, 10.25 / n, 0.5, 0.25, 1e-4) for n in range(1, 5)], columns=COLUMNS)

@@ -32,10 +32,26 @@ def test_a_manifest_stands_for_the_recordings_that_it_names(tmp_path: Path) -> N
         Recording(data / "wavs/a.1.wav", "wavs/a.1", "wavs/a.1.wav"),
         Recording(data / "talk.mp3", "talk_12.5-15.5", "talk.mp3", 12.5, 3.0),
         Recording(data / "talk.mp3", "talk_0-3", "talk.mp3", 0.0, 3.0),
-        Recording(Path("/clips/b.wav"), "b", "/clips/b.wav"),
+        Recording(Path("/clips/b.wav"), "clips/b", "/clips/b.wav"),
         Recording(data / "../c.flac", "c", "../c.flac"),
     ]
     assert left_out == [] and [str(recording.shown) for recording in found[:1]] == ["wavs/a.1.wav"]
+
+
+def test_recordings_of_one_name_in_two_folders_and_parts_of_long_ones_have_names_of_their_own(tmp_path: Path) -> None:
+    lines = [{"audio_filepath": f"/d/s{number}/001.wav"} for number in (1, 2)]
+    lines += [{"audio_filepath": "a.wav", "offset": start, "duration": 0.5} for start in (10000.01, 10000.04)]
+    found, _ = find_recordings([manifest(tmp_path / "test.json", *lines)])
+    names = ["d/s1/001", "d/s2/001", "a_10000.01-10000.51", "a_10000.04-10000.54"]
+    assert [recording.name for recording in found] == names
+
+
+def test_a_recording_given_twice_has_the_name_by_which_it_is_given_first(tmp_path: Path) -> None:
+    (tmp_path / "wavs").mkdir()
+    soundfile.write(tmp_path / "wavs" / "a.wav", np.zeros(RATE, np.int16), RATE)
+    given = [manifest(tmp_path / "test.json", {"audio_filepath": "wavs/a.wav"}), str(tmp_path / "wavs")]
+    for ordered, name in ((given, "wavs/a"), (given[::-1], "a")):
+        assert [recording.name for recording in find_recordings(ordered)[0]] == [name]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +67,7 @@ def test_a_manifest_stands_for_the_recordings_that_it_names(tmp_path: Path) -> N
             r"a.wav lies in a tar; give .*dataset.output",
         ),
         ([{"audio_filepath": "a\0b"}], "line 1 names no recording"),
+        ([{"audio_filepath": "."}], "line 1 names no recording"),
         (["{"], "line 1 is not JSON"),
         (["[]"], "line 1 names no recording"),
         ([], "test.json names no recording; a NeMo manifest has a line of JSON for each"),

@@ -133,7 +133,8 @@ def build_dataloader(
     utterances = dataset.manifest_processor.collection
     utterances.data = utterances.data[:count]
     utterances.data = _drop_too_short(utterances.data, model, speed_share, split, trainer.is_global_zero)
-    durations_s = [utterance.duration for utterance in utterances]
+    added_s = 2 * training.silence_s if augment else 0.0  # at most
+    durations_s = [utterance.duration + added_s for utterance in utterances]
     weight_of = {source.name: source.weight for source in config.dataset.sources} if split == "train" else {}
     batches = EpochBatchSampler(
         durations_s, training.batch_size, training.batch_duration_s, training.seed,

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from finetuning.config import schema as experiment
 from finetuning.errors import UserError, printable
 from finetuning.files import read_json, write_json
+from finetuning.training.run_record import RUN_IDS
 
-RUN_IDS = "logger.json"  # by service: what it calls the run, so that a session that resumes adds to the same one
 PROJECT = "asr-fine-tuning"
 # No host name, user name or copy of the screen: a run is its metrics and settings
 WANDB_SETTINGS = {"host": "", "x_disable_meta": True, "x_disable_machine_info": True, "console": "off", "quiet": True}

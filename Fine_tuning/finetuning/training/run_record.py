@@ -17,6 +17,7 @@ from finetuning.model.vocabulary import Vocabulary
 from finetuning.training.augmentation_files import files_digest
 
 RECORD = "run.json"
+RUN_IDS = "logger.json"  # by service: what it calls the run, so that a session that resumes adds to the same one
 PACKAGES = ("nemo_toolkit", "torch", "lightning", "omegaconf", "jiwer", "numpy", "soundfile", "librosa")
 FORMER_KEY = "training.strategy"  # of earlier versions: how processes exchange gradients, not what a run learns
 
@@ -36,7 +37,7 @@ def read_record(output: Path) -> dict[str, Any] | None:
     path = output / RECORD
     try:
         record = read_json(path)
-        if record is None:
+        if record is None and not path.is_file():  # it may hold "null"
             return None
         texts = (record["commit"], record.get("model", ""), *record["versions"].values())
         sections = (record["made_from"], record["config"], record["versions"], *record.get("sessions", []))
@@ -66,6 +67,7 @@ def start_run(
     if weights is None:
         if is_main_process:
             write_json(output / RECORD, record)
+            (output / RUN_IDS).unlink(missing_ok=True)  # of a run that came to nothing
         return record
     existing = read_record(output)
     if existing is None or (weights == exported and "model" not in existing):

@@ -50,7 +50,9 @@ def find_recordings(given: Iterable[str]) -> tuple[list[Recording], list[Path]]:
     left_out: list[Path] = []
     for path in map(Path, given):
         if path.suffix.lower() in MANIFESTS and path.is_file():
-            by_path |= {(r.audio.absolute(), r.offset_s, r.duration_s): r for r in read_manifest(path)}
+            for recording in read_manifest(path):
+                key = (recording.audio.absolute(), recording.offset_s, recording.duration_s)
+                by_path.setdefault(key, recording)
             continue
         inside, others = _inside(path)
         left_out += others
@@ -70,7 +72,7 @@ def read_manifest(path: Path) -> list[Recording]:
         audio, offset, duration = (fields.get(name) for name in ("audio_filepath", "offset", "duration"))
         is_part = offset is not None
         where = f"{path}, line {number}"
-        if not isinstance(audio, str) or not audio or "\0" in audio:
+        if not isinstance(audio, str) or not Path(audio).name or "\0" in audio:
             raise UserError(f"{where} names no recording; a line of a NeMo manifest has the field audio_filepath")
         if fields.get("shard_id") is not None:
             raise UserError(
@@ -78,11 +80,12 @@ def read_manifest(path: Path) -> list[Recording]:
             )
         if is_part and not (_is_seconds(offset) and _is_seconds(duration) and duration):
             raise UserError(f"{where}: offset and duration must both be numbers of seconds; fix or remove the line")
-        inside = not Path(audio).is_absolute() and ".." not in Path(audio).parts
-        name = str(Path(audio).with_suffix("")) if inside else Path(audio).stem
-        part = (float(offset), float(duration)) if is_part else (0.0, None)
-        name += f"_{offset:g}-{offset + duration:g}" if is_part else ""
-        recordings.append(Recording(path.parent / audio, name, audio, *part))
+        start, length = (float(offset), float(duration)) if is_part else (0.0, None)
+        below = (part for part in Path(audio).parts if part not in (Path(audio).anchor, ".."))
+        name = str(Path(*below).with_suffix(""))
+        if is_part:
+            name += "_" + "-".join(f"{s:.3f}".rstrip("0").rstrip(".") for s in (start, start + length))
+        recordings.append(Recording(path.parent / audio, name, audio, start, length))
     if not recordings:
         raise UserError(f"{path} names no recording; a NeMo manifest has a line of JSON for each")
     return recordings
