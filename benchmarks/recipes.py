@@ -9,7 +9,7 @@ one thread. All of it takes two and a half hours on two cores. Beside the demo a
 variants are changes of one recipe, LONG, which does not follow the demo's: theirs is a comparison with each other.
 
 On Mboshi (configs/mboshi.yaml; human speech): all variants are changes of one recipe, SHORT, with as many steps, but
-for `long`, what configs/mboshi.yaml trains. A run takes about half an hour of one core, all of them about 15.
+for `long`, what configs/mboshi.yaml trains. A run takes 10 to 30 minutes of one core, by processor.
 
 Writes results/reference/recipes.json or recipes_mboshi.json, after every run: rerun it after an interruption, on any
 day and machine, and runs that are in the file are not repeated. The seed is that of the training (decoder, order of the
