@@ -89,7 +89,7 @@ class InterruptSafeDataLoader(DataLoader):
         with sigint_blocked():
             iterator = super().__iter__()
         if signal.getsignal(signal.SIGCHLD) is not handler:
-            signal.signal(signal.SIGCHLD, handler)
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)  # None: not one of Python
         return iterator
 
 
