@@ -217,6 +217,13 @@ def test_it_ends_when_the_text_fails(tmp_path: Path) -> None:
 
 
 NO_LMPLZ = "/usr/bin:/bin" if shutil.which("lmplz", path="/usr/bin:/bin") is None else "/nowhere"
+ELSEWHERE = """
+import os, runpy, sys
+sys.executable = "/nowhere/python"  # beside which make lmplz puts none
+sys.argv.pop(0)
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def test_what_cannot_fit_in_memory_is_said_before_it_is_begun(tmp_path: Path) -> None:
@@ -224,7 +231,8 @@ def test_what_cannot_fit_in_memory_is_said_before_it_is_begun(tmp_path: Path) ->
     folder = prepare(tmp_path)
     (folder / "extra.txt").write_text("la casa è rossa\n" * 1_250_000, encoding="utf-8")
     script, one = ROOT / "Fine_tuning" / "train_language_model.py", f"{{name: extra, file: '{folder}/extra.txt'}}"
-    limited = ["bash", "-c", 'ulimit -v 500000; exec "$@"', "-", sys.executable, str(script), *options(folder, one)]
+    process = [sys.executable, "-c", ELSEWHERE, str(script), *options(folder, one)]
+    limited = ["bash", "-c", 'ulimit -v 500000; exec "$@"', "-", *process]
     env = {**os.environ, "PATH": NO_LMPLZ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     refused = subprocess.run(limited, env=env, capture_output=True, text=True)
     assert_refused(
@@ -240,6 +248,7 @@ def test_where_no_memory_is_free_lmplz_helps(
     (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemAvailable:       0 kB\n")
     monkeypatch.setattr(lmplz, "PROC", tmp_path)
     monkeypatch.setenv("PATH", NO_LMPLZ)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     refused = run_in_process("train_language_model.py", *both(folder))
     assert_refused(refused, "shorten the texts of language_model.sources, or type: make lmplz")
     failing = program(tmp_path / "bin", "echo 'Cannot allocate' >&2; exit 1")
