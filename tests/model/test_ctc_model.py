@@ -427,7 +427,7 @@ def test_channels_last_computes_the_same(model: Any, saved: Path, tmp_path: Path
     fast = restore_model(saved)
     use_channels_last(fast)
     use_channels_last(fast)  # twice is as good as once
-    classes = ("DepthwiseConv1d", "PointwiseConv1d", "ChannelsLastBatchNorm1d")
+    classes = ("DepthwiseConv1d", "PointwiseConv1d", "ChannelsLastBatchNorm1d")  # and convolutions hold one of them
     swapped = [m for m in fast.encoder.modules() if type(m).__name__ in classes]
     assert len(swapped) == sum(type(m) in (nn.Conv1d, nn.BatchNorm1d) for m in model.encoder.modules())
     torch.testing.assert_close(encoded(fast), encoded(model), rtol=0, atol=1e-5)
@@ -438,8 +438,9 @@ def test_channels_last_computes_the_same(model: Any, saved: Path, tmp_path: Path
     assert torch.equal(outputs(stock), outputs(model))
 
 
-def test_channels_last_learns_the_same(model: Any, saved: Path) -> None:
-    """In double precision, where rounding can neither hide nor feign a difference."""
+@pytest.mark.parametrize("training", [False, True])
+def test_channels_last_learns_the_same(model: Any, saved: Path, training: bool) -> None:
+    """In double precision, where rounding can neither hide nor feign a difference; the caller's features stay."""
     import torch
 
     from finetuning.model.channels_last import use_channels_last
@@ -448,28 +449,93 @@ def test_channels_last_learns_the_same(model: Any, saved: Path) -> None:
     stock, fast = restore_model(saved).double(), restore_model(saved).double()
     use_channels_last(fast)
     features = torch.randn(3, 64, 150, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = features.clone()
     for one in (stock, fast):
+        one.train(training)
+        set_dropout(one, 0.0)  # at random, and in another order where channels come last
         one.encoder(audio_signal=features, length=torch.tensor([150, 110, 60]))[0].square().mean().backward()
+    assert torch.equal(features, before)
     gradients = dict(stock.encoder.named_parameters())
     for name, parameter in fast.encoder.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-6, atol=1e-9)
     assert sum(parameter.grad.abs().sum() for parameter in gradients.values()) > 0.01
 
 
+def test_masks_in_place_learn_the_same_with_dropout(saved: Path) -> None:
+    import torch
+    from nemo.collections.asr.parts.submodules.jasper import MaskedConv1d
+
+    from finetuning.model.channels_last import InPlaceMaskedConv1d, use_channels_last
+    from finetuning.model.ctc_model import restore_model
+
+    gradients = []
+    features = torch.randn(3, 64, 150, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for masked in (MaskedConv1d, InPlaceMaskedConv1d):
+        one = restore_model(saved).double().train()
+        use_channels_last(one)
+        set_dropout(one, 0.3)
+        for module in one.encoder.modules():
+            if isinstance(module, MaskedConv1d):
+                module.__class__ = masked
+        torch.manual_seed(0)
+        one.encoder(audio_signal=features, length=torch.tensor([150, 110, 60]))[0].square().mean().backward()
+        gradients.append([parameter.grad for parameter in one.encoder.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def set_dropout(model: Any, p: float) -> None:
+    """Of all layers of the encoder."""
+    import torch
+
+    layers = [module for module in model.encoder.modules() if isinstance(module, torch.nn.Dropout)]
+    assert layers
+    for layer in layers:
+        layer.p = p
+
+
 @pytest.mark.parametrize(
     "shape",
-    [{"kernel_size": 11, "stride": 2, "padding": 5}, {"kernel_size": 7, "dilation": 2, "padding": 6, "bias": True}],
-    ids=["stride", "dilation"],
+    [
+        {"kernel_size": 11, "padding": 5},
+        {"kernel_size": 11, "stride": 2, "padding": 5},
+        {"kernel_size": 7, "dilation": 3, "padding": 9},
+        {"kernel_size": 7, "dilation": 2, "padding": 6, "bias": True},
+        {"kernel_size": 6, "padding": 1},
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": 7},
+    ],
+    ids=["plain", "stride", "dilation", "bias", "even", "one tap", "more padding than taps"],
 )
 def test_depthwise_convolution_is_torchs(shape: dict[str, Any]) -> None:
+    """Its values and all its gradients are those of nn.Conv1d."""
     import torch
 
     from finetuning.model.channels_last import DepthwiseConv1d
 
     torch.manual_seed(0)
-    ours = DepthwiseConv1d(8, 8, groups=8, **shape)
-    x = torch.randn(2, 8, 50)
-    torch.testing.assert_close(ours(x), torch.nn.Conv1d.forward(ours, x), rtol=0, atol=1e-5)
+    ours = DepthwiseConv1d(8, 8, groups=8, **{"bias": False, **shape}).double()
+    found = []
+    for forward in (DepthwiseConv1d.forward, torch.nn.Conv1d.forward):
+        x = torch.randn(2, 8, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = forward(ours, x)
+        found.append((y, *torch.autograd.grad(y.pow(3).sum(), [x, *ours.parameters()])))
+    torch.testing.assert_close(*found)
+
+
+def test_depthwise_convolution_in_bfloat16_has_gradients_in_32_bits() -> None:
+    import torch
+
+    from finetuning.model.channels_last import DepthwiseConv1d
+
+    torch.manual_seed(0)
+    ours = DepthwiseConv1d(16, 16, 11, padding=5, groups=16, bias=False)
+    x = torch.randn(4, 16, 50, requires_grad=True)
+    exact = torch.autograd.grad(ours(x).square().sum(), [x, ours.weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(x)
+    found = torch.autograd.grad(y.float().square().sum(), [x, ours.weight])
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.1)  # dtypes too
 
 
 def test_encoders_that_group_channels_are_left_alone(tmp_path: Path) -> None:
