@@ -427,7 +427,7 @@ def test_channels_last_computes_the_same(model: Any, saved: Path, tmp_path: Path
     fast = restore_model(saved)
     use_channels_last(fast)
     use_channels_last(fast)  # twice is as good as once
-    classes = ("DepthwiseConv1d", "PointwiseConv1d", "ChannelsLastBatchNorm1d")  # and convolutions hold one of them
+    classes = ("DepthwiseConv1d", "PointwiseConv1d", "ChannelsLastBatchNorm1d")
     swapped = [m for m in fast.encoder.modules() if type(m).__name__ in classes]
     assert len(swapped) == sum(type(m) in (nn.Conv1d, nn.BatchNorm1d) for m in model.encoder.modules())
     torch.testing.assert_close(encoded(fast), encoded(model), rtol=0, atol=1e-5)

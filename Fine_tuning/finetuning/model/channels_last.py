@@ -28,7 +28,7 @@ def use_channels_last(model: EncDecCTCModel) -> None:
         elif type(module) is nn.BatchNorm1d:
             module.__class__ = ChannelsLastBatchNorm1d
         elif type(module) is nn.ReLU:
-            module.inplace = False  # in place on a view, as which batch normalisation returns it, autograd copies it
+            module.inplace = False  # its input is a view now; changed in place, autograd would copy its gradient
 
 
 class InPlaceMaskedConv1d(MaskedConv1d):
