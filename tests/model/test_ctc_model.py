@@ -483,6 +483,21 @@ def test_masks_in_place_learn_the_same_with_dropout(saved: Path) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_activations_stay_in_place_but_on_views() -> None:
+    """On a GPU none is a view, so that its memory is stock NeMo's."""
+    import torch
+
+    from finetuning.model.channels_last import ViewPreservingReLU
+
+    relu = ViewPreservingReLU(inplace=True)
+    whole = torch.tensor([[-1.0, 2.0]])
+    view = whole.squeeze(0)
+    assert relu(view).tolist() == [0, 2]
+    assert whole.tolist() == [[-1, 2]]
+    assert relu(whole) is whole
+    assert whole.tolist() == [[0, 2]]
+
+
 def set_dropout(model: Any, p: float) -> None:
     """Of all layers of the encoder."""
     import torch

@@ -28,7 +28,7 @@ def use_channels_last(model: EncDecCTCModel) -> None:
         elif type(module) is nn.BatchNorm1d:
             module.__class__ = ChannelsLastBatchNorm1d
         elif type(module) is nn.ReLU:
-            module.inplace = False  # its input is a view now; changed in place, autograd would copy its gradient
+            module.__class__ = ViewPreservingReLU
 
 
 class InPlaceMaskedConv1d(MaskedConv1d):
@@ -120,6 +120,14 @@ def _depthwise(
     """Convolve each channel with its filter: (B, C, 1, T), (C, 1, 1, K) -> (B, C, 1, T')."""
     weight = weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(image, weight, bias, (1, stride), (0, padding), groups=len(weight))
+
+
+class ViewPreservingReLU(nn.ReLU):
+    """In place as configured, but on a view, as batch normalisation returns here: autograd would copy its gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what nn.ReLU returns."""
+        return F.relu(x, inplace=self.inplace and x._base is None)
 
 
 class PointwiseConv1d(nn.Conv1d):
