@@ -1,6 +1,7 @@
 """A finished model -> a folder for others: the model and its card and, when asked, the same on the hub.
 
-    python Fine_tuning/export.py --license ID [--onnx] [--config FILE] [section.key=value …] [--push OWNER/NAME]
+    python Fine_tuning/export.py --license ID [--language CODE] [--onnx] [--config FILE] [section.key=value …]
+                                 [--push OWNER/NAME]
     python Fine_tuning/export.py --checkpoint FILE [--config FILE] [section.key=value …]
 
 Writes <training.output>/export/: the .nemo and README.md, a model card made from run.json, metrics.csv, dataset.json
@@ -68,7 +69,9 @@ def main() -> None:
         if arguments.push:
             print(f"Pushed to {arguments.push}: {push(arguments.push, files)}")
         else:
-            again = command("export.py", arguments, "--license", arguments.license, "--push", "OWNER/NAME")
+            language = ["--language", arguments.language] if arguments.language else []
+            more = ("--license", arguments.license, *language, "--push", "OWNER/NAME")
+            again = command("export.py", arguments, *more)
             if onnx:
                 print("test.wav is a recording of the test set: publish it only with its speaker's consent")
             print(f"Nothing was sent. These {len(files)} files go to the hub, for everybody to see, with:\n  {again}")
@@ -85,6 +88,12 @@ def command_line() -> argparse.Namespace:
         "required; the licences of the data and of the base model may restrict your choice",
     )
     parser.add_argument(
+        "--language",
+        metavar="CODE",
+        type=str.lower,
+        help="the language's code, of ISO 639, for the model card: it, pl, mdw; a release of Common Voice says its own",
+    )
+    parser.add_argument(
         "--push",
         metavar="OWNER/NAME",
         help="upload to this model of the Hugging Face Hub, which is created, public, if it does not exist; the token "
@@ -97,8 +106,9 @@ def command_line() -> argparse.Namespace:
         "--checkpoint", metavar="FILE", help="a checkpoint of step 2, by its path or its name in checkpoints/"
     )
     arguments = parser.parse_intermixed_args()
-    if arguments.checkpoint and (arguments.push or arguments.license or arguments.onnx):
-        raise UserError("--checkpoint writes a .nemo without a card; leave --license, --onnx and --push out")
+    of_the_card = (arguments.license, arguments.language, arguments.onnx, arguments.push)
+    if arguments.checkpoint and any(of_the_card):
+        raise UserError("--checkpoint writes a .nemo alone; leave --license, --language, --onnx and --push out")
     if arguments.checkpoint:
         return arguments
     from finetuning.export.card_metadata import LICENSES
@@ -107,6 +117,8 @@ def command_line() -> argparse.Namespace:
         near = difflib.get_close_matches(arguments.license or "", LICENSES, n=3, cutoff=0.5) or ["mit", "cc-by-4.0"]
         says = f"{arguments.license} is no licence of the hub" if arguments.license else "a model needs a licence"
         raise UserError(f"{says}; type --license ID, for example {', '.join(near)}")
+    if arguments.language is not None and not re.fullmatch("[a-z]{2,3}", arguments.language):
+        raise UserError(f"{printable(arguments.language)!r} is no code of a language; type one of ISO 639, such as it")
     if arguments.push is not None:
         validate_repository(arguments.push)
     return arguments
@@ -167,7 +179,7 @@ def command(script: str, arguments: argparse.Namespace, *more: str) -> str:
 
 def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "TrainedModel":
     """Return what the three steps recorded of `model`; raise UserError with the command to run where one is missing."""
-    from finetuning.export.trained_model import TrainedModel, read_network
+    from finetuning.export.trained_model import TrainedModel, language_of, read_network
     from finetuning.metrics.history import read_metrics
     from finetuning.training import run_record
 
@@ -189,6 +201,7 @@ def gather(model: Path, config: Config, arguments: argparse.Namespace) -> "Train
     return TrainedModel(
         name=config.training.name,
         license=arguments.license,
+        language=arguments.language or language_of(str(dataset.get("release"))),
         network=read_network(model),
         run=record,
         dataset=dataset,

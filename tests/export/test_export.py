@@ -205,7 +205,7 @@ def test_only_a_base_of_the_hub_is_linked(tmp_path: Path, base: str | None, name
     """The hub takes OWNER/NAME of a model it has, and nothing else."""
     script = runpy.run_path(str(ROOT / "Fine_tuning" / "export.py"))
     config = load_config(make(tmp_path), [])
-    arguments = argparse.Namespace(config="c", overrides=[], license="mit", push=None)
+    arguments = argparse.Namespace(language=None, config="c", overrides=[], license="mit", push=None)
     finished = script["gather"](tmp_path / "run" / "Model-IT-finetuned.nemo", config, arguments)
     finished.run["config"]["model"]["base"] = base
     assert card_metadata.make_metadata(finished).to_dict().get("base_model") == named
@@ -265,7 +265,7 @@ def test_whatever_the_steps_have_left_it_is_one_sentence(tmp_path: Path) -> None
     """Of the files that the card is made of, whatever is in them."""
     config = load_config(make(tmp_path), [])
     script = runpy.run_path(str(ROOT / "Fine_tuning" / "export.py"))
-    arguments = argparse.Namespace(config="c", overrides=[], license="mit", push=None)
+    arguments = argparse.Namespace(language=None, config="c", overrides=[], license="mit", push=None)
     model = tmp_path / "run" / "Model-IT-finetuned.nemo"
     names = ["run/run.json", "run/metrics.csv", "data/dataset.json", "results/comparisons.json"]
     whole = {name: (tmp_path / name).read_bytes() for name in [*names, "results/Model-IT-finetuned+LM.json"]}
@@ -304,9 +304,19 @@ def test_no_dataset(export: Script, tmp_path: Path) -> None:
     assert_refused(export(), "there is no dataset", "dataset_creation.py")
 
 
-def test_a_release_that_does_not_say_its_language(export: Script, tmp_path: Path) -> None:
-    change(tmp_path / "data" / "dataset.json", release="recordings")
-    assert_refused(export(), "recordings does not say its language", "step 1")
+@pytest.mark.parametrize("release", ["recordings", "my-calls.csv", f"{REAL} + cv-corpus-24.0-2025-12-05/es"])
+def test_data_whose_name_does_not_say_the_language(export: Script, tmp_path: Path, release: str) -> None:
+    change(tmp_path / "data" / "dataset.json", release=release)
+    assert_refused(export(), f"{release}, does not say the language", "--language it")
+    done = export("--language", "MDW")
+    assert done.returncode == 0 and "--license cc-by-4.0 --language mdw --push OWNER/NAME" in done.stdout
+    assert metadata_load(tmp_path / "run" / "export" / "README.md")["language"] == "mdw"
+
+
+def test_the_language_of_a_release_beside_a_table(export: Script, tmp_path: Path) -> None:
+    change(tmp_path / "data" / "dataset.json", release=f"calls.csv + {REAL} + cv-corpus-23.0-2025-09-05/it")
+    assert export().returncode == 0
+    assert metadata_load(tmp_path / "run" / "export" / "README.md")["language"] == "it"
 
 
 def test_results_without_a_rate_or_of_an_older_version(export: Script, tmp_path: Path) -> None:
@@ -327,6 +337,7 @@ def test_results_without_a_rate_or_of_an_older_version(export: Script, tmp_path:
         ((), ["a model needs a licence", "--license ID"]),
         (("--license", "cc0"), ["cc0 is no licence of the hub", "cc0-1.0"]),
         (("--license", "other"), ["other is no licence of the hub"]),
+        (("--license", "mit", "--language", "Italian"), ["'italian' is no code of a language", "such as it"]),
         *(
             (("--license", "mit", "--push", name), ["is not of the form OWNER/NAME", "--push your-name/asr-it"])
             for name in ("", "name", "a/b/c", "a--b/c", "à/b")
@@ -603,7 +614,9 @@ def test_a_checkpoint_of_a_run_becomes_a_model(
     assert_refused(run_script(*usual, str(damaged)), "damaged.ckpt is not a checkpoint of this run, or damaged")
     damaged.unlink()
     assert_refused(run_script(*usual, checkpoint.name, "training.seed=5"), "made from something else", "training.seed")
-    assert_refused(run_script(*usual, checkpoint.name, "--license", "mit"), "leave --license, --onnx and --push out")
+    assert_refused(
+        run_script(*usual, checkpoint.name, "--license", "mit"), "leave --license, --language, --onnx and --push out"
+    )
     assert not list(tiny_run.glob("Model-IT-finetuned-*"))
 
 

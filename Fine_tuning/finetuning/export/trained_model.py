@@ -19,6 +19,7 @@ class TrainedModel:
 
     name: str
     license: str
+    language: str  # its code, of ISO 639
     network: dict[str, Any]  # the model's own configuration
     run: dict[str, Any]  # run.json
     dataset: dict[str, Any]  # dataset.json
@@ -28,17 +29,6 @@ class TrainedModel:
     synthetic: bool  # whether the speech is
     repository: str | None = None  # OWNER/NAME on the hub, when it goes there
     onnx: dict[str, Any] | None = None  # what onnx_files.RECORD holds
-
-    @property
-    def language(self) -> str:
-        """Return the language's code, the name of the release's folder; raise UserError where that is no code."""
-        code = self.dataset["release"].rpartition("/")[2].partition("-")[0].lower()
-        if not re.fullmatch("[a-z]{2,3}", code):
-            raise UserError(
-                f"the release {self.dataset['release']} does not say its language; call its folder by the language's "
-                "code, as cv-corpus-…/it, and run step 1 again"
-            )
-        return code
 
     @property
     def file_name(self) -> str:
@@ -59,6 +49,14 @@ class TrainedModel:
         if any(block.get("separable") for block in blocks) and not any(block.get("se") for block in blocks):
             return "QuartzNet"
         return encoder["_target_"].rpartition(".")[2]
+
+
+def language_of(release: str) -> str:
+    """Return the language that a release of Common Voice is named after; raise UserError for other names."""
+    codes = set(re.findall(r"cv-corpus-[^/]*/([a-z]{2,3})\b", release))
+    if len(codes) != 1:
+        raise UserError(f"the name of the data, {release}, does not say the language; add for example --language it")
+    return codes.pop()
 
 
 def read_network(path: Path) -> dict[str, Any]:
