@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def use_channels_last(model: EncDecCTCModel) -> None:
-    """Compute the encoder's convolutions and batch normalisation with channels last; values agree to 1e-5.
+    """Compute the encoder's convolutions and batch normalisation with channels last; values differ by rounding.
 
     Only the way of computing changes: parameters, checkpoints and `.nemo` files stay stock, and on a GPU so does the
     computation. Encoders that reshape channels in groups are left as they are: they need channels first.
@@ -73,6 +73,8 @@ class DepthwiseConv1d(nn.Conv1d):
         """Return what nn.Conv1d returns."""
         if x.device.type != "cpu":
             return super().forward(x)
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
         image = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
         (stride,), (padding,), (dilation,) = self.stride, self.padding, self.dilation
         weight = self.weight[:, :, None, :, None]  # with zeros where dilation leaves frames out: oneDNN is slow with it
@@ -89,7 +91,6 @@ class _DepthwiseConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(
         ctx: torch.autograd.function.FunctionCtx, image: torch.Tensor, weight: torch.Tensor, padding: int
     ) -> torch.Tensor:  # (B, C, 1, T), (C, 1, 1, K) -> (B, C, 1, T')
@@ -98,7 +99,6 @@ class _DepthwiseConvolution(torch.autograd.Function):
         return _depthwise(image, weight, padding)
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
@@ -108,7 +108,8 @@ class _DepthwiseConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_image = _depthwise(gradient, weight.flip(3), weight.shape[3] - 1 - ctx.padding)
         if ctx.needs_input_grad[1]:  # each utterance convolved with its gradient as the filter
-            of_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            of_weight = torch.zeros_like(weight)
+            image, gradient = (x.to(weight.dtype) for x in (image, gradient))
             for one, its in zip(image.unsqueeze(1), gradient.unsqueeze(2), strict=True):  # (1, C, 1, T), (C, 1, 1, T')
                 of_weight += _depthwise(one, its, ctx.padding).view_as(of_weight)
         return of_image, of_weight, None
@@ -117,9 +118,15 @@ class _DepthwiseConvolution(torch.autograd.Function):
 def _depthwise(
     image: torch.Tensor, weight: torch.Tensor, padding: int, bias: torch.Tensor | None = None, stride: int = 1
 ) -> torch.Tensor:
-    """Convolve each channel with its filter: (B, C, 1, T), (C, 1, 1, K) -> (B, C, 1, T')."""
+    """Convolve each channel with its filter: (B, C, 1, T), (C, 1, 1, K) -> (B, C, 1, T'), of the image's type.
+
+    Computed in the type of the weights, 32 bits: in bfloat16 oneDNN (torch 2.13.0) never returns for some shapes and
+    numbers of threads, such as 160 channels, 25 taps, one utterance of 60 frames, 10 threads.
+    """
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(image, weight, bias, (1, stride), (0, padding), groups=len(weight))
+    with torch.autocast("cpu", enabled=False):
+        made = F.conv2d(image.to(weight.dtype), weight, bias, (1, stride), (0, padding), groups=len(weight))
+    return made.to(image.dtype)
 
 
 class ViewPreservingReLU(nn.ReLU):
