@@ -189,6 +189,7 @@ def test_what_may_change_while_a_step_resumes():
         ("file=x", ["no key file"]),
         ("dataset.split.train=.nan", ["dataset.split.train", "finite"]),
         ("training.optimizer.lr=1e-6", ["training.schedule.min_lr", "training.optimizer.lr"]),
+        ("training.encoder_lr_scale=0.01", ["training.schedule.min_lr", "training.encoder_lr_scale=0.01"]),
         ("training.workers=-1", ["training.workers"]),
         ("training.keep_best=-2", ["training.keep_best"]),
         ("training.gradient_clip=-1", ["training.gradient_clip=-1.0 must be above 0, or null"]),

@@ -101,6 +101,13 @@ def test_a_job_of_slurm_is_stopped_at_its_time_limit_and_goes_on(tiny_config: Pa
     assert (tmp_path / "Model-IT-finetuned.nemo").is_file()
 
 
+def test_fewer_batches_than_processes_are_told_in_words(
+    tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
+):
+    command = ["train.py", "--config", str(tiny_config), *TOGETHER, f"training.output={tmp_path}"]
+    assert_refused(run_script(*command, "training.batch_size=100", env=ONE), "fewer batches than processes")
+
+
 def test_another_number_of_processes_than_the_job_has_is_told_in_words(
     tiny_config: Path, tiny_dataset: Path, tmp_path: Path, run_script: Script
 ):

@@ -461,18 +461,28 @@ def test_the_end_of_a_process_that_reads_audio_is_noticed_at_the_next_batch_and_
 def test_sigterm_saves_after_the_step_where_it_reaches_this_process_alone(
     output: Path, train: Train, model: "EncDecCTCModel", workers: int
 ) -> None:
-    """A scheduler sends it to all processes: those that read end, and with them what the step would have been."""
+    """A scheduler sends it to all processes, also to those that read."""
     last = output / "checkpoints" / "last.ckpt"
+    sent = []
 
     def terminate() -> None:
+        sent.append(time.time_ns())
         subprocess.run(["kill", "-TERM", str(os.getpid()), *readers()], capture_output=True)
 
-    with meanwhile(lambda: last.exists() and len(readers()) >= workers, terminate):
-        ended = train(training__workers=workers, training__max_epochs=6)
+    saved = set()
+
+    def is_within_an_epoch() -> bool:
+        if last.exists():
+            saved.add(last.stat().st_mtime_ns)
+        return len(saved) == 2
+
+    with meanwhile(is_within_an_epoch, terminate):
+        ended = train(training__workers=workers, training__max_epochs=6, training__checkpoint_minutes=0)
     assert ended.returncode == 143, ended.stderr[-2000:]
     assert ended.stderr.strip() == f"train.py: ended by SIGTERM: {GOES_ON}"
     start = start_of(output, model)
     assert start.steps == 6 * start.epochs + start.batches
+    assert last.stat().st_mtime_ns > sent[0]
 
 
 @pytest.mark.parametrize(("error", "is_reported"), [(ConnectionResetError, False), (EOFError, False), (KeyError, True)])

@@ -169,6 +169,15 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
     assert rates == pytest.approx([rate(6), rate(12), rate(18), rate(24)], rel=1e-3)
 
 
+def test_steps_that_end_within_the_frozen_epochs_are_told(tiny, capsys: pytest.CaptureFixture[str]):
+    _, changed = trained(tiny("training.max_epochs=4", "training.frozen_epochs=2", "training.max_steps=1"))
+    assert not of_encoder(changed, "conv.weight")
+    assert (
+        "warning: training.max_steps=1 ends the training with epoch 1, and the encoder stays frozen until after "
+        in (capsys.readouterr().out)
+    )
+
+
 def test_the_encoder_learns_at_a_rate_of_its_own(tiny, tmp_path: Path):
     overrides = ("training.max_epochs=1", "training.frozen_epochs=0", "training.schedule.warmup_ratio=0")
     model, _ = trained(tiny(*overrides, "training.encoder_lr_scale=0.1"))

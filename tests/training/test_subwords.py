@@ -1,5 +1,6 @@
 """Sub-word vocabularies and Conformers through all scripts, from small models saved by stock NeMo."""
 
+import csv
 import json
 import shutil
 import time
@@ -129,6 +130,9 @@ def test_accumulated_batches_and_a_number_of_steps(
     assert trained.returncode == 0, trained.stderr[-2000:]
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False)
     assert (state["global_step"], state["epoch"]) == (6, 1)
+    with (tmp_path / "run" / "metrics.csv").open() as table:
+        losses = [(float(row["train_loss"]), float(row["val_loss"])) for row in csv.DictReader(table)]
+    assert all(0.8 < train / validation < 1.6 for train, validation in losses), "per utterance, not divided"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["epochs"] == 2
 
     again = ["train.py", *run, "training.checkpoint_minutes=0", f"training.output={tmp_path / 'again'}"]

@@ -102,10 +102,11 @@ def _wrong_steps(config: Config) -> Iterator[str]:
         yield "training.name must be the name of a file, without a folder"
     if len(training.optimizer.betas) != 2:
         yield "training.optimizer.betas must be two numbers"
-    if training.schedule.min_lr > training.optimizer.lr:
+    scaled = f" × training.encoder_lr_scale={training.encoder_lr_scale}" if training.encoder_lr_scale < 1 else ""
+    if training.schedule.min_lr > training.optimizer.lr * min(1, training.encoder_lr_scale):
         yield (
             f"training.schedule.min_lr={training.schedule.min_lr} must be between 0 and "
-            f"training.optimizer.lr={training.optimizer.lr}"
+            f"training.optimizer.lr={training.optimizer.lr}{scaled}"
         )
     if len(language_model.prune) > language_model.order:
         yield f"language_model.prune must have at most language_model.order={language_model.order} counts"

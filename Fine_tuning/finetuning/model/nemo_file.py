@@ -41,7 +41,7 @@ SUPPORTED = (
     "FastConformer-CTC, Parakeet-CTC) and the CTC decoder of hybrid models"
 )
 TRANSDUCER = ("decoder", "joint", "aux_ctc", "decoding", "loss")  # sections of a hybrid model that CTC does not need
-PLAIN = ("sample_rate", "labels", "ctc_reduction", "skip_nan_grad", "nemo_version")  # other keys that a network needs
+PLAIN = ("sample_rate", "labels", "nemo_version")  # other keys that a network needs
 NAMES = ("_target_", "cls", "target")  # keys that name what Hydra calls, before 1.0 and after
 HYDRA_OPTIONS = ("_args_", "_partial_", "_recursive_", "_convert_")  # and how it does
 

@@ -76,7 +76,7 @@ class SeededDataset:
 
 
 class InterruptSafeDataLoader(DataLoader):
-    """Leaves Ctrl-C to the process that trains, which then ends the workers.
+    """Leaves Ctrl-C and SIGTERM to the process that trains, which then ends the workers.
 
     When a worker has been killed, the next batch says so, within torch's 5 s. The handler of SIGCHLD that torch
     installs would raise it at once, at whatever the process is doing: where that holds a lock of the queue to the
@@ -143,9 +143,22 @@ def build_dataloader(
     )  # fmt: skip
     loader = InterruptSafeDataLoader(
         SeededDataset(dataset, training.seed), batch_sampler=batches, collate_fn=dataset.collate_fn,
-        num_workers=training.workers, pin_memory=torch.cuda.is_available(),
+        num_workers=training.workers, worker_init_fn=_outlive_sigterm, pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     return loader, batches
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Let a worker go on for half a minute after SIGTERM: a scheduler sends it to all processes of a job.
+
+    The process that trains saves before the next batch, which it could not get from a worker that has ended.
+    """
+
+    def end_later(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(30)  # ends it
+
+    signal.signal(signal.SIGTERM, end_later)
 
 
 def _drop_too_short(

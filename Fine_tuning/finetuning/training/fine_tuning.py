@@ -168,8 +168,18 @@ def fit(
     set_regularization(model, training)
     model.set_trainer(trainer)
     batches, _ = setup_data(model, config, trainer)
+    if not len(batches):
+        raise UserError(
+            "there are fewer batches than processes that train; lower training.batch_size or "
+            "training.batch_duration_s, or train with fewer processes"
+        )
     steps = -(-len(batches) // training.accumulate_batches)  # of an epoch
-    trainer.fit_loop.max_epochs = planned_epochs(training, steps)
+    trainer.fit_loop.max_epochs = epochs = planned_epochs(training, steps)
+    if epochs <= training.frozen_epochs < training.max_epochs and trainer.is_global_zero:
+        print(
+            f"warning: training.max_steps={training.max_steps} ends the training with epoch {epochs}, and the encoder "
+            f"stays frozen until after epoch {training.frozen_epochs}: set training.frozen_epochs lower to train it too"
+        )
     setup_optimizer(model, training, steps * trainer.max_epochs)
     batches.epoch, batches.start = start.epochs, start.batches
     with _other_processes_ended(trainer, last), as_user_error(is_distributed(training)):
@@ -188,7 +198,7 @@ def _other_processes_ended(trainer: pl.Trainer, last: LastCheckpoints) -> Iterat
     try:
         yield
     except UserError as error:
-        if last.terminating:  # the processes that read audio get SIGTERM too, and end sooner
+        if last.terminating:  # the processes that read audio may end sooner
             raise Terminated from error
         for process in launched_processes(trainer):  # it may wait for this one for ever
             process.kill()

@@ -60,7 +60,7 @@ class MetricsLogger(pl.Callback):
     ) -> None:
         """Add up the training loss, weighted by utterances."""
         batch_size = len(batch[1])
-        self.loss_sum += outputs["loss"].item() * batch_size
+        self.loss_sum += outputs["loss"].item() * trainer.accumulate_grad_batches * batch_size  # Lightning divides it
         self.utterances += batch_size
         self.step_end = time.monotonic()
 

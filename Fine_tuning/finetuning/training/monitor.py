@@ -20,6 +20,7 @@ class TrainingMonitor(pl.Callback):
         self.warnings: dict[str, str] = {}  # sentence by kind
         self.losses: list[float] = []  # nats per character, one for each window
         self.loss_sum, self.characters = 0.0, 0
+        self.window_end = 0  # step
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run has to know."""
@@ -28,6 +29,7 @@ class TrainingMonitor(pl.Callback):
             "losses": self.losses,
             "loss_sum": self.loss_sum,
             "characters": self.characters,
+            "window_end": self.window_end,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -39,10 +41,11 @@ class TrainingMonitor(pl.Callback):
     ) -> None:
         """Check the training loss after each window of steps."""
         _, _, tokens, lengths = batch
-        self.loss_sum += outputs["loss"].item() * len(tokens)
+        self.loss_sum += outputs["loss"].item() * trainer.accumulate_grad_batches * len(tokens)  # Lightning divides it
         self.characters += int(lengths.sum())
-        if trainer.global_step % WINDOW_STEPS:
+        if trainer.global_step % WINDOW_STEPS or trainer.global_step == self.window_end:  # one step, several batches
             return
+        self.window_end = trainer.global_step
         self.losses.append(self.loss_sum / max(1, self.characters))
         self.loss_sum, self.characters = 0.0, 0
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]

@@ -70,7 +70,7 @@ class StopWhenOverfit(pl.Callback):
             self.wer = word_error_rate(self.references, self.hypotheses)
             self.bar.set_postfix(WER=f"{self.wer:.2f}")
             trainer.should_stop = self.wer == 0
-            model.train()
+            model.to(trainer.strategy.root_device).train()  # it was transcribed with on a GPU, if there is one
 
     def on_train_end(self, trainer: pl.Trainer, model: EncDecCTCModel) -> None:
         """Leave the bar as it is."""
