@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from finetuning.config import schema as experiment
 from finetuning.config.loading import from_command_line
 from finetuning.config.schema import Config
-from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
+from finetuning.data.manifest import SPLITS, find_test_sets, manifest_path, read_manifest
 from finetuning.errors import UserError, run_script
 from finetuning.files import (
     create_temp_file,
@@ -60,7 +60,8 @@ def model_inputs(config: Config) -> dict[str, Any]:
 
     settings = config.as_dict()["language_model"]
     del settings["output"]
-    manifests = [manifest_path(experiment.manifest_folder(config), split) for split in SPLITS]
+    data = experiment.manifest_folder(config)
+    manifests = [*(manifest_path(data, split) for split in SPLITS), *find_test_sets(data).values()]
     paths = {path.name: path for path in manifests}
     for source in config.language_model.sources:
         if source.file:

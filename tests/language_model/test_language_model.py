@@ -144,6 +144,16 @@ def test_sentences_of_validation_and_test_are_taken_out_and_the_counts_add_up(
     assert found["ngrams"] == [len(level.keys) for level in model.levels]
 
 
+def test_sentences_of_a_further_test_set_are_taken_out_too(run_in_process: Script, tmp_path: Path) -> None:
+    folder, found = prepare(tmp_path), []
+    for _ in range(2):
+        assert run_in_process("train_language_model.py", *options(folder)).returncode == 0
+        found.append(about(folder)["sources"][0])
+        line = {"audio_filepath": "0.wav", "duration": 1.0, "text": "il gatto dorme"}
+        (folder / "it" / "test_radio_manifest.json").write_text(json.dumps(line) + "\n")
+    assert [each["held_out"] for each in found] == [1, 2]
+
+
 def test_the_same_words_in_another_order_are_left_out_and_counted_apart(run_in_process: Script, tmp_path: Path) -> None:
     folder = prepare(tmp_path)
     lines = ["La rossa: una cosa!", "cosa rossa una", "Rossa, la…", "una cosa rossa", "la rossa la", "una rossa"]

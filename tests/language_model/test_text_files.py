@@ -145,6 +145,22 @@ def test_the_sentences_of_a_release_are_those_that_were_read_or_checked(run_in_p
     assert_refused(refused, "has no sentence in validated.tsv")
 
 
+def test_two_texts_of_one_name_are_not_taken_for_each_other(run_in_process: Script, tmp_path: Path) -> None:
+    folder, found = prepare(tmp_path), []
+    for version, text in (("23", "La casa rossa."), ("24", "Il gatto dorme.")):
+        release = tmp_path / version / "it"
+        release.mkdir(parents=True)
+        (release / "validated.tsv").write_text(f"path\tsentence\n1.mp3\t{text}\n")
+        found.append(f"{{name: cv{version}, file: '{release}', weight: 0.5}}")
+    assert_refused(
+        run_in_process("train_language_model.py", *options(folder, *found)), "would both be kept as", "another name"
+    )
+    for source, text in zip(found, ("La casa rossa.", "Il gatto dorme."), strict=True):
+        made = run_in_process("train_language_model.py", *options(folder, source.replace("0.5", "1")))
+        assert made.returncode == 0, made.stderr
+        assert (folder / "texts" / "it.txt").read_text() == f"{text}\n"
+
+
 def test_the_sample_is_a_release() -> None:
     found = list(text_files.iter_release(ROOT / "datasets" / "sample" / "cv-corpus-sample-it.tar.gz"))
     assert len(found) == len(set(found)) > 100

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetuning.config.schema import Config, TextSource, manifest_folder
-from finetuning.data.manifest import manifest_path, read_manifest
+from finetuning.data.manifest import find_test_sets, manifest_path, read_manifest
 from finetuning.data.text_normalization import MAX_CHARACTERS, Language
 from finetuning.errors import UserError
 from finetuning.language_model import kneser_ney, text_files
@@ -39,10 +39,10 @@ class SourceStats:
 
 
 def held_out_texts(config: Config) -> dict[str, set[str]]:
-    """Return the texts of validation and test, by their sorted words; no language model may be estimated from them."""
+    """Return the texts of validation and all test sets, by their sorted words, of which no model may be estimated."""
     folder, texts = manifest_folder(config), {}
-    for split in ("validation", "test"):
-        for utterance in read_manifest(manifest_path(folder, split), check_audio=False):
+    for path in (manifest_path(folder, "validation"), *find_test_sets(folder).values()):
+        for utterance in read_manifest(path, check_audio=False):
             texts.setdefault(_sorted_words(utterance.text), set()).add(utterance.text)
     return texts
 

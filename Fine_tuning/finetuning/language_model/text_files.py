@@ -8,6 +8,7 @@ before a space and a capital letter, so an abbreviation may cut one in two.
 
 import bz2
 import html
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -65,6 +66,14 @@ def prepare_texts(config: Config) -> None:
 
     Raises UserError when one cannot be had or read.
     """
+    files = [source.file for source in config.language_model.sources if source.file and not is_plain(source.file)]
+    texts: dict[Path, str] = {}
+    for file in dict.fromkeys(files):
+        if (other := texts.setdefault(text_path(file, config), file)) != file:
+            raise UserError(
+                f"language_model.sources: {strip_query(other)} and {strip_query(file)} would both be kept as "
+                f"{text_path(file, config)}; give one of them another name"
+            )
     for source in config.language_model.sources:
         if source.file and not is_plain(source.file):
             with exclusive_lock(ensure_writable_dir(_folder(config)), wait=True):
@@ -94,12 +103,14 @@ def _prepare(source: TextSource, config: Config) -> None:
     if not stored.exists():
         raise UserError(f"there is no {stored}; language_model.sources names a text, a Wikipedia dump or a release")
     read = [stored, *(path for name in RELEASE_TABLES if (path := stored / name).is_file())]
-    if text == stored or (text.is_file() and text.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in read)):
+    changed_ns = max(path.stat().st_mtime_ns for path in read)
+    if text == stored or (text.is_file() and text.stat().st_mtime_ns == changed_ns):
         return
     print(f"Extracting sentences from {stored}")
     sentences = iter_dump(stored) if stored.name.endswith(DUMPS) else iter_release(stored)
     with atomic_open(text) as file:
         file.writelines(f"{sentence}\n" for sentence in sentences)
+    os.utime(text, ns=(changed_ns, changed_ns))
 
 
 def _download(address: str, path: Path) -> None:
