@@ -112,9 +112,7 @@ def evaluate(config: Config) -> None:
             table = {part or "test": [row.result for row in of_part] for part, of_part in pooled.items()}
             print(f"\n{results_table.format_test_sets(table)}")
     if failed:
-        raise UserError(
-            f"not evaluated, for the reasons above: {', '.join(name for name in sources if name in failed)}"
-        )
+        raise UserError(f"not evaluated, for the reasons above: {', '.join(dict.fromkeys(failed))}")
 
 
 def check_beam_search(config: Config) -> None:

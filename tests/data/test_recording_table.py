@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import subprocess
 import wave
@@ -221,6 +222,7 @@ def test_columns_may_be_called_anything(make: Make, tmp_path: Path, suffix: str,
         quoted = f'"{text}", disse' if suffix == "csv" else f'"{text}'
         split = ["training", "Dev", "test", "train"][number]
         rows.append({"file": f"{number}.wav", "trascrizione": quoted, "parte": split.replace("training", "train")})
+    rows.append(rows[0])  # the same line twice is one
     table = tmp_path / f"table.{suffix}"
     if suffix == "csv":
         write_csv(table, rows, delimiter)
@@ -260,6 +262,8 @@ def test_a_row_that_means_no_part_of_a_recording_has_its_reason(make: Make, tmp_
         {"path": "folder.wav", "text": text},
         {"path": "", "text": text},
         {"path": "0.wav", "text": ["a", "list"]},
+        {"path": "long.wav", "text": text, "start": 2.0, "end": 2.00002},
+        {"path": "long.wav", "text": math.nan, "start": 3, "end": 6},
     ]
     table = tmp_path / "table.jsonl"
     table.write_text("".join(json.dumps(line) + "\n" for line in lines) + "not JSON\n")
@@ -278,7 +282,9 @@ def test_a_row_that_means_no_part_of_a_recording_has_its_reason(make: Make, tmp_
         ("folder.wav", "clip_missing", "not in the folder of the table"),
         ("", "malformed_row", "line 13 of table.jsonl: it names no recording"),
         ("0.wav", "malformed_row", "line 14 of table.jsonl: text is neither a text nor a number"),
-        ("", "malformed_row", "line 15 of table.jsonl: it has not the fields of the header"),
+        ("long.wav#t=2.000,2.000", "clip_empty", "holds no sound"),
+        ("long.wav#t=3.000,6.000", "empty_sentence", ""),
+        ("", "malformed_row", "line 17 of table.jsonl: it has not the fields of the header"),
     ])  # fmt: skip
     assert len(utterances(tmp_path / "data")) == 4
 

@@ -119,15 +119,17 @@ def test_each_source_resumes_by_itself(make: Make, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_clips_that_a_file_names_are_left_out(make: Make, tmp_path: Path) -> None:
-    """By the path of the row or of the wav, and with what by_loss.tsv says behind it."""
+    """By the path of the row, of the wav or of the wav in a shard, and with what by_loss.tsv says behind it."""
     listed = sources(tmp_path)
     clip = good_rows(60)[7]["path"]
-    (tmp_path / "drop.tsv").write_text(f"cv/{clip}\ncalls/wavs/5.wav\t3.2\tciao\tciao\n\nradio/nowhere.flac\n")
+    (tmp_path / "drop.tsv").write_text(
+        f"\ufeffcv/{clip}\ncalls/wavs/5.wav\t3.2\tciao\tciao\n\ncalls_6.wav\t3.1\nradio/nowhere.flac\n"
+    )
     made = make(tmp_path, listed, f"dataset.drop={tmp_path / 'drop.tsv'}")
     assert made.returncode == 0, made.stderr
     assert "dataset.drop names 1 clips that there are not, such as 'radio/nowhere.flac'" in made.stdout
     dropped = {path for path, (reason, _) in rejected(tmp_path / "data").items() if reason == "dropped"}
-    assert dropped == {f"cv/{clip}", "calls/5.flac"}
+    assert dropped == {f"cv/{clip}", "calls/5.flac", "calls/6.flac"}
     assert make(tmp_path, listed).returncode == 0
     assert not {path for path, (reason, _) in rejected(tmp_path / "data").items() if reason == "dropped"}
     assert_refused(make(tmp_path, listed, f"dataset.drop={tmp_path}/none.tsv"), "cannot read dataset.drop=", "none.tsv")

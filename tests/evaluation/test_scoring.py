@@ -115,7 +115,8 @@ def test_what_a_model_writes_with_capitals_and_marks_is_scored_after_the_text_ru
     written = [
         Prediction("1.wav", "è l'altro giorno", "È l’altro giorno.", 1.0, 1.0),
         Prediction("2.wav", "a", "", 1.0, 1),
+        Prediction("3.wav", "ciao come stai", "Ciao, come stai? [Musica]", 1.0, 1),
     ]
     output = apply_text_rules(ModelOutput(written, of_characters("abc"), None), italian)
-    assert [p.pred_text for p in output.predictions] == ["è l'altro giorno", ""]
-    assert [p.text for p in output.predictions] == ["è l'altro giorno", "a"]
+    assert [p.pred_text for p in output.predictions] == ["è l'altro giorno", "", "ciao come stai musica"]
+    assert [p.text for p in output.predictions] == ["è l'altro giorno", "a", "ciao come stai"]

@@ -144,6 +144,8 @@ def _iter_parts(sound: AudioStream, parts: Sequence[Part]) -> Iterator[tuple[int
 
 def _convert(samples: "np.ndarray", sound: AudioStream, part: Part, trim_silence_db: float | None) -> ConvertedPart:
     """Write samples (time, channels) of `sound` to the part's wav; raise AudioError when that would hold nothing."""
+    if not len(samples):
+        raise AudioError("clip_empty", "holds no sound")
     samples = _chosen_channel(samples, part.channel)
     mono = to_mono_16k(samples, sound.rate)
     decoded_samples, measurement = len(mono), measure(sound, samples, mono, SAMPLE_RATE)

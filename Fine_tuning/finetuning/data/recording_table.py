@@ -74,7 +74,8 @@ def read_table(
         if duration_s is not None:
             durations_s[clip.path] = duration_s
         if split := SPLIT_NAMES.get(values["split"].lower()):
-            splits.setdefault(clip.path, []).append(split)
+            of_clip = splits.setdefault(clip.path, [])
+            of_clip += [split] if split not in of_clip else []
     return Listing(
         source.name, source.name, {"name": source.name}, sorted(rows), rejected, "speaker" in names, stamps,
         durations_s, splits if with_splits else None, _iter_recordings,
@@ -193,7 +194,7 @@ def _first_text(fields: Row, names: Iterable[str]) -> str:
         value = fields.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise ValueError("malformed_row", f"{name} is neither a text nor a number")
-        if value not in (None, ""):
+        if value not in (None, "") and value == value:  # pandas writes NaN for nothing
             return str(value)
     return ""
 

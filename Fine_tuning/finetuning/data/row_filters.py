@@ -15,6 +15,7 @@ from finetuning.config.schema import Dataset
 from finetuning.data.conversion_pool import ConvertedClip
 from finetuning.data.listing import Clip, Listing, RejectedRow
 from finetuning.data.manifest import SOUND, Utterance
+from finetuning.data.shard_reader import member_name
 from finetuning.data.text_normalization import Language
 from finetuning.errors import UserError
 
@@ -128,7 +129,7 @@ def _shortest(sentences: Iterable[str]) -> str:
 def read_dropped(path: Path) -> dict[str, bool]:
     """Return the clips that a file names, one a line before its first tab, none of them found yet."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read dataset.drop={path} ({error}); it holds the path of one clip a line") from error
     return {name: False for line in lines if (name := line.partition("\t")[0].strip())}
@@ -140,7 +141,8 @@ def filter_by_name(
     """Return the candidates whose row or wav is not among `dropped`, and mark there which were found."""
     passed = []
     for candidate in candidates:
-        names = {source_path(candidate.source, candidate.clip.path), candidate.audio_filepath} & dropped.keys()
+        wav = candidate.audio_filepath
+        names = {source_path(candidate.source, candidate.clip.path), wav, member_name(wav)} & dropped.keys()
         dropped |= dict.fromkeys(names, True)
         if names:
             rejected.append(RejectedRow(candidate.clip.path, "dropped", "named by dataset.drop"))

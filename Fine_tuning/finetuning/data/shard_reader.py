@@ -1,12 +1,14 @@
 """Read wavs from shards: large tars for storage that handles small files badly, read at the offset of each wav."""
 
 import os
+import re
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from io import BytesIO, FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from finetuning.errors import UserError
 
@@ -77,3 +79,16 @@ def check_shards(members: Iterable[ShardMember]) -> None:
 
 def _offset(member: ShardMember) -> int:
     return member.offset
+
+
+def member_name(wav: str) -> str:
+    """Return a wav's name in a shard: without folders, short and ASCII, so that it fits a plain header.
+
+    It has one dot, since webdataset takes everything after the first for the suffix. Other names are replaced by a part
+    of them and a digest.
+    """
+    path = PurePosixPath(wav)
+    stem = "_".join([*path.parts[:-2], path.stem])  # of several sources: their name, before wavs/
+    if not re.fullmatch(r"\w{1,90}", stem, re.ASCII):
+        stem = f"{re.sub(r'[^A-Za-z0-9]', '_', stem)[:60]}_{sha256(stem.encode()).hexdigest()[:16]}"
+    return f"{stem}.wav"

@@ -5,14 +5,13 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from finetuning.data import dataset_files, tar_stream
 from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, shard_path
-from finetuning.data.shard_reader import HEADER, ShardMember
+from finetuning.data.shard_reader import HEADER, ShardMember, member_name
 from finetuning.errors import UserError
 from finetuning.files import atomic_path, check_disk_space, read_json, remove_stale_temp_files, sha256_of, write_json
 
@@ -169,19 +168,6 @@ def plan_shards(
                 contents.append([name, offset, unpacked.wav_size, stamps[unpacked.audio_filepath]])
             planned.append(Shard(shard_path(folder, len(planned)), wavs, shard_size, MARK + sha256_of(contents)))
     return packed, planned
-
-
-def member_name(wav: str) -> str:
-    """Return a wav's name in a shard: without folders, short and ASCII, so that it fits a plain header.
-
-    It has one dot, since webdataset takes everything after the first for the suffix. Other names are replaced by a part
-    of them and a digest.
-    """
-    path = PurePosixPath(wav)
-    stem = "_".join([*path.parts[:-2], path.stem])  # of several sources: their name, before wavs/
-    if not re.fullmatch(r"\w{1,90}", stem, re.ASCII):
-        stem = f"{re.sub(r'[^A-Za-z0-9]', '_', stem)[:60]}_{sha256(stem.encode()).hexdigest()[:16]}"
-    return f"{stem}.wav"
 
 
 def _check_disk_space(folder: Path, stale: list[Shard]) -> None:

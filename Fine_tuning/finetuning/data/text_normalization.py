@@ -126,9 +126,11 @@ class Language:
 
     def trace(self, sentence: str) -> tuple[str, list[str]]:
         """Return the normalised sentence and the names of the rules that changed it."""
+        return ("", []) if self.fault(sentence) else self.apply_rules(sentence)
+
+    def apply_rules(self, sentence: str) -> tuple[str, list[str]]:
+        """Return what `trace` does, also of a sentence that has a `fault`."""
         names: list[str] = []
-        if self.fault(sentence):
-            return "", names
         text = _apply_rules(self.of_source, sentence, names)
         if self.before_lower_case:
             text = _apply_rules(self.before_lower_case, to_nfc(text), names)

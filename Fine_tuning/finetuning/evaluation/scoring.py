@@ -91,7 +91,7 @@ def needs_text_rules(vocabulary: Vocabulary, alphabet: str) -> bool:
 def apply_text_rules(output: ModelOutput, text: Text) -> ModelOutput:
     """Return the output with each hypothesis normalised as step 1 normalises a sentence."""
     language = Language.of(text)
-    normalised = ((p, language.normalise(p.pred_text)) for p in output.predictions)
+    normalised = ((p, language.apply_rules(p.pred_text)[0]) for p in output.predictions)
     return replace(output, predictions=[replace(p, pred_text=t or lower(p.pred_text).strip()) for p, t in normalised])
 
 
