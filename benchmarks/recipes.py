@@ -81,29 +81,25 @@ SHORT = (  # every key that configs/mboshi.yaml may set otherwise
     "training.dropout=0.0",
     "training.spec_augment={rect_masks: 0, freq_masks: 0, time_masks: 0}",
     "training.gradient_clip=20.0",
-    "training.optimizer={name: adamw, lr: 3.0e-3, betas: [0.9, 0.98], weight_decay: 1.0e-2}",
+    "training.optimizer={name: adamw, lr: 6.0e-3, betas: [0.9, 0.98], weight_decay: 1.0e-2}",
     "training.schedule={warmup_ratio: 0.05, min_lr: 3.0e-5}",
     "training.keep_best=5",
 )
-TWICE = "training.optimizer.lr=6.0e-3"
+HALF_RATE = "training.optimizer.lr=3.0e-3"
 MASKS = "training.spec_augment={freq_masks: 2, freq_width: 12, time_masks: 2, time_width: 25}"
 MBOSHI_LONG = {
     "long": (),
     "long with masks": (MASKS,),
-    "long with masks at half the learning rate": (MASKS, "training.optimizer.lr=3.0e-3"),
+    "long with masks at half the learning rate": (MASKS, HALF_RATE),
 }
 MBOSHI_CHANGES = {
     "warm": (),  # SHORT itself
     "from scratch": FROM_SCRATCH,
-    "from scratch at twice the learning rate": (*FROM_SCRATCH, TWICE),
     "random": ("training.decoder_init=random",),
     "0 frozen epochs": ("training.frozen_epochs=0",),
     "always frozen": ("training.frozen_epochs=10",),
     "batches at random": ("training.batch_duration_s=null", "training.batch_size=17"),
     "no speed perturbation": ("training.speed_perturbation=0.0",),
-    "half the learning rate": ("training.optimizer.lr=1.5e-3",),
-    "twice the learning rate": (TWICE,),
-    "four times the learning rate": ("training.optimizer.lr=1.2e-2",),
     "masks": (MASKS,),
     "strong masks": ("training.spec_augment={freq_masks: 2, freq_width: 22, time_masks: 10, time_width: 0.05}",),
     "half of the hours": ("dataset.output=datasets/mboshi_half", "training.max_epochs=20", "training.frozen_epochs=4"),
@@ -112,6 +108,11 @@ MBOSHI_CHANGES = {
         "training.max_epochs=40",
         "training.frozen_epochs=8",
     ),
+}
+MBOSHI_RATES = {
+    "warm at twice the learning rate": ("training.optimizer.lr=1.2e-2",),
+    "warm at a quarter of the learning rate": ("training.optimizer.lr=1.5e-3",),
+    **{f"{variant} at half the learning rate": (*change, HALF_RATE) for variant, change in MBOSHI_CHANGES.items()},
 }
 VALIDATION_WER = 0.3  # whose first epoch is told
 CORES = len(os.sched_getaffinity(0))
@@ -147,8 +148,8 @@ CORPORA = {
     ),
     "mboshi": Corpus(
         "mboshi",
-        {**MBOSHI_LONG, **{variant: (*SHORT, *overrides) for variant, overrides in MBOSHI_CHANGES.items()}},
-        ("long", "warm"),
+        MBOSHI_LONG | {name: (*SHORT, *change) for name, change in (MBOSHI_CHANGES | MBOSHI_RATES).items()},
+        ("long", "warm", "warm at half the learning rate"),
         (),
         {"datasets/mboshi_half": 0.5, "datasets/mboshi_quarter": 0.25},
         "Mboshi corpus, human speech, three speakers, all of them also in training",

@@ -1,13 +1,12 @@
 """The parts of the README that are made from what runs have written, as Markdown."""
 
 import re
-from collections.abc import Collection
 from typing import Any
 
 from finetuning.config.schema import Config, Evaluation
 from finetuning.evaluation.results_table import format_published
 from paper_numbers import WAV_BYTES_PER_S, gpu_hours
-from wording import ARCHITECTURES, DECODINGS, HUMAN, OF_DEMO, RECIPES, short, spread
+from wording import ARCHITECTURES, DECODINGS, OF_DEMO, RECIPES, short, spread
 
 OVER_SEEDS = "Mean over {} seeds of the training, and how far a single new run may lie from it (95 %, Student's t)"
 GPU_SIZES_GB, GPU_RESERVE = (24, 80), 0.2
@@ -276,24 +275,6 @@ def architectures(of: dict[str, Any], demo: dict[str, Any]) -> str:
         f"{OVER_SEEDS.format(len(of['seeds']))}, greedy; {of['data']}; "
         f"{of['machine']}, one thread a run but for the demo's. Validation WER of the English bases: {bases}."
     )
-    return "\n".join([*lines, "", about])
-
-
-def human(of: dict[str, Any], variants: Collection[str] = HUMAN) -> str:
-    """Return what these recipes reach on human speech; `of`: results/reference/recipes_mboshi.json."""
-    lines = ["| Recipe | Epochs | Test CER | Test WER | Each run's CER |", "|---|---:|---:|---:|---|"]
-    for variant in [each for each in HUMAN if each in variants and each in of["variants"]]:
-        found, runs = of["variants"][variant], of["variants"][variant]["runs"]
-        for name, epochs, prefix in ((HUMAN[variant], runs[0]["epochs"], ""), ("… with the language model", "", "lm_")):
-            if f"{prefix}cer" in runs[0]:
-                each = ", ".join(f"{run[f'{prefix}cer']:.3f}" for run in runs)
-                rates = " | ".join(spread(found, f"{prefix}{key}") for key in ("cer", "wer"))
-                lines.append(f"| {name} | {epochs} | {rates} | {each} |")
-    runs = [run for found in of["variants"].values() for run in found["runs"]]
-    precisions = " or ".join(sorted({run["precision"] for run in runs}))
-    about = f"{of['data']}; {of['hours']:.1f} h of training; {of['machine']}, one thread a run, {precisions}."
-    if any(len(found["runs"]) > 1 for found in of["variants"].values()):
-        about += " Of several seeds: their mean, and how far a single new run may lie from it (95 %, Student's t)."
     return "\n".join([*lines, "", about])
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Fine_tuning"))
 import yaml
 
 import boosting_table
+import human_speech_tables
 import interval_tables
 import paper_figures
 import paper_pdf
@@ -179,8 +180,9 @@ def build_parts() -> dict[str, str]:
         "sizes": readme_tables.sizes(read_measurement("dataset.json", MEASURED["dataset"])),
         "results": readme_tables.as_list(format_table(rows, demo.evaluation, inputs["comparisons"])),
         "recipes": readme_tables.recipes(inputs["recipes"]),
-        "human": readme_tables.human(inputs["recipes_mboshi"], ("long", "warm", "from scratch")),
-        "human_recipes": readme_tables.human(inputs["recipes_mboshi"]),
+        "human": human_speech_tables.recipes(inputs["recipes_mboshi"], ("long", "warm", "from scratch")),
+        "human_recipes": human_speech_tables.recipes(inputs["recipes_mboshi"]),
+        "human_choices": human_speech_tables.choices(inputs["recipes_mboshi"]),
         "architectures": readme_tables.architectures(inputs["architectures"], inputs["recipes"]["variants"]["demo"]),
         "decoders": format_decoder_table(shipped),
         "domain": readme_tables.domain(inputs["domain"]),

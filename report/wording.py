@@ -20,25 +20,28 @@ RECIPES = {
     "half of the hours": "half of the utterances, as many steps",
     "a quarter of the hours": "a quarter of the utterances, as many steps",
 }
-HUMAN = {  # recipes on Mboshi
-    "long": "`configs/mboshi.yaml`",
-    "long with masks": "the same with SpecAugment",
-    "long with masks at half the learning rate": "the same with SpecAugment at half the learning rate",
-    "warm": "the short recipe: warm decoder, 2 frozen epochs",  # which the others change
-    "from scratch": "the short recipe without the English base",
-    "from scratch at twice the learning rate": "without the English base, twice the learning rate",
+OF_SHORT = {  # recipes on Mboshi that change the short one
+    "warm": "the short recipe: warm decoder, 2 frozen epochs",
+    "from scratch": "without the English base",
     "random": "random decoder",
     "0 frozen epochs": "nothing frozen",
     "always frozen": "encoder frozen to the end",
     "batches at random": "batches at random",
     "no speed perturbation": "no speed perturbation",
-    "half the learning rate": "half the learning rate",
-    "twice the learning rate": "twice the learning rate",
-    "four times the learning rate": "four times the learning rate",
     "masks": "SpecAugment",
     "strong masks": "SpecAugment, more of it",
     "half of the hours": "half of the utterances, as many steps",
     "a quarter of the hours": "a quarter of the utterances, as many steps",
+}
+HUMAN = {  # all recipes on Mboshi
+    "long": "`configs/mboshi.yaml`",
+    "long with masks": "the same with SpecAugment",
+    "long with masks at half the learning rate": "the same with SpecAugment at half the learning rate",
+    **OF_SHORT,
+    "warm at twice the learning rate": "twice the learning rate",
+    "warm at a quarter of the learning rate": "a quarter of the learning rate",
+    **{f"{variant} at half the learning rate": f"half the learning rate, {name}" for variant, name in OF_SHORT.items()},
+    "warm at half the learning rate": "half the learning rate",
 }
 ARCHITECTURES = {  # of benchmarks/architectures.py
     "citrinet": "Citrinet",
