@@ -129,7 +129,7 @@ class Language:
         return ("", []) if self.fault(sentence) else self.apply_rules(sentence)
 
     def apply_rules(self, sentence: str) -> tuple[str, list[str]]:
-        """Return what `trace` does, also of a sentence that has a `fault`."""
+        """Return what `trace` does, also of a sentence with a transcriber's tag."""
         names: list[str] = []
         text = _apply_rules(self.of_source, sentence, names)
         if self.before_lower_case:

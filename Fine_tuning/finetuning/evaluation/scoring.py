@@ -14,7 +14,7 @@ import jiwer
 import numpy as np
 
 from finetuning.config.schema import Text
-from finetuning.data.text_normalization import Language, lower
+from finetuning.data.text_normalization import MAX_CHARACTERS, Language, lower
 from finetuning.decoding.predictions import ModelOutput, Prediction
 from finetuning.metrics.confusions import Pair, aligned_pairs
 from finetuning.metrics.error_rates import ErrorCounts, alignment_counts, position_errors, sum_counts
@@ -91,7 +91,10 @@ def needs_text_rules(vocabulary: Vocabulary, alphabet: str) -> bool:
 def apply_text_rules(output: ModelOutput, text: Text) -> ModelOutput:
     """Return the output with each hypothesis normalised as step 1 normalises a sentence."""
     language = Language.of(text)
-    normalised = ((p, language.apply_rules(p.pred_text)[0]) for p in output.predictions)
+    normalised = (
+        (p, language.apply_rules(p.pred_text)[0] if len(p.pred_text) <= MAX_CHARACTERS else "")
+        for p in output.predictions
+    )
     return replace(output, predictions=[replace(p, pred_text=t or lower(p.pred_text).strip()) for p, t in normalised])
 
 
