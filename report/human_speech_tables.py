@@ -1,4 +1,4 @@
-"""What recipes reach on human speech, as Markdown; `of` in all: results/reference/recipes_mboshi.json."""
+"""What recipes reach on human speech, as Markdown, from results/reference/recipes_mboshi.json."""
 
 import statistics
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from wording import HUMAN, spread
 
 
 def recipes(of: dict[str, Any], variants: Collection[str] = HUMAN) -> str:
-    """Return what these recipes reach on human speech; `of`: results/reference/recipes_mboshi.json."""
+    """Return the error rates of these recipes, with each run's, as a table."""
     lines = ["| Recipe | Epochs | Test CER | Test WER | Each run's CER |", "|---|---:|---:|---:|---|"]
     for variant in [each for each in HUMAN if each in variants and each in of["variants"]]:
         found, runs = of["variants"][variant], of["variants"][variant]["runs"]

@@ -458,7 +458,7 @@ def test_the_end_of_a_process_that_reads_audio_is_noticed_at_the_next_batch_and_
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sigterm_saves_after_the_step_where_it_reaches_this_process_alone(
+def test_sigterm_to_all_processes_saves_after_the_step(
     output: Path, train: Train, model: "EncDecCTCModel", workers: int
 ) -> None:
     """A scheduler sends it to all processes, also to those that read; sent again where it comes between two epochs."""

@@ -172,10 +172,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(tiny):
 def test_steps_that_end_within_the_frozen_epochs_are_told(tiny, capsys: pytest.CaptureFixture[str]):
     _, changed = trained(tiny("training.max_epochs=4", "training.frozen_epochs=2", "training.max_steps=1"))
     assert not of_encoder(changed, "conv.weight")
-    assert (
-        "warning: training.max_steps=1 ends the training with epoch 1, and the encoder stays frozen until after "
-        in (capsys.readouterr().out)
-    )
+    assert "warning: training.max_steps=1 ends the training with epoch 1, and the encoder" in capsys.readouterr().out
 
 
 def test_the_encoder_learns_at_a_rate_of_its_own(tiny, tmp_path: Path):
