@@ -68,6 +68,7 @@ def main() -> None:
         parser.error("--small measures nothing worth keeping; say with --output where it is written")
     if unknown := set(arguments.parts) - set(parts):
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
+    torch.manual_seed(0)  # of the networks' weights
     result = arguments.output or RESULT
     measured: dict[str, Any] = json.loads(result.read_text()) if result.is_file() else {}
     measured |= {

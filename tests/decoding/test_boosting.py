@@ -58,6 +58,19 @@ def test_a_model_that_cannot_write_a_phrase_is_named_its_letters() -> None:
         BeamSearch(None, {}, Vocabulary.of_characters("ab"), [Phrase("ab")])
 
 
+def test_a_letter_that_only_the_model_knows_is_not_transliterated_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("Malmö\nmalmo\nKøge\nL’été\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 3: 'Køge' holds ø"):
+        boosting.read_phrases(tmp_path / "words.txt", shipped("demo").text)
+    (tmp_path / "words.txt").write_text("Malmö\nmalmo\nL’été\n", encoding="utf-8")
+    phrases = boosting.read_phrases(tmp_path / "words.txt", shipped("demo").text)
+    assert [(phrase.text, phrase.replaced) for phrase in phrases] == [("l'été", ""), ("malmo", "ö")]
+    italian, swedish = (Vocabulary.of_characters(" 'abcdefghijklmnopqrstuvwxyzé" + more) for more in ("", "åäö"))
+    BeamSearch(None, {}, italian, phrases)
+    with pytest.raises(UserError, match=r"'malmo' was listed with ö, which .* after --config, or list it as 'malmo'"):
+        BeamSearch(None, {}, swedish, phrases)
+
+
 @pytest.mark.parametrize(
     ("phrase", "gaps", "text"),
     [

@@ -110,6 +110,8 @@ def test_why_there_is_no_interval_is_a_footnote() -> None:
         ("Model-IT-finetuned", "stt_en_quartznet15x5", "cv-corpus-24.0-2025-12-05/it", False),
         ("Model-IT-finetuned", "models/stt_it_quartznet15x5.nemo", "cv-corpus-24.0-2025-12-05/it", True),
         ("Model-IT-finetuned+LM", "nvidia/stt_it_conformer_ctc_large", "cv-corpus-24.0-2025-12-05/it", True),
+        ("warm-2+LM", "stt_it_quartznet15x5", "cv-corpus-24.0-2025-12-05/it", True),
+        ("warm-3", "stt_it_quartznet15x5", "cv-corpus-24.0-2025-12-05/it", False),
         ("another", "stt_it_quartznet15x5", "cv-corpus-24.0-2025-12-05/it", False),
     ],
 )
@@ -118,6 +120,7 @@ def test_a_model_that_may_know_the_test_set_is_marked(
 ) -> None:
     config = deepcopy(shipped("italian"))
     config.dataset.output, config.model.base = str(tmp_path), base
+    config.evaluation.recipes = {"warm": ["0.nemo", "1.nemo"]}
     about = {"release": release, "config": {"dataset.split": {"by": "clip"}}}
     (tmp_path / "dataset.json").write_text(json.dumps(about))
     fields = {"release": release, "split": "clip", "may_know_test_set": known}

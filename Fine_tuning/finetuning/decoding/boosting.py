@@ -1,11 +1,11 @@
 """The words and phrases that the beam search is to prefer, as a file lists them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetuning.config.schema import Text
-from finetuning.data.text_normalization import Language
+from finetuning.data.text_normalization import Language, lower
 from finetuning.errors import UserError, printable
 from finetuning.files import sha256_of
 from finetuning.model.vocabulary import Vocabulary
@@ -20,6 +20,7 @@ class Phrase:
 
     text: str
     weight: float = DEFAULT_WEIGHT  # nats for each of its words
+    replaced: str = field(default="", compare=False)  # letters outside the alphabet that it was listed with
 
     @property
     def words(self) -> list[str]:
@@ -32,7 +33,7 @@ def read_phrases(path: Path, text: Text) -> list[Phrase]:
 
     Raise UserError where the file cannot be read or holds none, and for a line that is no phrase.
     """
-    language, weights = Language.of(text), dict[str, float]()
+    language, weights, replaced = Language.of(text), dict[str, float](), dict[str, str]()
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -52,9 +53,11 @@ def read_phrases(path: Path, text: Text) -> list[Phrase]:
             raise UserError(f"{where}: {printable(phrase)[:40]!r} {why} after the rules for texts; change or remove it")
         if weights.setdefault(spelling, weight) != weight:
             raise UserError(f"{where}: {spelling!r} has another weight above; remove one of the two lines")
+        letters = filter(str.isalpha, language.foreign(lower(phrase)))
+        replaced[spelling] = "".join(sorted({*replaced.get(spelling, ""), *letters}))
     if not weights:
         raise UserError(f"{path} holds no word to boost; write one a line")
-    return [Phrase(spelling, weight) for spelling, weight in sorted(weights.items())]
+    return [Phrase(spelling, weight, replaced[spelling]) for spelling, weight in sorted(weights.items())]
 
 
 def fingerprint(phrases: Sequence[Phrase]) -> str:
@@ -72,9 +75,14 @@ def _weight(stated: str) -> float | None:
 
 
 def check_phrases(phrases: Sequence[Phrase], vocabulary: Vocabulary) -> None:
-    """Raise UserError where a model with this `vocabulary` cannot write one of the phrases."""
+    """Raise UserError where a model with this `vocabulary` cannot write one of the phrases, or not as it was listed."""
     if phrases and " " not in vocabulary.characters:
         raise UserError("this model writes no spaces, which boosted words need; leave evaluation.boost or --boost out")
     for phrase in phrases:
         if lacking := "".join(sorted(set(phrase.text) - vocabulary.characters)):
             raise UserError(f"this model cannot write {lacking} of {phrase.text!r}; remove it from the words to boost")
+        if written := "".join(sorted(set(phrase.replaced) & vocabulary.characters)):
+            raise UserError(
+                f"{phrase.text!r} was listed with {written}, which text.alphabet lacks and this model can write; name "
+                f"the configuration of the model's language after --config, or list it as {phrase.text!r}"
+            )

@@ -187,11 +187,12 @@ def dataset_origin(folder: Path) -> Result:
 def origin_fields(row: str, config: Config) -> Result:
     """Return `dataset_origin` and whether clips of the test set may be among what the row's model was trained on.
 
-    That is so where the test set is of Common Voice and NVIDIA published the model, or its base: which clips these were
-    trained on is not stated, and releases share most of theirs.
+    That is so where the test set is of Common Voice and NVIDIA published the model or, for the configuration's own
+    model and the runs of its recipes, its base: on which clips is not stated, and releases share most of theirs.
     """
     origin = dataset_origin(manifest_folder(config))
-    is_own = row.removesuffix(BOOSTED).removesuffix(WITH_LM) == config.training.name
+    runs = (run_name(recipe, i) for recipe, of in config.evaluation.recipes.items() for i in range(1, len(of) + 1))
+    is_own = row.removesuffix(BOOSTED).removesuffix(WITH_LM) in {config.training.name, *runs}
     names = [row, config.model.base or ""] if is_own else [row]
     languages = COMMON_VOICE.findall(origin["release"] or "")
     known = any(_knows_common_voice(name, language) for name in names for language in languages)
