@@ -123,11 +123,12 @@ def report_resume(output: Path, start: "ResumePoint") -> None:
 
 
 def report_selection(selection: dict[str, Any]) -> None:
-    """Print the validation WER of the weights to choose from, and which are exported."""
+    """Print WER and CER on the validation set of the weights to choose from, and which are exported."""
     for name, candidate in selection["candidates"].items():
         epochs = ", ".join(map(str, candidate["epochs"]))
         chosen = "   <- exported" if name == selection["exported"] else ""
-        print(f"{name:>8} weights: validation WER {candidate['val_wer']:.4f} (epochs {epochs}){chosen}")
+        rates = "validation WER {val_wer:.4f}, CER {val_cer:.4f}".format(**candidate)
+        print(f"{name:>8} weights: {rates} (epochs {epochs}){chosen}")
 
 
 def read_data(config: Config, is_main_process: bool) -> dict[str, list[Utterance]]:

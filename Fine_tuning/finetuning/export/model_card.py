@@ -182,7 +182,8 @@ def _exported_weights(of: TrainedModel) -> str:
     *first, last = map(str, chosen["epochs"])
     weights = f"the average of those of epochs {', '.join(first)} and {last}" if first else f"those of epoch {last}"
     return (
-        f"These weights are {weights}, which had the lowest validation WER of those compared: {chosen['val_wer']:.4f}."
+        f"These weights are {weights}, which validated best of those compared: WER {chosen['val_wer']:.4f}, "
+        f"CER {chosen['val_cer']:.4f}."
     )
 
 

@@ -16,12 +16,13 @@ from finetuning.metrics.error_rates import character_error_rate, word_error_rate
 from finetuning.training.checkpoints import BestCheckpoints, read_checkpoint
 
 BATCH_SIZE = 16  # utterances that are transcribed at a time
+UNLEARNT = 0.9  # from this WER on, the lower one is that of the model which writes less, not of the better one
 
 Weights = dict[str, torch.Tensor]
 
 
 def select_weights(model: EncDecCTCModel, utterances: Sequence[Utterance], folder: Path) -> dict[str, Any]:
-    """Load into a trained `model`, which holds the last epoch's weights, those with the lowest WER on `utterances`.
+    """Load into a trained `model`, which holds the last epoch's weights, those that `rank` best on `utterances`.
 
     The others are those of the best epoch that is kept, and the average of all that are (as ESPnet and icefall export
     it). `folder` is that of the manifest. Return `exported`, the name of the chosen, and `candidates`: of each name its
@@ -44,8 +45,8 @@ def select_weights(model: EncDecCTCModel, utterances: Sequence[Utterance], folde
 
 
 def rank(rates: dict[str, Any]) -> tuple[float, float]:
-    """Return by what candidates are compared: the WER, but at most 1, which silence has too, and then the CER."""
-    return min(rates["val_wer"], 1.0), rates["val_cer"]
+    """Return by what candidates are compared: the WER and then the CER; the CER alone from a WER of UNLEARNT on."""
+    return min(rates["val_wer"], UNLEARNT), rates["val_cer"]
 
 
 def read_best_epochs(trainer: pl.Trainer) -> Iterator[tuple[int, Weights]]:
