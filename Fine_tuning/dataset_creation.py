@@ -47,7 +47,8 @@ def main() -> None:
     sources = dataset_sources(config)
     for source in sources:
         for key, folder in folders.items():
-            check_outside_release(find_source(source.source), key, folder)
+            check_source_outside(find_source(source.source), key, folder)
+    dataset_files.check_output_folder(output)
     new_folders = [folder for folder in folders.values() if not folder.exists()]
     try:
         with ExitStack() as locks:
@@ -116,8 +117,13 @@ def pack(
     print(", ".join(f"{split} audio_{{{ids[0]}..{ids[-1]}}}.tar" for split, ids in shard_ids.items()))
 
 
-def check_outside_release(source: Path, key: str, folder: Path) -> None:
-    """Raise UserError when `folder`, an output that the configuration names as `key`, lies in the release."""
+def check_source_outside(source: Path, key: str, folder: Path) -> None:
+    """Raise UserError when `folder`, an output named by `key`, lies in the release or would replace the table."""
+    if source.resolve().is_relative_to(folder.resolve()) and dataset_files.is_written_name(source.name):
+        raise UserError(
+            f"{source} has the name of a file that step 1 writes into {folder}, and sources are never changed; rename "
+            f"it or give another {key}=…"
+        )
     root = source.parent if source.parent.name.startswith("cv-corpus") else source
     if source.is_dir() and folder.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{folder} lies in the release, which is never changed; give another {key}=…")
@@ -137,6 +143,9 @@ def list_source(config: Config, source: Source, output: Path) -> Listing:
         recordings = resolve_path(source.recordings) if source.recordings else None
         listing = recording_table.read_table(path, source.columns, source.channel, with_splits, recordings)
         recording_table.check_recordings_outside(listing, output / source.name)
+        if source.recordings:  # other recordings of the same names may have the same sizes and times
+            stamps = {path: f"{stamp} {source.recordings}" for path, stamp in listing.stamps.items()}
+            return replace(listing, stamps=stamps)
         return listing
     if source.columns or source.recordings or source.channel:
         raise UserError(
@@ -163,7 +172,8 @@ def choose_rows(
     for source, listing in zip(sources, listings, strict=True):
         own = list(listing.rejected)
         language = Language.of(config.text, source.rules)
-        candidates, report = row_filters.filter_by_text(listing.rows, language, own, source.name)
+        repeated = config.dataset.repeated_audio
+        candidates, report = row_filters.filter_by_text(listing.rows, language, own, source.name, repeated)
         candidates = row_filters.filter_by_name(candidates, dropped, own)
         candidates = row_filters.filter_by_clip(candidates, listing.stamps, listing.where, own)
         if listing.splits is not None:

@@ -137,6 +137,10 @@ def test_what_may_change_while_a_step_resumes():
         ("evaluation.topics=[a]", ["is not a mapping, as in evaluation.topics={name: [word, word]}"]),
         ("evaluation.topics={a: [no]}", ["evaluation.topics.a[0]: false is not a text; write it in quotes (yes, no"]),
         ("evaluation.topics={no: [a]}", ["evaluation.topics, as a name: false is not a text"]),
+        (
+            "dataset={channel: mix, sources: [{name: a, source: b.csv}]}",
+            ["dataset.channel means nothing beside dataset.sources; write it into each source"],
+        ),
         ("text.rules[0].name=x", ["a list is replaced as a whole; type text.rules=[…]"]),
         ("training..max_epochs=5", ["there is no key training.;"]),
         ("=5", ["'=5' is not of the form"]),

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import subprocess
 import wave
@@ -16,6 +17,7 @@ import soxr
 
 from conftest import ROOT, Script, assert_refused
 from finetuning.audio import decoding
+from finetuning.audio.ffmpeg import find_ffmpeg
 from finetuning.data import recording_table
 from finetuning.data.manifest import SPLITS, manifest_path, read_manifest
 from finetuning.errors import UserError
@@ -182,6 +184,26 @@ def test_channels_are_never_mixed_unasked(make: Make, tmp_path: Path) -> None:
     assert "3 converted already, 5 to convert" in made.stdout  # those of the rows that state one stay
     assert rejected(tmp_path / "data").keys() == {"6.wav#track=1"}
     np.testing.assert_allclose(samples(wavs / "3.wav"), found[3][0], atol=1 / 32768)
+
+
+@pytest.mark.parametrize("name", ["four.m4a", "four.mka", "four.wav"])
+def test_each_of_four_channels_is_itself_whatever_reads_the_file(tmp_path: Path, name: str) -> None:
+    """A tone a channel; ffmpeg, which reads the first two files, would mix four channels down to two."""
+    tones = [400, 900, 1600, 2500]
+    times = np.arange(2 * RATE) / RATE
+    sound = 0.3 * np.sin(2 * np.pi * np.outer(times, tones))
+    soundfile.write(tmp_path / "four.wav", sound, RATE)
+    if not name.endswith("wav"):
+        codec = "aac" if name.endswith("m4a") else "pcm_s16le"
+        command = [find_ffmpeg(), "-v", "error", "-i", tmp_path / "four.wav", "-c:a", codec, tmp_path / name]
+        subprocess.run(command, check=True)
+    parts = [decoding.Part(tmp_path / f"{channel}.wav", channel=channel) for channel in ("0", "1", "mix")]
+    outcomes = decoding.convert_parts(tmp_path / name, parts, None)
+    for part, expected in zip(parts, ([0.3, 0, 0, 0], [0, 0.3, 0, 0], [0.075] * 4), strict=True):
+        heard = samples(part.wav)[RATE // 2 : RATE // 2 + RATE]
+        levels = 2 * np.abs(np.fft.rfft(heard))[tones] / RATE
+        np.testing.assert_allclose(levels, expected, atol=0.01)
+    assert all(outcome.sound.channels == 4 for outcome in outcomes)
 
 
 @pytest.mark.slow
@@ -353,6 +375,69 @@ def test_the_same_recording_under_several_names_is_taken_once_or_not_at_all(make
     assert reasons["6.wav"][0] == "audio_with_other_text" and "wavs/1.wav" in reasons["6.wav"][1]
     kept = make(table, "dataset.repeated_audio=keep")
     assert kept.returncode == 0 and len(utterances(tmp_path / "data")) == 7, kept.stderr
+
+
+def test_one_recording_in_two_rows_and_two_of_one_stem(make: Make, tmp_path: Path) -> None:
+    """Of two texts one is wrong, as above; a wav has the name of one recording only."""
+    found = clips(6)
+    names = ["0.wav", "1.wav", "2.wav", "a.wav", "a.flac", "3.wav"]
+    for name, (part, _) in zip(names, found, strict=True):
+        soundfile.write(tmp_path / name, part, RATE)
+    rows = [{"path": name, "text": text, "channel": "0.0"} for name, (_, text) in zip(names, found, strict=True)]
+    rows += [rows[0] | {"text": "tutt'altro"}, rows[1] | {"text": rows[1]["text"].upper()}]
+    made = make(write_csv(tmp_path / "t.csv", rows))
+    assert made.returncode == 0, made.stderr
+    reasons = rejected(tmp_path / "data")
+    assert {path: reason for path, (reason, _) in reasons.items()} == {
+        "0.wav#track=0": "audio_with_other_text",
+        "1.wav#track=0": "duplicate_clip",
+    }
+    by_text = {u.sentence: name for name, u in utterances(tmp_path / "data").items()}
+    assert len(by_text) == 5 and all(name.endswith("_a_0.wav") for name in (by_text[found[3][1]], by_text[found[4][1]]))
+    for number in (3, 4):
+        wav = samples(tmp_path / "data" / by_text[found[number][1]])
+        np.testing.assert_allclose(wav, found[number][0], atol=1 / 32768)
+
+
+def test_other_recordings_of_the_same_names_are_converted(make: Make, tmp_path: Path) -> None:
+    """Of the same sizes and times, as unpacked from an archive."""
+    found = clips(4)
+    for folder, share in (("clean", 1.0), ("quiet", 0.25)):
+        (tmp_path / folder).mkdir()
+        for number, (part, _) in enumerate(found):
+            soundfile.write(tmp_path / folder / f"{number}.wav", share * part, RATE)
+            os.utime(tmp_path / folder / f"{number}.wav", (1, 1))
+    table = write_csv(tmp_path / "t.csv", [{"path": f"{n}.wav", "text": text} for n, (_, text) in enumerate(found)])
+    for folder, share in (("clean", 1.0), ("quiet", 0.25)):
+        made = make(table, f"dataset.recordings={tmp_path / folder}")
+        assert made.returncode == 0, made.stderr
+        wav = samples(tmp_path / "data" / "wavs" / "0.wav")
+        assert np.abs(wav).max() == pytest.approx(share * np.abs(found[0][0]).max(), abs=1e-3)
+
+
+def test_a_table_or_a_manifest_in_the_output_folder_is_never_replaced(make: Make, tmp_path: Path) -> None:
+    found = clips(6)
+    (tmp_path / "data").mkdir()
+    rows = []
+    for number, (part, text) in enumerate(found):
+        soundfile.write(tmp_path / "data" / f"{number}.wav", part, RATE)
+        rows.append({"audio_filepath": f"{number}.wav", "duration": len(part) / RATE, "text": text})
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    source = tmp_path / "data" / "train_manifest.json"
+    source.write_text(content)
+    options = (f"dataset.output={tmp_path / 'data'}",)
+    assert_refused(make(source, *options), "has the name of a file that step 1 writes", "give another dataset.output=…")
+    (tmp_path / "table.jsonl").write_text(content.replace('h": "', 'h": "data/'))
+    assert_refused(make(tmp_path / "table.jsonl"), "train_manifest.json was not made by step 1", "dataset.output=…")
+    assert source.read_text() == content
+    source.rename(tmp_path / "data" / "table.json")
+    made = make(tmp_path / "data" / "table.json", *options)
+    assert made.returncode == 0, made.stderr
+    own = tmp_path / "data" / "test_hard_manifest.json"
+    own.write_text(content)
+    for changed in ("", "dataset.split.seed=1", "dataset.trim_silence_db=60"):
+        assert make(tmp_path / "data" / "table.json", *options, *filter(None, [changed])).returncode == 0
+        assert own.read_text() == content, changed
 
 
 @pytest.mark.slow

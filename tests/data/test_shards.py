@@ -293,6 +293,9 @@ def test_a_folder_that_shards_would_spoil_is_refused(
     (folder / "dataset.json").unlink()
     subprocess.run(["tar", "cf", folder / "audio_7.tar", "-C", loose, "dataset.json"], check=True)
     assert_refused(step_1(run_script, release, output, shards_of), "audio_7.tar was not made by step 1")
+    (folder / "audio_7.tar").rename(folder / "train_manifest.json")
+    assert_refused(step_1(run_script, release, output, shards_of), "train_manifest.json was not made by step 1")
+    (folder / "train_manifest.json").rename(folder / "audio_7.tar")
     assert_refused(step_1(run_script, release, tmp_path / "new", f"dataset.shards={output}"), "dataset.output of some")
     assert_refused(
         step_1(run_script, release, output, f"dataset.shards={output}"), "another folder than dataset.output"

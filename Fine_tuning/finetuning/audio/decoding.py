@@ -111,7 +111,7 @@ def _open_recording(recording: bytes | Path) -> AudioStream:
     try:
         if isinstance(recording, Path) and recording.stat().st_size <= MAX_FILE_BYTES:
             recording = recording.read_bytes()
-        return open_sound(recording)
+        return open_sound(recording, all_channels=True)
     except OSError as error:
         raise AudioError("clip_unreadable", error.strerror or "", passing=True) from error
 
@@ -171,16 +171,17 @@ def _chosen_channel(samples: "np.ndarray", channel: str) -> "np.ndarray":
     return samples[:, int(channel) :][:, :1]
 
 
-def open_sound(source: bytes | Path) -> AudioStream:
+def open_sound(source: bytes | Path, all_channels: bool = False) -> AudioStream:
     """Open the audio of a clip's bytes or of a file.
 
     libsndfile reads the formats of Common Voice; ffmpeg, which is much slower, reads what libsndfile cannot read, or
-    not to its end. Raises AudioError when neither can read it, and OSError when the file cannot be opened.
+    not to its end, and mixes more than two channels down to two unless `all_channels` are to be kept. Raises AudioError
+    when neither can read it, and OSError when the file cannot be opened.
     """
     try:
         return libsndfile.open_sound(source)
     except libsndfile.UnsupportedError as error:
-        return ffmpeg.open_sound(source, error.reason, error.counted_s)
+        return ffmpeg.open_sound(source, error.reason, error.counted_s, all_channels)
 
 
 def decode_audio(clip: bytes) -> tuple["np.ndarray", int]:

@@ -34,7 +34,8 @@ GUARD = (
     CONTAINERS,
 )  # so that no file can open another one
 JOINT = "failed to create or replace stream"  # logged where recordings were joined; all of them are read
-LAYOUTS = {"mono": 1, "quad": 4, "hexagonal": 6, "octagonal": 8}  # whose names hold no number; others are of two
+LAYOUTS = {"mono": 1, "quad": 4, "hexagonal": 6, "octagonal": 8, "cube": 8, "hexadecagonal": 16}  # others without a
+# number in their name are of two
 TRACK = re.compile(r"^ +Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.+)$", re.MULTILINE)
 CLOCK = (  # filter that continues timestamps which start over; the next filter would drop that audio
     f"asetpts='st(1,if(between(PTS+ld(1),ld(0)-0.1/TB,ld(0)+{MAX_GAP_S}/TB),ld(1),ld(0)-PTS))*0"
@@ -74,16 +75,19 @@ class _Track:
     codec: str  # its names
     rate: int  # Hz
     channels: int  # of the file
-    mixed_channels: int  # 1, or 2 for any higher number, which ffmpeg mixes down
+    read_channels: int  # fewer, where ffmpeg mixes them down
     duration_s: float  # of the file; 0: unknown
     is_alone: bool  # the file contains nothing else and states its duration
     notes: list[str]  # for the user
 
 
-def open_sound(source: bytes | Path, libsndfile_error: str, counted_s: float | None = None) -> AudioStream:
+def open_sound(
+    source: bytes | Path, libsndfile_error: str, counted_s: float | None = None, all_channels: bool = False
+) -> AudioStream:
     """Open the audio of a clip's bytes or of a file; raise AudioError when it cannot be read.
 
-    `libsndfile_error` is why libsndfile did not read it, `counted_s` its duration where the frames were counted.
+    `libsndfile_error` is why libsndfile did not read it, `counted_s` its duration where the frames were counted. More
+    than two channels are mixed down to two, as players do, unless `all_channels` are to be kept.
     """
     program = find_ffmpeg()
     if program is None:
@@ -97,13 +101,13 @@ def open_sound(source: bytes | Path, libsndfile_error: str, counted_s: float | N
         source = Path(temporary.name)
     command = [program, *GUARD, "-hide_banner", "-i", f"file:{source.absolute()}"]
     log = subprocess.run(command, capture_output=True, check=False).stderr.decode(errors="replace")
-    track = _choose_track(log, libsndfile_error)
+    track = _choose_track(log, libsndfile_error, all_channels)
     blocks = _blocks(command, track, counted_s, temporary)
     duration_s, codec = counted_s or track.duration_s, track.codec.split()[0]
     return AudioStream(track.rate, track.channels, codec, duration_s, checked_blocks(blocks), track.notes)
 
 
-def _choose_track(log: str, libsndfile_error: str) -> _Track:
+def _choose_track(log: str, libsndfile_error: str, all_channels: bool) -> _Track:
     """Return the track that players choose, by ffmpeg's `log` about the file; raise AudioError when it has none."""
     tracks = sorted(TRACK.findall(log), key=lambda track: int(track[0]))
     if not tracks:
@@ -127,7 +131,7 @@ def _choose_track(log: str, libsndfile_error: str) -> _Track:
         codec=description.split(",")[0],
         rate=int(layout[1]) if layout and int(layout[1]) else 48000,
         channels=channels,
-        mixed_channels=min(channels, 2),
+        read_channels=channels if all_channels else min(channels, 2),
         duration_s=float(duration[1]) * 3600 + float(duration[2]) * 60 + float(duration[3]) if duration else 0.0,
         is_alone=log.count("\n  Stream #0:") == 1 and "Estimating duration" not in log,
         notes=notes,
@@ -150,18 +154,21 @@ def _blocks(
     import numpy as np
 
     options = ["-v", "error", "-map", f"0:{track.number}"]
-    options += ["-af", f"{CLOCK},aresample={track.rate}:async=1:first_pts=0"]
-    options += ["-ac", str(track.mixed_channels), "-ar", str(track.rate), "-f", "f32le", "-"]
+    filters = f"{CLOCK},aresample={track.rate}:async=1:first_pts=0"
+    if (count := track.read_channels) > 2:  # each as it is: with -ac, ffmpeg would mix one layout into another
+        filters += f",pan={count}c|" + "|".join(f"c{number}=c{number}" for number in range(count))
+    mixed = ["-ac", str(count)] if count <= 2 else []
+    options += ["-af", filters, *mixed, "-ar", str(track.rate), "-f", "f32le", "-"]
     if track.container in BROADCAST:  # whose clock starts with the audio unless the video is read, too
         options += ["-map", "0:v?", "-c:v", "copy", "-f", "null", os.devnull]
-    frame, done = 4 * track.mixed_channels, 0
+    frame, done = 4 * count, 0
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log)
         try:
             while data := process.stdout.read(frame * BLOCK):
-                samples = np.frombuffer(data, "<f4", len(data) // frame * track.mixed_channels)
+                samples = np.frombuffer(data, "<f4", len(data) // frame * count)
                 done += len(data) // frame
-                yield samples.reshape(-1, track.mixed_channels)
+                yield samples.reshape(-1, count)
             process.wait()
         finally:
             process.kill()

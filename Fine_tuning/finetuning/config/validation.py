@@ -73,6 +73,9 @@ def _wrong_dataset(config: Config) -> Iterator[str]:
         yield "dataset.sources: two have the same name"
     if dataset.sources and not any(source.role == "split" for source in dataset.sources):
         yield "dataset.sources: one must have the role split, of which validation and test are taken"
+    for key in ("columns", "recordings", "channel"):
+        if dataset.sources and getattr(dataset, key):
+            yield f"dataset.{key} means nothing beside dataset.sources; write it into each source that needs it"
     if any(not source.source for source in dataset.sources):
         yield "dataset.sources: each must state its source"
     if (dataset.shards or "").isdecimal():

@@ -17,6 +17,7 @@ from finetuning.audio.decoding import ConvertedPart, Part
 from finetuning.audio.measurement import Measurement
 from finetuning.audio.stream import AudioError
 from finetuning.data.listing import Clip, Listing
+from finetuning.data.manifest import made_splits, manifest_path
 from finetuning.errors import UserError
 from finetuning.files import atomic_open, ensure_writable_dir, remove_stale_temp_files
 from finetuning.processes import available_cpus, follow_parent, sigint_blocked
@@ -114,8 +115,8 @@ class ConversionLog:
         """Rewrite the log without a line cut off by a crash, and remove files that are out of date."""
         remove_stale_temp_files(self.wavs)  # half-written wavs of a run that was killed
         if self.old_key != self.key:  # manifests must not outlive the wavs that they list
-            for manifest in self.dataset.glob("*_manifest.json"):
-                manifest.unlink(missing_ok=True)
+            for split in made_splits(self.dataset):
+                manifest_path(self.dataset, split).unlink(missing_ok=True)
         self._write()
 
     def _write(self) -> None:

@@ -13,7 +13,7 @@ from finetuning.audio.measurement import Measurement
 from finetuning.config.schema import Config, Dataset, Repeated, Source, free_keys
 from finetuning.data import dataset_figure, sound_summary, splits
 from finetuning.data.listing import RejectedRow
-from finetuning.data.manifest import SPLITS, Utterance, find_test_sets, manifest_path, read_manifest, write_manifest
+from finetuning.data.manifest import SPLITS, Utterance, made_splits, manifest_path, read_manifest, write_manifest
 from finetuning.data.row_filters import TextReport
 from finetuning.errors import UserError, printable
 from finetuning.files import atomic_open, create_temp_file, read_json, remove_stale_temp_files, sha256_of, write_json
@@ -85,6 +85,20 @@ def changed_settings(output: Path, config: Config, release: str) -> list[str]:
     return changed if about.get("release") == release else ["dataset.source", *changed]
 
 
+def is_written_name(name: str) -> bool:
+    """Return whether step 1 writes, or removes, files of this name in its output folder."""
+    return name.endswith("_manifest.json") or name in ("dataset.json", "rejected.jsonl", "conversion.jsonl")
+
+
+def check_output_folder(folder: Path) -> None:
+    """Raise UserError when `folder` holds a manifest and nothing says that step 1 made it."""
+    if any(folder.joinpath(name).exists() for name in ("dataset.json", "conversion.jsonl")):
+        return
+    if any(folder.glob("*/conversion.jsonl")) or not (found := sorted(folder.glob("*_manifest.json"))):
+        return
+    raise UserError(f"{found[0]} was not made by step 1, which would replace it; give another dataset.output=…")
+
+
 @contextmanager
 def keep_rejections_on_error(output: Path, rejected: list[RejectedRow]) -> Iterator[None]:
     """Write rejected.jsonl even when the block raises a UserError: it tells why nothing is left.
@@ -118,7 +132,7 @@ def write_dataset(
     dataset.png is removed first and drawn last when anything changes, so that it never shows another dataset.
     """
     stale = [split for split in chosen if read_manifest_or_none(manifest_path(output, split)) != chosen[split]]
-    former = [path for name, path in find_test_sets(output).items() if name not in chosen]
+    former = [manifest_path(output, name) for name in made_splits(output) - chosen.keys()]
     lines = _lines(rejected)
     path, figure = output / "rejected.jsonl", output / "dataset.png"
     rejected_stale = not path.is_file() or path.read_bytes() != lines.encode()
@@ -126,7 +140,7 @@ def write_dataset(
     if stale or rejected_stale or about_stale:
         figure.unlink(missing_ok=True)
     for manifest in former:
-        manifest.unlink()
+        manifest.unlink(missing_ok=True)
     replace_manifests(output, {split: chosen[split] for split in stale})
     if rejected_stale:
         _write_rejected(path, lines)

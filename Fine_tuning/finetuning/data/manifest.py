@@ -1,6 +1,7 @@
 """NeMo manifests: one line per utterance, each a JSON object."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ from finetuning.audio import decoding
 from finetuning.data import shard_reader
 from finetuning.data.shard_reader import ShardMember
 from finetuning.errors import UserError
-from finetuning.files import atomic_open, parse_json
+from finetuning.files import atomic_open, parse_json, read_json
 
 SPLITS = ("train", "validation", "test")
 OPTIONAL = {"sentence", "speaker", "gender", "age", "accents", "source"}  # fields that may be empty or missing
@@ -74,6 +75,13 @@ def find_test_sets(folder: Path) -> dict[str, Path]:
     """Return the test manifests in `folder` by their set: test, and test_NAME of each source that is one."""
     others = sorted(folder.glob(f"{SPLITS[-1]}_*_manifest.json"))
     return {path.name.removesuffix("_manifest.json"): path for path in (manifest_path(folder, SPLITS[-1]), *others)}
+
+
+def made_splits(folder: Path) -> set[str]:
+    """Return the splits, and the further test sets of dataset.json, whose manifests in `folder` step 1 has made."""
+    about = read_json(folder / "dataset.json")
+    stated = about.get("splits") if isinstance(about, dict) else None
+    return {*SPLITS, *(name for name in stated or () if re.fullmatch(rf"{SPLITS[-1]}_[^/]+", str(name)))}
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:

@@ -6,6 +6,7 @@ import io
 import math
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,27 @@ def read_table(
         if split := SPLIT_NAMES.get(values["split"].lower()):
             of_clip = splits.setdefault(clip.path, [])
             of_clip += [split] if split not in of_clip else []
+    rows = sorted(_with_own_wavs(rows))
     return Listing(
-        source.name, source.name, {"name": source.name}, sorted(rows), rejected, "speaker" in names, stamps,
+        source.name, source.name, {"name": source.name}, rows, rejected, "speaker" in names, stamps,
         durations_s, splits if with_splits else None, _iter_recordings,
     )  # fmt: skip
+
+
+def _with_own_wavs(rows: list[Clip]) -> list[Clip]:
+    """Return the rows, with a hash in the names of wavs that different recordings (a.wav and a.flac) would share."""
+    of_wav: dict[str, set[Path]] = {}
+    for clip in rows:
+        of_wav.setdefault(clip.cut.wav, set()).add(clip.cut.recording)
+
+    def own(clip: Clip) -> Clip:
+        return replace(clip, cut=replace(clip.cut, wav=f"{_short_hash(clip.path.partition('#')[0])}_{clip.cut.wav}"))
+
+    return [own(clip) if len(of_wav[clip.cut.wav]) > 1 else clip for clip in rows]
+
+
+def _short_hash(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
 def check_recordings_outside(listing: Listing, output: Path) -> None:
@@ -211,6 +229,8 @@ def _clip(values: dict[str, str], folder: Path, channel: str | None) -> tuple[Cl
         if end_s <= start_s:
             raise ValueError("no_segment", f"it begins at {start_s:g} s and ends at {end_s:g} s")
         duration_s = end_s - start_s
+    if values["channel"] in ("0.0", "1.0"):  # as pandas writes it where some rows state none
+        values["channel"] = values["channel"][0]
     channel = values["channel"] or channel or ""
     if channel not in ("", *CHANNELS):
         raise ValueError("no_such_channel", f"channel {channel} is not one of {', '.join(CHANNELS)}")
@@ -246,7 +266,7 @@ def _wav_name(path: str, times: str, track: str) -> str:
     name = "_".join(parts).lstrip(".") or "recording"
     stem = name.rpartition(".")[0] or name
     if len(stem.encode()) > MAX_WAV_NAME:
-        stem = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}_{stem.encode()[-100:].decode(errors='ignore')}"
+        stem = f"{_short_hash(path)}_{stem.encode()[-100:].decode(errors='ignore')}"
     part = [each.partition("=")[2].replace(",", "-") for each in (times, track) if each]
     return "_".join([stem, *part]) + ".wav"
 

@@ -11,7 +11,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
-from finetuning.config.schema import Dataset
+from finetuning.config.schema import Dataset, Repeated
 from finetuning.data.conversion_pool import ConvertedClip
 from finetuning.data.listing import Clip, Listing, RejectedRow
 from finetuning.data.manifest import SOUND, Utterance
@@ -79,14 +79,19 @@ def merge_reports(reports: Sequence[TextReport]) -> TextReport:
 
 
 def filter_by_text(
-    rows: Iterable[Clip], language: Language, rejected: list[RejectedRow], source: str = ""
+    rows: Iterable[Clip],
+    language: Language,
+    rejected: list[RejectedRow],
+    source: str = "",
+    repeated: Repeated = Repeated.drop,
 ) -> tuple[list[Candidate], TextReport]:
     """Return a candidate for each row with a usable path and sentence, and what the rules for texts did.
 
-    Of several rows for one clip, the first is taken. `source`: which of several the rows are of.
+    Of several rows for one clip, the first is taken; none, unless `repeated` ones are kept, where their texts differ.
+    `source`: which of several the rows are of.
     """
-    candidates: list[Candidate] = []
-    clip_of_wav: dict[str, str] = {}
+    candidates: dict[str, Candidate] = {}  # by the wav
+    other_texts: dict[str, str] = {}
     rule_counts = dict.fromkeys(language.rule_names(), 0)
     sentences: dict[str, list[str]] = {}  # by foreign character
     for clip in rows:
@@ -103,13 +108,18 @@ def filter_by_text(
             rejected.append(RejectedRow(clip.path, "foreign_character", foreign))
             for character in foreign:
                 sentences.setdefault(character, []).append(clip.sentence)
-        elif clip.wav in clip_of_wav:
-            detail = f"another row makes a wav of {clip_of_wav[clip.wav]}"
-            rejected.append(RejectedRow(clip.path, "duplicate_clip", detail))
+        elif (first := candidates.setdefault(clip.wav, Candidate(clip, text, source))).clip is clip:
+            continue
+        elif first.clip.path == clip.path and first.text != text and repeated is Repeated.drop:
+            rejected.append(RejectedRow(clip.path, "audio_with_other_text", f"another row of it has {first.text!r}"))
+            other_texts[clip.wav] = text
         else:
-            candidates.append(Candidate(clip, text, source))
-            clip_of_wav[clip.wav] = clip.path
-    return candidates, TextReport(rule_counts, _foreign_characters(sentences))
+            detail = f"another row makes a wav of {first.clip.path}"
+            rejected.append(RejectedRow(clip.path, "duplicate_clip", detail))
+    for wav, text in other_texts.items():
+        path = candidates.pop(wav).clip.path
+        rejected.append(RejectedRow(path, "audio_with_other_text", f"another row of it has {text!r}"))
+    return list(candidates.values()), TextReport(rule_counts, _foreign_characters(sentences))
 
 
 def _foreign_characters(sentences: dict[str, list[str]]) -> list[ForeignCharacter]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.data import dataset_files, tar_stream
-from finetuning.data.manifest import Utterance, find_test_sets, manifest_path, shard_path
+from finetuning.data.manifest import Utterance, made_splits, manifest_path, shard_path
 from finetuning.data.shard_reader import HEADER, ShardMember, member_name
 from finetuning.errors import UserError
 from finetuning.files import atomic_path, check_disk_space, read_json, remove_stale_temp_files, sha256_of, write_json
@@ -97,7 +97,10 @@ def check_shard_folder(folder: Path, release: str) -> None:
         raise UserError(f"{folder} holds shards of {other}; give another dataset.shards=…, or delete that folder")
     if (folder / "conversion.jsonl").exists():
         raise UserError(f"{folder} is the dataset.output of some run; give another dataset.shards=…")
-    for path in _tars(folder):
+    tars = _tars(folder)
+    if not (tars or isinstance(about, dict)) and (found := sorted(folder.glob("*_manifest.json"))):
+        raise UserError(f"{found[0]} was not made by step 1; give another dataset.shards=…")
+    for path in tars:
         fingerprint = read_fingerprint(path)
         if fingerprint is not None and not fingerprint.startswith(MARK):
             raise UserError(f"{path} was not made by step 1; give another dataset.shards=…")
@@ -128,7 +131,7 @@ def pack_dataset(
     changed = {s: u for s, u in packed.items() if dataset_files.read_manifest_or_none(manifest_path(folder, s)) != u}
     about_stale = read_json(folder / "dataset.json") != about
     _check_disk_space(folder, stale)
-    former = [manifest for name, manifest in find_test_sets(folder).items() if name not in chosen]
+    former = [manifest_path(folder, name) for name in made_splits(folder) - chosen.keys()]
     for manifest in (*former, *(manifest_path(folder, split) for split in changed)):
         manifest.unlink(missing_ok=True)
     for path in surplus:

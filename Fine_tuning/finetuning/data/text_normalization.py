@@ -120,7 +120,7 @@ class Language:
         """Return why `sentence` cannot be used as it is, and the evidence; None for an ordinary sentence."""
         if len(sentence) > MAX_CHARACTERS:
             return "sentence_too_long", f"{len(sentence):,} characters, and {MAX_CHARACTERS:,} at most are read"
-        sentence = _apply_rules(self.of_source, sentence, [])
+        sentence = _apply_rules(self.of_source, to_nfc(sentence), [])
         tag = OPENING.search(sentence) and TAG.search(sentence)  # the first is fast and rarely matches
         return ("transcriber_tag", tag[0]) if tag else None
 
@@ -131,7 +131,7 @@ class Language:
     def apply_rules(self, sentence: str) -> tuple[str, list[str]]:
         """Return what `trace` does, also of a sentence with a transcriber's tag."""
         names: list[str] = []
-        text = _apply_rules(self.of_source, sentence, names)
+        text = _apply_rules(self.of_source, to_nfc(sentence), names)
         if self.before_lower_case:
             text = _apply_rules(self.before_lower_case, to_nfc(text), names)
         text = _apply_rules(self.rules, lower(text), names)
