@@ -71,6 +71,7 @@ def evaluate(config: Config) -> None:
     if config.evaluation.second_wer:
         second_wer.check_sentences(config.evaluation.second_wer, tests)
     training = read_training(folder)
+    topics = slices.normalise_topics(config.evaluation.topics, config.text)
     if with_models:
         check_beam_search(config)
     for test in tests:
@@ -85,6 +86,7 @@ def evaluate(config: Config) -> None:
             if isinstance(source, str):
                 paths[name] = find_model(source, config)
             else:
+                results.check_not_overwritten(source, config)
                 manifests = {test.manifest: test.utterances for test in tests}
                 paths[name] = external_predictions.read_predictions(source, manifests)
     folders = map(experiment.resolve_path, (config.evaluation.predictions, config.evaluation.results))
@@ -94,7 +96,7 @@ def evaluate(config: Config) -> None:
             with report_failure(name, failed):
                 model = Model(name, path, sha256(path)) if isinstance(path, Path) else None
                 for test in tests:
-                    groups = slices.make_groups(test.utterances, training, config.evaluation.topics)
+                    groups = slices.make_groups(test.utterances, training, topics)
                     if model is None:
                         written, digest = path
                         output, hashes = ModelOutput(written[test.manifest], None, None), {"predictions": digest}
@@ -172,7 +174,7 @@ def score_model(
     if kind:
         second = second_wer.score_words(kind, output.predictions, test.utterances)
     is_external = output.vocabulary is None
-    if with_rules := is_external or scoring.needs_text_rules(output.vocabulary, config.text.alphabet):
+    if with_rules := is_external or scoring.needs_text_rules(output.vocabulary, config.text):
         output = scoring.apply_text_rules(output, config.text)
     characters = set(config.text.alphabet).union(*(utterance.text for utterance in test.utterances))
     missing = "" if is_external else "".join(sorted(characters - output.vocabulary.characters))

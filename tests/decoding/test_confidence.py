@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetuning.data.manifest import Utterance
 from finetuning.decoding.confidence import Calibration, calibration_path, read_calibration
 from finetuning.errors import UserError
+from finetuning.evaluation.calibration import is_needed
 from finetuning.files import sha256
 
 FIT = {"slope": 0.5, "offset": 1.0}
@@ -33,6 +35,18 @@ def test_a_calibration_is_of_one_model_and_one_decoder(tmp_path: Path) -> None:
     assert read_calibration(model) is None
     calibration_path(model).unlink()
     assert read_calibration(model) is None
+
+
+def test_a_calibration_is_made_again_where_it_is_missing_or_damaged_and_can_be(tmp_path: Path) -> None:
+    model, decoder = write(tmp_path)
+    validation = [Utterance(f"{number}.wav", 1.0, "una o due parole") for number in range(13)]
+    assert not is_needed(model, decoder, validation)
+    decoder.write_text("{ }")
+    assert is_needed(model, decoder, validation) and not is_needed(model, decoder, validation[:-1])
+    for damage in ({"greedy": []}, {"lm": None}):
+        assert is_needed(*write(tmp_path, **damage), validation)
+    calibration_path(model).unlink()
+    assert is_needed(model, decoder, validation)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,14 @@ def test_a_wrong_mapping_is_refused(models: str, words: str) -> None:
         results.row_names(load_config(str(ROOT / "configs/demo.yaml"), [f"evaluation.models=[{models}]"]))
 
 
+@pytest.mark.parametrize("name", ["a.json", "test_x/a.json", "a.by_loss.tsv", "."])
+def test_predictions_that_a_result_would_replace_are_refused(tmp_path: Path, name: str) -> None:
+    config = load_config(str(ROOT / "configs/demo.yaml"), [f"evaluation.results={tmp_path}"])
+    with pytest.raises(UserError, match=r"lies in evaluation\.results, where evaluate\.py writes; move it"):
+        results.check_not_overwritten(System("a", str(tmp_path / name)), config)
+    results.check_not_overwritten(System("a", str(tmp_path / "a.jsonl")), config)
+
+
 @pytest.mark.nemo
 def test_what_transcribe_writes_is_a_row_with_the_models_own_texts(
     sample_archive: Path, run_script: Script, tmp_path: Path

@@ -108,15 +108,22 @@ def test_nemos_own_wer_by_hand() -> None:
 
 def test_what_a_model_writes_with_capitals_and_marks_is_scored_after_the_text_rules() -> None:
     italian = shipped("italian").text
-    assert not needs_text_rules(of_characters(" abc'-"), " абв"), "letters and apostrophes of another alphabet"
-    assert not needs_text_rules(of_characters(italian.alphabet), italian.alphabet)
-    assert needs_text_rules(of_characters(" abcABC"), italian.alphabet)
-    assert needs_text_rules(of_characters(" abc?"), italian.alphabet)
+    russian, catalan, french = (shipped(language).text for language in ("russian", "catalan", "french"))
+    assert not needs_text_rules(of_characters(" abc'-"), russian), "letters and apostrophes of another alphabet"
+    assert not any(needs_text_rules(of_characters(text.alphabet), text) for text in (italian, russian, catalan, french))
+    assert needs_text_rules(of_characters(" abcABC"), italian)
+    assert needs_text_rules(of_characters(" abc?"), italian)
+    assert not needs_text_rules(of_characters(" abcäöß"), italian), "which would only be transliterated"
+    assert needs_text_rules(of_characters(" abclŀ"), catalan)
+    assert needs_text_rules(of_characters(" abc-"), french) and needs_text_rules(of_characters(" abcœ"), french)
     written = [
         Prediction("1.wav", "è l'altro giorno", "È l’altro giorno.", 1.0, 1.0),
         Prediction("2.wav", "a", "", 1.0, 1),
         Prediction("3.wav", "ciao come stai", "Ciao, come stai? [Musica]", 1.0, 1),
+        Prediction("4.wav", "sì", " ... … ", 1.0, 1),
+        Prediction("5.wav", "sì", "Sì " * 700, 1.0, 1),
     ]
     output = apply_text_rules(ModelOutput(written, of_characters("abc"), None), italian)
-    assert [p.pred_text for p in output.predictions] == ["è l'altro giorno", "", "ciao come stai musica"]
-    assert [p.text for p in output.predictions] == ["è l'altro giorno", "a", "ciao come stai"]
+    *texts, long = (p.pred_text for p in output.predictions)
+    assert texts == ["è l'altro giorno", "", "ciao come stai musica", ""] and long == ("sì " * 700).strip()
+    assert [p.text for p in output.predictions] == [p.text for p in written]

@@ -1,8 +1,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from conftest import shipped
 from finetuning.data.manifest import Utterance
+from finetuning.errors import UserError
 from finetuning.evaluation import slices
 from finetuning.evaluation.scoring import Score
 
@@ -54,6 +57,16 @@ def test_level_clipping_and_silence_are_groups_where_they_are_stated() -> None:
     assert found["level"] == {"up to -35 dBFS": [0, 1], "-35 to -20 dBFS": [2], "above -20 dBFS": [3]}
     assert found["clipping"] == {"not clipped": [0, 1], "clipped": [2, 3]}
     assert found["silence"] == {"mostly sound": [0, 1], "mostly silent": [2], "not stated": [3]}
+
+
+def test_topics_are_normalised_and_may_be_phrases() -> None:
+    text = shipped("demo").text
+    topics = slices.normalise_topics({"time": ["Forse domani!", "Ieri"], "part": ["oma"], "word": ["SÌ"]}, text)
+    found = members(slices.make_groups(TEST, None, topics))
+    with_words = {name: found[f"topic {name}"].get("with its words", []) for name in topics}
+    assert with_words == {"time": [3], "part": [], "word": [0, 2]}
+    with pytest.raises(UserError, match=r"topics\.a: after the rules for texts, '3 anni' is '3 anni', which"):
+        slices.normalise_topics({"a": ["3 anni"]}, text)
 
 
 def test_what_is_not_known_is_left_out() -> None:

@@ -189,7 +189,7 @@ def test_a_release_of_common_voice_and_a_base_of_the_registry_are_named(run_in_p
     assert (data["license"], data["datasets"]) == ("mit", ["common_voice"])
     assert "base_model" not in data, "a name of NVIDIA's catalogue is no model of the hub"
     assert data["model-index"][0]["results"][0]["dataset"]["type"] == "common_voice"
-    assert "synthetic" not in text
+    assert "synthetic" not in text and "read sentences of" in text
     assert "of 10 test utterances 2 (20.0%) are by a speaker heard in training" in text
     assert "expect more errors with new voices" in text
 

@@ -16,12 +16,14 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from finetuning.config.schema import Text
+from finetuning.data.manifest import Utterance
 from finetuning.data.text_normalization import Language
 from finetuning.decoding.beam_search import BeamSearch, Settings
-from finetuning.decoding.confidence import GREEDY, LM, Calibration, calibration_path, logit
+from finetuning.decoding.confidence import GREEDY, LM, Calibration, calibration_path, logit, read_calibration
 from finetuning.decoding.greedy import greedy_path, word_confidences, word_spans
 from finetuning.decoding.predictions import Prediction
 from finetuning.decoding.weight_search import MAX_UTTERANCES
+from finetuning.errors import UserError
 from finetuning.evaluation.scoring import needs_text_rules
 from finetuning.files import sha256, write_json
 from finetuning.model.vocabulary import Vocabulary
@@ -40,6 +42,16 @@ class Words:
     right: np.ndarray  # (words,), of bool: whether they are those of the reference
 
 
+def is_needed(model: Path, decoder: Path, validation: Sequence[Utterance]) -> bool:
+    """Return whether the calibrations of a `model` and its `decoder` are missing or damaged, and can be made."""
+    if sum(len(utterance.text.split()) for utterance in validation) < MIN_WORDS or not os.access(model.parent, os.W_OK):
+        return False
+    try:
+        return None in (read_calibration(model), read_calibration(model, decoder))
+    except UserError:
+        return True
+
+
 def calibrate(
     model: Path, decoder: Path, beam: tuple[BeamSearch, Settings], validation: Utterances, test: Utterances, text: Text
 ) -> str:
@@ -52,7 +64,7 @@ def calibrate(
     vocabulary = beam[0].vocabulary
     every = -(-len(test[0]) // MAX_UTTERANCES)
     test = test[0][::every], test[1][::every]
-    normalise = Language.of(text).normalise if needs_text_rules(vocabulary, text.alphabet) else str
+    normalise = Language.of(text).normalise if needs_text_rules(vocabulary, text) else str
     record: dict[str, Any] = {"model": sha256(model)}
     sentences = []
     for name, decode in ((GREEDY, greedy_path), (LM, lambda log_probs: beam[0].decode(log_probs, beam[1]))):

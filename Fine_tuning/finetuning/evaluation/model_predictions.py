@@ -107,13 +107,16 @@ def predict_with_lm(
     inputs = {"sha256": hashes, "versions": {"flashlight-text": version("flashlight-text")}, "audio": audio}
     cached, reason = prediction_cache.load_cached(work, inputs, test.utterances)
     settings = weight_search.read_current_settings(tuned / predictions.DECODER, tuning, sample.audio)
-    if cached and settings:
+    output = cached if settings else None
+    if output:
         print(f"{name}: model, language model and manifests are as before, predictions are reused from {work}")
-        return cached, hashes, settings
-    if reason:
+        if test.part or not calibration.is_needed(model.path, work / predictions.DECODER, sample.utterances):
+            return output, hashes, settings
+    elif reason:
         print(f"{name}: predictions are made again ({reason})")
-    prediction_cache.prepare_folder(work, inputs)
-    write_json(work / predictions.VOCABULARY, greedy.vocabulary.as_json())
+    if not output:
+        prediction_cache.prepare_folder(work, inputs)
+        write_json(work / predictions.VOCABULARY, greedy.vocabulary.as_json())
     search = beam_search.load_beam_search(config.language_model.output, config.file, greedy.vocabulary, lm_hashes)
     if not settings or not test.part:
         validated = predict(model, sample, config).predictions, read_log_probs(model, sample, config)
@@ -123,7 +126,7 @@ def predict_with_lm(
         record = weight_search.decoder_record(config, settings, trials, validated[0], tuning, sample.audio)
         write_json(tuned / predictions.DECODER, record)
     log_probs = read_log_probs(model, test, config)
-    output = weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work)
+    output = output or weight_search.decode_utterances(search, settings, log_probs, greedy.predictions, work)
     if not test.part:
         files, tested = (model.path, work / predictions.DECODER), (greedy.predictions, log_probs)
         print(calibration.calibrate(*files, (search, settings), validated, tested, config.text))

@@ -92,7 +92,9 @@ def _footnotes(row: Result) -> list[str]:
     if row["decoder"]["name"] == EXTERNAL:
         footnotes.append("Written by another system: no loss; scored after the text rules of the configuration.")
     elif row.get("text_rules"):
-        footnotes.append("Scored after the text rules of the configuration: the model writes capitals or punctuation.")
+        footnotes.append(
+            "Scored after the text rules of the configuration: the model writes what they replace, such as capitals."
+        )
     if outside := row.get("characters_outside"):
         footnotes.append(
             f"Beyond the alphabet, in {row['texts_outside']:,} of {row['utterances']:,} texts after these rules, and "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import jiwer
 import numpy as np
 
-from finetuning.config.schema import Text
+from finetuning.config.schema import Foreign, Text
 from finetuning.data.text_normalization import MAX_CHARACTERS, Language, lower
 from finetuning.decoding.predictions import ModelOutput, Prediction
 from finetuning.metrics.confusions import Pair, aligned_pairs
@@ -83,19 +83,30 @@ def score_predictions(predictions: Iterable[Prediction]) -> Score:
     )
 
 
-def needs_text_rules(vocabulary: Vocabulary, alphabet: str) -> bool:
-    """Return whether a model writes capitals or marks of a sentence, which the references do not have."""
-    return any(character.isupper() or character in MARKS for character in vocabulary.characters - set(alphabet))
+def needs_text_rules(vocabulary: Vocabulary, text: Text) -> bool:
+    """Return whether a model writes what the references do not have: capitals, marks of a sentence, what rules replace.
+
+    A model of another alphabet is not asked for the last.
+    """
+    language = Language.of(replace(text, foreign=Foreign.reject, numbers=None))
+    shares_letters = any(map(str.isalpha, vocabulary.characters & set(text.alphabet)))
+    return any(
+        character.isupper()
+        or character in MARKS
+        or (shares_letters and language.apply_rules(f"l{character}l")[1])  # as in the Catalan l·l
+        for character in vocabulary.characters - set(text.alphabet)
+    )
 
 
 def apply_text_rules(output: ModelOutput, text: Text) -> ModelOutput:
     """Return the output with each hypothesis normalised as step 1 normalises a sentence."""
     language = Language.of(text)
     normalised = (
-        (p, language.apply_rules(p.pred_text)[0] if len(p.pred_text) <= MAX_CHARACTERS else "")
+        language.apply_rules(p.pred_text)[0] if len(p.pred_text) <= MAX_CHARACTERS else lower(p.pred_text).strip()
         for p in output.predictions
     )
-    return replace(output, predictions=[replace(p, pred_text=t or lower(p.pred_text).strip()) for p, t in normalised])
+    predictions = [replace(p, pred_text=t) for p, t in zip(output.predictions, normalised, strict=True)]
+    return replace(output, predictions=predictions)
 
 
 def characters_outside(predictions: Sequence[Prediction], characters: set[str]) -> dict[str, str | int]:

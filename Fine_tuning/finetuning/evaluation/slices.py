@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from finetuning.audio.measurement import TELEPHONE_HZ
+from finetuning.config.schema import Text
 from finetuning.data.manifest import Utterance
 from finetuning.data.sound_summary import CLIPPED, MOSTLY_SILENT
-from finetuning.errors import printable
+from finetuning.data.text_normalization import Language
+from finetuning.errors import UserError, printable
 from finetuning.evaluation.results import Result, round_or_none
 from finetuning.evaluation.results_table import markdown_table
 from finetuning.evaluation.scoring import Score
@@ -39,7 +41,7 @@ def make_groups(
 
     A slice of a property that no utterance states is left out, and so are speaker and sentence without the `training`
     utterances: "seen" means that they are in those, whatever else a model was trained on. Sentences are compared as
-    normalised. A sentence is on one of the `topics` when it contains one of its words.
+    normalised, and so are `topics`: a sentence is on one of them when it contains one of its words or phrases.
     """
     members = {}
     if training is not None:
@@ -62,9 +64,24 @@ def make_groups(
             members[name] = [_sound_group(value, largest) for value in measured]
             order[name] = [*largest, "not stated"]
     for topic, words in (topics or {}).items():
-        members[TOPIC + topic] = [WITH_WORDS if set(words) & set(u.text.split()) else WITHOUT_WORDS for u in utterances]
+        is_on = [any(f" {words_of} " in f" {u.text} " for words_of in words) for u in utterances]
+        members[TOPIC + topic] = [WITH_WORDS if yes else WITHOUT_WORDS for yes in is_on]
         order[TOPIC + topic] = [WITH_WORDS, WITHOUT_WORDS]
     return {name: _group_numbers(order[name], groups) for name, groups in members.items()}
+
+
+def normalise_topics(topics: Mapping[str, Sequence[str]], text: Text) -> dict[str, list[str]]:
+    """Return evaluation.topics as the references are spelt; raise UserError for a word that no reference can hold."""
+    language = Language.of(text)
+    spelt = {topic: [language.normalise(words) for words in listed] for topic, listed in topics.items()}
+    for topic, listed in topics.items():
+        for words, after in zip(listed, spelt[topic], strict=True):
+            if not after or language.foreign(after):
+                raise UserError(
+                    f"evaluation.topics.{printable(topic)}: after the rules for texts, {printable(words)!r} is "
+                    f"{printable(after)!r}, which no text holds; change or remove it"
+                )
+    return spelt
 
 
 def _group_numbers(order: Sequence[str], groups: Sequence[str]) -> dict[str, np.ndarray]:

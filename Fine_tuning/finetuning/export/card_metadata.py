@@ -68,7 +68,7 @@ def _is_rate(value: Any) -> bool:
 def make_metadata(of: TrainedModel) -> ModelCardData:
     """Return the card's metadata. A release of Common Voice is named as such only when the speech is not synthetic."""
     base = of.run["config"]["model"]["base"] or ""
-    real = _is_common_voice(of)
+    real = is_common_voice(of)
     return ModelCardData(
         language=of.language,
         license=of.license,
@@ -83,7 +83,8 @@ def make_metadata(of: TrainedModel) -> ModelCardData:
     )
 
 
-def _is_common_voice(of: TrainedModel) -> bool:
+def is_common_voice(of: TrainedModel) -> bool:
+    """Return whether the data are a release of Common Voice."""
     return bool(COMMON_VOICE.fullmatch(of.dataset["release"])) and not of.synthetic
 
 
@@ -97,7 +98,7 @@ def _eval_result(of: TrainedModel, row: Result, metric: str) -> EvalResult:
     return EvalResult(
         task_type=TASK,
         task_name="Automatic Speech Recognition",
-        dataset_type="common_voice" if _is_common_voice(of) else release,
+        dataset_type="common_voice" if is_common_voice(of) else release,
         dataset_name=describe_test_set(of),
         dataset_config=of.language,
         dataset_split="test",

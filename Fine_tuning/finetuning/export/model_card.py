@@ -7,7 +7,7 @@ from finetuning.errors import UserError, printable
 from finetuning.evaluation import slices
 from finetuning.evaluation.results import Result
 from finetuning.evaluation.results_table import format_table, markdown_table
-from finetuning.export.card_metadata import SECTIONS, describe_test_set, make_metadata
+from finetuning.export.card_metadata import SECTIONS, describe_test_set, is_common_voice, make_metadata
 from finetuning.export.onnx_files import describe_onnx_files
 from finetuning.export.trained_model import TrainedModel
 from finetuning.model.vocabulary import WORD_START
@@ -98,7 +98,9 @@ def _limits(of: TrainedModel) -> str:
         "Synthetic speech, in training and in the test: nothing is known about real voices, microphones and rooms."
         if of.synthetic
         else f"Read sentences of `{of.dataset['release']}`: spontaneous speech, other microphones, noise and far "
-        "speakers are not tested.",
+        "speakers are not tested."
+        if is_common_voice(of)
+        else f"Recordings of `{of.dataset['release']}`: other ways to speak, microphones and rooms are not tested.",
         _known(of),
         f"It writes {' '.join(f'`{letter}`' for letter in letters)} and the space: no capitals, no punctuation"
         + (", digits as words." if not any(map(str.isdecimal, letters)) else "."),

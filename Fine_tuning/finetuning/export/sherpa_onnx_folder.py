@@ -100,7 +100,7 @@ def check_parity(
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         bar = tqdm(threads.map(predict, utterances), total=len(utterances), desc=f"sherpa-onnx, {graph.name}")
         output = ModelOutput(list(bar), vocabulary, None)
-    if needs_text_rules(vocabulary, text.alphabet):
+    if needs_text_rules(vocabulary, text):
         output = apply_text_rules(output, text)
     rate = round(word_error_rate([u.text for u in utterances], [p.pred_text for p in output.predictions]), 6)
     if abs(rate - row["wer"]) > MODELS[graph.name]:
