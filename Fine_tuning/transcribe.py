@@ -16,6 +16,7 @@ import finetuning.startup  # noqa: F401  first: it says what ends a script while
 
 # isort: split
 import argparse
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -293,4 +294,6 @@ def transcribe_recordings(
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # what is printed into a file may be read by others
     run_script(main)

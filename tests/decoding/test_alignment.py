@@ -52,6 +52,16 @@ def test_what_is_written_before_and_after_the_sound_is_moved_into_it() -> None:
     assert aligned("____", 0.9, "x..x") == "____"
 
 
+def test_a_click_does_not_make_silence_of_the_speech() -> None:
+    samples = 0.005 * sound("xxxxxxxx..")
+    samples[3 * FRAME : 4 * FRAME] *= 2000
+    path = np.array(["ab _".index(character) for character in "a_b_a_b__a"])
+    log_probs = np.where(np.arange(4) == path[:, None], np.log(0.97), np.log(0.01))
+    assert "_" not in "".join("ab _"[o] for o in align_to_sound(path, log_probs, samples, FRAME, LABELS))[3]
+    moved = "".join("ab _"[output] for output in align_to_sound(path, log_probs, samples, FRAME, LABELS, 1))
+    assert moved[:7] == "a_b_a_b" and moved[8:] == "__", moved
+
+
 def test_silence_alone_and_no_frame_at_all() -> None:
     log_probs = np.log(np.full((3, 4), 0.25))
     path = np.array([0, 3, 1])

@@ -103,6 +103,13 @@ def test_a_phrase_that_is_not_finished_counts_nothing() -> None:
     assert search.text(frames("____"), WITHOUT_LM) == search.text(frames(""), WITHOUT_LM) == ""
 
 
+def test_a_long_phrase_does_not_push_out_what_is_said() -> None:
+    phrase = Phrase("la zuppa verde e rosa della nonna di una casa bianca", 20.0)
+    search = BeamSearch(None, {}, LETTERS, [phrase])
+    for said in ("la casa è rossa", "la zuppa è verde", "una cosa"):
+        assert search.text(frames(said.replace("ss", "s_s").replace("pp", "p_p")), WITHOUT_LM) == said
+
+
 def test_known_words_of_a_phrase_are_scored_by_the_language_model_one_by_one(tmp_path: Path) -> None:
     """Both readings are of known words; the weight that turns them is the difference of the module's formula."""
     from finetuning.language_model import kneser_ney

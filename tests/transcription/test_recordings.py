@@ -68,6 +68,8 @@ def test_a_recording_given_twice_has_the_name_by_which_it_is_given_first(tmp_pat
         ),
         ([{"audio_filepath": "a\0b"}], "line 1 names no recording"),
         ([{"audio_filepath": "."}], "line 1 names no recording"),
+        ([{"audio_filepath": ".."}], "line 1 names no recording"),
+        ([{"audio_filepath": "a/../.."}], "line 1 names no recording"),
         (["{"], "line 1 is not JSON"),
         (["[]"], "line 1 names no recording"),
         ([], "test.json names no recording; a NeMo manifest has a line of JSON for each"),

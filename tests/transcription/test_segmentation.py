@@ -506,6 +506,15 @@ def test_up_to_the_longest_clip_of_step_1_it_is_one_segment() -> None:
     assert len(cut_up(quiet, [100])) == 1 and not cut_up(quiet, [100], is_conversation=True)
 
 
+def test_just_above_the_longest_clip_it_is_cut_as_a_longer_one() -> None:
+    for seconds in (17.1, 17.35, 17.6, 20.0):
+        samples = np.full(round(seconds * LOW), 0.1, np.float32)
+        for begin, end in ((0, 3.5), (12.0, 14.0)):
+            samples[round(begin * LOW) : round(end * LOW)] = 0.9
+        found = [(each.start / LOW, (each.start + len(each.samples)) / LOW) for each in cut_up(samples, [1024])]
+        np.testing.assert_allclose(found, [(0, 3.75), (11.75, 14.25)], atol=2 * SPEECH_FRAME_S)
+
+
 def test_what_comes_before_damage_is_cut_and_then_it_is_raised() -> None:
     def broken():
         yield np.ones(30 * LOW, np.float32)

@@ -407,7 +407,7 @@ def test_word_times_are_those_of_a_forced_alignment_and_of_the_sound(
     clips: list[tuple[np.ndarray, str]], model: Any, network: Any
 ) -> None:
     """Of the reference text: where the model writes its words, their times are the same; 60 ms is what is asked."""
-    from finetuning.decoding.alignment import align_to_sound, forced_alignment
+    from finetuning.decoding.alignment import CLICK_S, align_to_sound, forced_alignment
     from finetuning.decoding.greedy import greedy_path, word_spans
     from finetuning.decoding.inference import iter_log_probs
     from finetuning.model.ctc_model import frame_duration_s, get_vocabulary
@@ -419,7 +419,8 @@ def test_word_times_are_those_of_a_forced_alignment_and_of_the_sound(
     differences, of_sound, greedy_of_sound = [], [], []
     for (clip, text), log_probs, passage in zip(clips, outputs, passages, strict=True):
         path = forced_alignment(log_probs, vocabulary.encode(text))
-        expected = word_spans(align_to_sound(path, log_probs, clip, round(frame_s * RATE), vocabulary), vocabulary)
+        frame, click = round(frame_s * RATE), round(CLICK_S / frame_s)
+        expected = word_spans(align_to_sound(path, log_probs, clip, frame, vocabulary, click), vocabulary)
         matches = jiwer.process_words(text, " ".join(word.text for word in passage.words)).alignments[0]
         for match in (each for each in matches if each.type == "equal"):
             pairs = zip(

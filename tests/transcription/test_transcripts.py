@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from finetuning.transcription.segmentation import read_blocks
 from finetuning.transcription.subtitles import (
     LINES,
     MAX_CUE_S,
+    MIN_CUE_S,
     READING_SPEED,
     WIDTH,
     Word,
@@ -88,6 +90,17 @@ def test_a_folder_stands_for_its_files_with_sound_sorted_without_what_is_hidden(
         ("gone.wav", "gone"),
     ]
     assert [str(path) for path in left_out] == ["talks/f.raw", "talks/notes.txt", "talks/pipe"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for name in ("talks/a.wav", "store/b.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "talks" / "2023").symlink_to("../store")
+    (tmp_path / "store" / "back").symlink_to("../talks")
+    (tmp_path / "talks" / "again").symlink_to("../store")
+    found, _ = find_recordings([str(tmp_path / "talks")])
+    assert [recording.name for recording in found] == ["2023/b", "a"]
 
 
 FFMPEG = {  # name: how it is made
@@ -212,6 +225,8 @@ def test_subtitles_by_hand() -> None:
     )
     late = [Word("ora", 3661.25, 3661.5), Word("basta", 3661.6, 3662.9996)]
     assert format_srt(time_cues(late, 3662.5)) == "1\n01:01:01,250 --> 01:01:02,500\nora basta\n"
+    (short,) = time_cues([Word("sì", 20.0, 20.3)], 20.55)
+    assert (short.start_s, short.end_s) == (20.0, 21.0), "a second at least"
     assert format_srt(time_cues([], 10.0)) == ""
     (slow,) = time_cues([Word("x" * 40, 1.0, 1.5)], 10.0)
     assert (slow.start_s, slow.end_s) == (1.0, 3.0), "40 characters at 20 a second"
@@ -248,8 +263,9 @@ def test_cues_hold_every_word_once_and_neither_overlap_nor_overflow(steps: list[
     assert all(start < end <= start + MAX_CUE_S + 1e-6 for start, end, _ in found)
     times = [time for start, end, _ in found for time in (start, end)]
     assert times == sorted(times)
-    assert not times or times[-1] <= now / 1000
-    limits = [*(start for start, *_ in found[1:]), now / 1000][: len(found)]
+    end_s = max(now / 1000, found[-1][0] + MIN_CUE_S) if found else 0.0
+    assert not times or times[-1] <= end_s + 1e-6
+    limits = [*(start for start, *_ in found[1:]), end_s][: len(found)]
     for (start, end, lines), limit in zip(found, limits, strict=True):
         can_be_read = len(" ".join(lines)) / (end - start + 2e-3) <= READING_SPEED
         assert can_be_read or end == pytest.approx(min(limit, start + MAX_CUE_S), abs=2e-3)
@@ -317,6 +333,27 @@ def test_a_transcript_is_known_on_either_side_of_a_kill(tmp_path: Path, talks: l
     for text in ("uno\n", "due\n"):
         (tmp_path / "out" / "a.txt").write_text(text)
         assert TranscriptFolder(tmp_path / "out", "text", "model 1").start(talks[:1]) == talks[:1]
+
+
+def test_a_half_transcript_is_not_whole_because_a_run_was_killed_before_it_replaced_it(
+    tmp_path: Path, talks: list[Recording]
+) -> None:
+    (tmp_path / "out").mkdir()
+    TranscriptFolder(tmp_path / "out", "text", "model 1").write(talks[0], "half\n", whole=False)
+    second = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    second.write(talks[0], "all of it\n", whole=True)
+    for text, left in (("half\n", talks[:1]), ("all of it\n", []), ("all of it, corrected\n", [])):
+        (tmp_path / "out" / "a.txt").write_text(text)
+        assert TranscriptFolder(tmp_path / "out", "text", "model 1").start(talks[:1]) == left, text
+
+
+def test_names_of_other_encodings_do_not_share_a_line_of_the_log(tmp_path: Path, talks: list[Recording]) -> None:
+    (tmp_path / "out").mkdir()
+    odd = [replace(talk, name=os.fsdecode(name)) for talk, name in zip(talks, (b"caff\xe8", b"caff\xe9"), strict=False)]
+    first = TranscriptFolder(tmp_path / "out", "text", "model 1")
+    for number, talk in enumerate(odd):
+        first.write(talk, f"{number}\n", whole=True)
+    assert TranscriptFolder(tmp_path / "out", "text", "model 1").start(odd) == []
 
 
 def test_a_log_of_before_knows_no_texts_and_nothing_is_replaced(tmp_path: Path, talks: list[Recording]) -> None:

@@ -9,6 +9,7 @@ from finetuning.model.vocabulary import Vocabulary
 
 NEVER = 1e4  # nats: a token is put into silence only where there are too few other frames
 SILENCE_DB = 40.0  # below the loudest frame of a segment
+CLICK_S = 0.1  # in all, of louder frames, which do not count
 
 
 def forced_alignment(log_probs: np.ndarray, tokens: list[int]) -> np.ndarray:
@@ -46,15 +47,20 @@ def forced_alignment(log_probs: np.ndarray, tokens: list[int]) -> np.ndarray:
 
 
 def align_to_sound(
-    path: np.ndarray, log_probs: np.ndarray, samples: np.ndarray, frame_samples: int, vocabulary: Vocabulary
+    path: np.ndarray,
+    log_probs: np.ndarray,
+    samples: np.ndarray,
+    frame_samples: int,
+    vocabulary: Vocabulary,
+    click_frames: int = 0,
 ) -> np.ndarray:
     """Return the path, (T,), with the same tokens, none but spaces in silence.
 
     A model may write the first and the last letters of a recording anywhere in the silence around it: what it was
     trained on does not tell it when they are said. `samples`: (time,), `frame_samples` for each frame of `log_probs`,
-    (T, vocabulary + 1). Silence is what is SILENCE_DB below the loudest frame.
+    (T, vocabulary + 1). Silence is what is SILENCE_DB below the loudest frame but for `click_frames`.
     """
-    silent = _silent_frames(samples, frame_samples, len(path))
+    silent = _silent_frames(samples, frame_samples, len(path), click_frames)
     words = np.array([bool(token.strip()) for token in vocabulary.tokens] + [False])  # not spaces, not the blank
     if not words[path[silent]].any():
         return path
@@ -63,9 +69,10 @@ def align_to_sound(
     return forced_alignment(allowed, [token for token, _ in emissions(path, len(vocabulary))])
 
 
-def _silent_frames(samples: np.ndarray, frame_samples: int, frames: int) -> np.ndarray:
+def _silent_frames(samples: np.ndarray, frame_samples: int, frames: int, click_frames: int) -> np.ndarray:
     """Return which of so many frames are silent, (frames,) of bool."""
     padded = np.zeros(frames * frame_samples)
     padded[: len(samples)] = samples[: len(padded)]
     energy = np.square(padded).reshape(frames, frame_samples).mean(axis=1)
-    return energy < energy.max(initial=0.0) * 10 ** (-SILENCE_DB / 10)
+    loud = np.sort(energy)[-1 - min(click_frames, frames - 1)] if frames else 0.0
+    return energy < loud * 10 ** (-SILENCE_DB / 10)

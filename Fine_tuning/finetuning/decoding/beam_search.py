@@ -3,12 +3,12 @@
 The hypothesis maximises, over paths of the acoustic model,
 
     ln p(path | audio) + lm_weight · log10 p(words) + word_score · number of words + unknown_score · unknown words
-    + weight of each word of a boosted phrase
+    + weight of each word of a boosted phrase, of one phrase at most MAX_WEIGHT
 
 where p(words) is the language model's, the end of the sentence included (KenLM; Heafield 2011), or 1 without one. Words
 are those of the lexicon, which may hold several of one spelling, and, so that the vocabulary stays open, those of the
-greedy text of the same utterance: a word that the language model does not know has the probability of its <unk>. Words
-of boosted phrases are charged no unknown_score.
+greedy text of the same utterance, in its own pieces: a word that the language model does not know has the probability
+of its <unk>. Words of boosted phrases are charged no unknown_score.
 
 The words of a character model end with a space or with the utterance. Those of a sub-word model are spelt as its
 tokenizer spells them and end with their last piece: flashlight completes a word in the first frame of that piece or,
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetuning.config.schema import resolve_path
-from finetuning.decoding.boosting import Phrase, check_phrases
+from finetuning.decoding.boosting import MAX_WEIGHT, Phrase, check_phrases
 from finetuning.decoding.greedy import ctc_collapse, greedy_path, word_tokens
 from finetuning.errors import UserError
 from finetuning.language_model.kenlm import UNKNOWN, find_language_model, load_kenlm
@@ -91,7 +91,7 @@ class BeamSearch:
         for word, spelling in spellings.items():
             number = self.dictionary.get_index(word)
             self.known.setdefault(spelling, []).append((number, self.lm.score(self.start, number)[1]))
-        self.trie, _ = self._make_trie({spelling: vocabulary.encode(spelling) for spelling in self.known}, {})
+        self.trie, _ = self._make_trie([(spelling, vocabulary.encode(spelling)) for spelling in self.known], {})
 
     def _load_nothing(self) -> None:
         """Take a language model that tells no words apart, and no trie."""
@@ -112,10 +112,18 @@ class BeamSearch:
         greedy_words = word_tokens(greedy_path(log_probs), self.vocabulary)
         paths = self._search(self.trie, log_probs, settings, MAX_TOKENS) if self.trie else []
         unknown = {word: tokens for word, tokens in sorted(greedy_words.items()) if word not in self.known}
-        if unknown or self.phrases:
+        heard = [  # in other pieces than the tokenizer's, the first of which begins a word
+            (word, tokens)
+            for word, tokens in sorted(greedy_words.items())
+            if word in self.known
+            and tokens != self.vocabulary.encode(word)
+            and self.vocabulary[tokens[0]].startswith(" ")
+        ]
+        if unknown or heard or self.phrases:
             texts = (ctc_collapse(path, self.vocabulary) for path in paths[:NEARBY])
             nearby = {*greedy_words, *(word for text in texts for word in text.split())} & self.known.keys()
-            words = {word: self.vocabulary.encode(word) for word in sorted(nearby - self.phrases.keys())}
+            words = [(word, self.vocabulary.encode(word)) for word in sorted(nearby - self.phrases.keys())]
+            words += [(word, tokens) for word, tokens in heard if word not in self.phrases]
             boosted = {text: greedy_words.get(text, self.vocabulary.encode(text)) for text in self.phrases}
             lm = self._boosted_lm(settings) if boosted else None
             small, copied = self._make_trie(words, unknown, boosted, lm)
@@ -133,13 +141,13 @@ class BeamSearch:
         unknown, entries = [self.dictionary.get_index(UNKNOWN)], []
         for phrase in self.phrases.values():
             numbers = [[number for number, _ in self.known.get(word, ())] or unknown for word in phrase.words]
-            bonus = len(numbers) * phrase.weight + (len(numbers) - 1) * settings.word_score
+            bonus = min(len(numbers) * phrase.weight, MAX_WEIGHT) + (len(numbers) - 1) * settings.word_score
             entries.append(Entry(numbers, bonus))
         return BoostedLM(self.lm, settings.lm_weight, entries, self.dictionary.index_size())
 
     def _make_trie(
         self,
-        known: Mapping[str, Sequence[int]],
+        known: Sequence[tuple[str, Sequence[int]]],
         unknown: Mapping[str, Sequence[int]],
         boosted: Mapping[str, Sequence[int]] | None = None,
         lm: "BoostedLM | None" = None,
@@ -158,7 +166,7 @@ class BeamSearch:
         copied = sorted({tokens[0] for tokens in unknown.values()}) if pieces else [self._space]
         trie = Trie(self.blank + COPIES + len(copied), self.blank)
         scale = lm.lm_weight if lm else 1.0
-        entries = [(tokens, self.known[spelling], False) for spelling, tokens in known.items()]
+        entries = [(tokens, self.known[spelling], False) for spelling, tokens in known]
         entries += [(tokens, [(unknown_word, unknown_lm_score)], True) for tokens in unknown.values()]
         for tokens, words, is_unknown in entries:
             scored = sorted(((number, scale * score) for number, score in words), key=lambda word: -word[1])

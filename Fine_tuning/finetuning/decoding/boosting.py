@@ -11,7 +11,7 @@ from finetuning.files import sha256_of
 from finetuning.model.vocabulary import Vocabulary
 
 DEFAULT_WEIGHT = 3.0  # nats for each word of a phrase without a weight
-MAX_WEIGHT = 20.0  # beyond it, the search would drop whatever holds no phrase
+MAX_WEIGHT = 20.0  # nats of a whole phrase; beyond it, the search would drop whatever holds no phrase
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from nemo.collections.asr.models import EncDecCTCModel
 
-from finetuning.decoding.alignment import align_to_sound
+from finetuning.decoding.alignment import CLICK_S, align_to_sound
 from finetuning.decoding.beam_search import BeamSearch, Settings
 from finetuning.decoding.confidence import Calibration
 from finetuning.decoding.greedy import ctc_collapse, greedy_path, word_confidences, word_spans
@@ -40,7 +40,8 @@ def transcribe_segments(
         log_probs = by_segment.get(id(segment), np.zeros((0, len(vocabulary) + 1)))  # (T, V + 1)
         path = beam[0].decode(log_probs, beam[1]) if beam else greedy_path(log_probs)
         start_s, duration_s = segment.start / rate, len(segment.samples) / rate
-        aligned = align_to_sound(path, log_probs, segment.samples, round(frame_s * rate), vocabulary)
+        frame, click = round(frame_s * rate), round(CLICK_S / frame_s)
+        aligned = align_to_sound(path, log_probs, segment.samples, frame, vocabulary, click)
         confidences = word_confidences(path, log_probs, vocabulary)
         words = [
             Word(

@@ -72,7 +72,7 @@ def read_manifest(path: Path) -> list[Recording]:
         audio, offset, duration = (fields.get(name) for name in ("audio_filepath", "offset", "duration"))
         is_part = offset is not None
         where = f"{path}, line {number}"
-        if not isinstance(audio, str) or not Path(audio).name or "\0" in audio:
+        if not isinstance(audio, str) or Path(audio).name in ("", "..") or "\0" in audio:
             raise UserError(f"{where} names no recording; a line of a NeMo manifest has the field audio_filepath")
         if fields.get("shard_id") is not None:
             raise UserError(
@@ -81,7 +81,7 @@ def read_manifest(path: Path) -> list[Recording]:
         if is_part and not (_is_seconds(offset) and _is_seconds(duration) and duration):
             raise UserError(f"{where}: offset and duration must both be numbers of seconds; fix or remove the line")
         start, length = (float(offset), float(duration)) if is_part else (0.0, None)
-        below = (part for part in Path(audio).parts if part not in (Path(audio).anchor, ".."))
+        below = [part for part in Path(audio).parts if part not in (Path(audio).anchor, "..")]
         name = str(Path(*below).with_suffix(""))
         if is_part:
             name += "_" + "-".join(f"{s:.3f}".rstrip("0").rstrip(".") for s in (start, start + length))
@@ -106,8 +106,20 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
     def keep(error: OSError) -> None:
         audio.append(Path(error.filename))
 
-    for parent, folders, files in os.walk(folder, onerror=keep):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen: set[tuple[int, int]] = set()
+
+    def is_new(path: Path) -> bool:  # a link may lead back to a folder above
+        try:
+            state = path.stat()
+        except OSError:
+            return True
+        known = (state.st_dev, state.st_ino) in seen
+        seen.add((state.st_dev, state.st_ino))
+        return not known
+
+    is_new(folder)
+    for parent, folders, files in os.walk(folder, onerror=keep, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and is_new(Path(parent, name))]
         for path in (Path(parent, name) for name in files if not name.startswith(".")):
             known = path.suffix[1:].lower() in suffixes
             (audio if known or looks_like_audio(path) else left_out).append(path)

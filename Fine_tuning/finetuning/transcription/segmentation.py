@@ -71,8 +71,9 @@ def iter_segments(
     speech += listener(np.zeros(0, np.float32), True)
     while len(pending):
         is_last = len(pending) <= longest
+        is_cut = is_cut or not is_last
         whole = len(pending), len(pending)
-        end, used = _next_segment(pending[:longest], start, speech, rate, is_last) if is_cut or not is_last else whole
+        end, used = _next_segment(pending[:longest], start, speech, rate, is_last) if is_cut else whole
         if end:
             yield Segment(start, pending[:end])
         start, pending = start + used, pending[used:]

@@ -35,12 +35,15 @@ class Cue:
 
 
 def time_cues(words: Sequence[Word], duration_s: float, speaker: str = "", prefix: str = "") -> list[Cue]:
-    """Return cues of at most LINES lines and MAX_CUE_S, none beyond `duration_s`; each begins with the `prefix`.
+    """Return cues of at most LINES lines and MAX_CUE_S; each begins with the `prefix`.
+
+    None lasts beyond `duration_s`, where what is said ends, unless the last one would be shorter than MIN_CUE_S.
 
     A word is never divided: one of more than WIDTH characters has a line to itself.
     """
     cues = make_cues(words, prefix)
-    limits_s = [*(cue[0].start_s for cue in cues[1:]), duration_s]
+    starts_s = [cue[0].start_s for cue in cues]
+    limits_s = [*starts_s[1:], max([duration_s, *(start_s + MIN_CUE_S for start_s in starts_s[-1:])])]
     timed = []
     for cue, limit_s in zip(cues, limits_s, strict=False):
         start_s, lines = cue[0].start_s, _lines(cue, prefix)

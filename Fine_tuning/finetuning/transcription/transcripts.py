@@ -147,7 +147,7 @@ class TranscriptFolder:
         path = self.path(recording)
         if not path.exists():
             return False
-        entry = self.log.get(_utf8(path.relative_to(self.folder)))
+        entry = self.log.get(self._name(path))
         if not entry or (entry["audio"], entry["model"]) != (sha256(recording.audio), self.model):
             raise UserError(
                 f"{path} is there already and not known as a transcript of {recording.audio} by this model; delete it "
@@ -156,11 +156,16 @@ class TranscriptFolder:
         if not entry["whole"] and not self._is_as_written(path):
             self.changed.append(path)
             return True
-        return entry["whole"]
+        *before, last = entry["texts"] or [""]  # that before stands where a run was killed before it replaced it
+        return entry["whole"] and not (before and before[0] != last and sha256(path) == before[0])
+
+    def _name(self, path: Path) -> str:
+        """Return what the log calls a transcript: another name for each, whatever bytes it has."""
+        return os.fsencode(path.relative_to(self.folder).as_posix()).decode(errors="backslashreplace")
 
     def _is_as_written(self, path: Path) -> bool:
         """Whether nobody has changed a transcript: only then may another one take its place."""
-        entry = self.log.get(_utf8(path.relative_to(self.folder)), {})
+        entry = self.log.get(self._name(path), {})
         return sha256(path) in entry.get("texts", ())
 
     def write(self, recording: Recording, transcript: str, whole: bool) -> None:
@@ -172,10 +177,8 @@ class TranscriptFolder:
         ensure_writable_dir(path.parent)
         if path.exists() and not self._is_as_written(path):
             raise UserError(f"{path} has appeared or was changed meanwhile; it is left as it is")
-        name = _utf8(path.relative_to(self.folder))
-        texts = (
-            [sha256(path)] if path.exists() else []
-        )  # which stays where this process is killed before it replaces it
+        name = self._name(path)
+        texts = [sha256(path)] if path.exists() else []  # stays where this process is killed before it replaces it
         texts.append(hashlib.sha256(transcript.encode()).hexdigest())
         entry = {"transcript": name, "audio": sha256(recording.audio), "model": self.model, "whole": whole}
         self.log[name] = entry | {"texts": texts}
