@@ -30,7 +30,7 @@ def choices(of: dict[str, Any]) -> str:
     runs = [run for found in of["variants"].values() for run in found["runs"]]
     others = [run for run in runs if run["exported"] != "last"]
     gains = [run["candidates"]["last"]["val_wer"] - run["candidates"][run["exported"]]["val_wer"] for run in others]
-    told = f"Of {len(runs)} runs the last weights validated best, by WER, in {len(runs) - len(others)}"
+    told = f"Of {len(runs)} runs the last weights validated best in {len(runs) - len(others)}"
     for name, meant in (("best", "those of another epoch"), ("average", "an average of the best")):
         told += f", {meant} in {sum(run['exported'] == name for run in others)}"
     if gains:

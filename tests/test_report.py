@@ -207,7 +207,7 @@ def test_which_weights_validated_best_on_human_speech_is_counted():
     average = {"exported": "average", "candidates": {"last": {"val_wer": 0.7}, "average": {"val_wer": 0.66}}}
     variants = {"warm": {"runs": [last, last, best]}, "long": {"runs": [average]}}
     assert human_speech_tables.choices({"variants": variants}) == (
-        "Of 4 runs the last weights validated best, by WER, in 2, those of another epoch in 1, an average of the best "
+        "Of 4 runs the last weights validated best in 2, those of another epoch in 1, an average of the best "
         "in 1. Where it was not the last, validation WER was lower by 0.025 (median)."
     )
     alone = human_speech_tables.choices({"variants": {"warm": {"runs": [last]}}})

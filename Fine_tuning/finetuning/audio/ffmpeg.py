@@ -34,8 +34,8 @@ GUARD = (
     CONTAINERS,
 )  # so that no file can open another one
 JOINT = "failed to create or replace stream"  # logged where recordings were joined; all of them are read
-LAYOUTS = {"mono": 1, "quad": 4, "hexagonal": 6, "octagonal": 8, "cube": 8, "hexadecagonal": 16}  # others without a
-# number in their name are of two
+# channels of layouts whose names hold no number; the others of these are of two
+LAYOUTS = {"mono": 1, "quad": 4, "hexagonal": 6, "octagonal": 8, "cube": 8, "hexadecagonal": 16}
 TRACK = re.compile(r"^ +Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.+)$", re.MULTILINE)
 CLOCK = (  # filter that continues timestamps which start over; the next filter would drop that audio
     f"asetpts='st(1,if(between(PTS+ld(1),ld(0)-0.1/TB,ld(0)+{MAX_GAP_S}/TB),ld(1),ld(0)-PTS))*0"
