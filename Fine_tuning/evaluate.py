@@ -86,7 +86,7 @@ def evaluate(config: Config) -> None:
             if isinstance(source, str):
                 paths[name] = find_model(source, config)
             else:
-                results.check_not_overwritten(source, config)
+                external_predictions.check_not_overwritten(source, config)
                 manifests = {test.manifest: test.utterances for test in tests}
                 paths[name] = external_predictions.read_predictions(source, manifests)
     folders = map(experiment.resolve_path, (config.evaluation.predictions, config.evaluation.results))

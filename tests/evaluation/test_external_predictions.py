@@ -11,7 +11,7 @@ from finetuning.config.schema import System
 from finetuning.data.manifest import Utterance
 from finetuning.errors import UserError
 from finetuning.evaluation import results
-from finetuning.evaluation.external_predictions import read_predictions
+from finetuning.evaluation.external_predictions import check_not_overwritten, read_predictions
 from small import write_clips
 
 MODEL = "models/demo/quartznet_small_en.nemo"
@@ -103,8 +103,8 @@ def test_a_wrong_mapping_is_refused(models: str, words: str) -> None:
 def test_predictions_that_a_result_would_replace_are_refused(tmp_path: Path, name: str) -> None:
     config = load_config(str(ROOT / "configs/demo.yaml"), [f"evaluation.results={tmp_path}"])
     with pytest.raises(UserError, match=r"lies in evaluation\.results, where evaluate\.py writes; move it"):
-        results.check_not_overwritten(System("a", str(tmp_path / name)), config)
-    results.check_not_overwritten(System("a", str(tmp_path / "a.jsonl")), config)
+        check_not_overwritten(System("a", str(tmp_path / name)), config)
+    check_not_overwritten(System("a", str(tmp_path / "a.jsonl")), config)
 
 
 @pytest.mark.nemo

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from finetuning.config.schema import System, resolve_path
+from finetuning.config.schema import Config, System, resolve_path
 from finetuning.data import recording_table
 from finetuning.data.manifest import Utterance
 from finetuning.decoding.predictions import Prediction
@@ -28,6 +28,14 @@ SHOWN = 3  # names in a message
 
 ExternalPredictions = tuple[dict[Path, list[Prediction]], str]  # by manifest, in its order, and the hash of the files
 Line = tuple[str, tuple[float, ...], str]  # the recording, what orders its lines, the text
+
+
+def check_not_overwritten(system: System, config: Config) -> None:
+    """Raise UserError where what another system wrote lies under a name of the files that evaluate.py writes."""
+    path = resolve_path(system.predictions)
+    inside = path.resolve().is_relative_to(resolve_path(config.evaluation.results).resolve())
+    if inside and (path.is_dir() or path.suffix in (".json", ".tsv")):
+        raise UserError(f"{path} lies in evaluation.results, where evaluate.py writes; move it to another folder")
 
 
 def read_predictions(system: System, test_sets: Mapping[Path, Sequence[Utterance]]) -> ExternalPredictions:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finetuning.config.schema import Config, System, manifest_folder, resolve_path, row_name
+from finetuning.config.schema import Config, System, manifest_folder, row_name
 from finetuning.decoding.predictions import Prediction
 from finetuning.errors import UserError, printable
 from finetuning.evaluation.bootstrap import MIN_SPEAKERS, bootstrap_t
@@ -119,14 +119,6 @@ def validate_row_name(name: str, model: str | System) -> None:
             raise UserError(
                 f"evaluation.models: {printable(source)} would be called {printable(name)!r}, {how}; {what}"
             )
-
-
-def check_not_overwritten(system: System, config: Config) -> None:
-    """Raise UserError where what another system wrote lies under a name of the files that evaluate.py writes."""
-    path = resolve_path(system.predictions)
-    inside = path.resolve().is_relative_to(resolve_path(config.evaluation.results).resolve())
-    if inside and (path.is_dir() or path.suffix in (".json", ".tsv")):
-        raise UserError(f"{path} lies in evaluation.results, where evaluate.py writes; move it to another folder")
 
 
 def make_result(model: str, score: Score, hours: float, letters_missing: str, sha256: dict[str, str]) -> Result:
